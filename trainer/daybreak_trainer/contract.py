@@ -1,0 +1,287 @@
+"""What the operator and the trainer agree on.
+
+Both sides import this module and the recipe, and nothing else of each other: exit codes, ports,
+environment names, paths inside a worker pod, and the two JSON messages a worker sends (its progress
+and its termination message). It needs pydantic and the standard library only, so the operator's
+image has no torch, and a scripted worker in a test can honour it in a few lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import IntEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+LABEL_RUN = "daybreak.dev/run"
+LABEL_ATTEMPT = "daybreak.dev/attempt"
+
+
+class ExitCode(IntEnum):
+    """How a worker pod ends. Exit 0 is given only after the final checkpoint is committed: in an
+    Indexed Job it marks the index complete for ever."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_RECIPE = 64
+    BAD_DATA = 65
+    CHECKPOINTED = 75
+    HUNG = 76
+    NON_FINITE = 77
+    DO_NOT_RESTART = 93
+    ABORTED = 134
+    KILLED = 137
+    SEGFAULT = 139
+    TERMINATED = 143
+
+
+FINAL_EXIT_CODES = frozenset(
+    {ExitCode.BAD_RECIPE, ExitCode.BAD_DATA, ExitCode.NON_FINITE, ExitCode.DO_NOT_RESTART}
+)
+"""A new attempt would end the same way: the run fails at once."""
+
+UNCHARGED_EXIT_CODES = frozenset({ExitCode.CHECKPOINTED, ExitCode.TERMINATED})
+"""Somebody asked the worker to stop: the restart budget is not charged."""
+
+# --- Ports -----------------------------------------------------------------------------------
+
+HTTP_PORT = 9400
+"""`/metrics`, `/progress` and `/healthz` of a worker, on the pod's own IP."""
+
+RENDEZVOUS_PORTS = range(20000, 32001)
+
+
+def rendezvous_port(namespace: str, run: str, attempt: int) -> int:
+    """The TCPStore's port of one attempt.
+
+    Pods may share the host's network (RDMA clusters, the devcluster) and TCPStore listens on every
+    address, so two runs on one host must not meet: the port is derived from what tells them apart.
+    """
+    digest = hashlib.sha256(f"{namespace}/{run}/{attempt}".encode()).digest()
+    return RENDEZVOUS_PORTS[int.from_bytes(digest[:8], "big") % len(RENDEZVOUS_PORTS)]
+
+
+# --- Paths inside a worker pod ----------------------------------------------------------------
+
+WORK_DIR = Path("/var/lib/daybreak")
+"""The one writable volume: home, temporary files and caches live under it (see `worker_dirs`)."""
+RECIPE_PATH = Path("/etc/daybreak/run/recipe.json")
+SECRETS_DIR = Path("/etc/daybreak/secrets")
+"""One folder a role, mounted from that role's Secret: `<SECRETS_DIR>/<role>/<key>`."""
+VOLUMES_DIR = Path("/mnt/daybreak")
+"""PersistentVolumeClaims are mounted at `<VOLUMES_DIR>/<role>`."""
+TERMINATION_LOG = Path("/dev/termination-log")
+
+Role = str
+"""`checkpoint`, `export`, or `data-<i>` for the i-th stream."""
+
+
+def worker_dirs(work_dir: Path) -> dict[str, str]:
+    """Environment that keeps every library's writes on the writable volume (root is read-only)."""
+    return {
+        "HOME": f"{work_dir}/home",
+        "TMPDIR": f"{work_dir}/tmp",
+        "XDG_CACHE_HOME": f"{work_dir}/cache",
+        "HF_HOME": f"{work_dir}/cache/huggingface",
+        "TORCHINDUCTOR_CACHE_DIR": f"{work_dir}/cache/inductor",
+        "TRITON_CACHE_DIR": f"{work_dir}/cache/triton",
+        "PROMETHEUS_MULTIPROC_DIR": f"{work_dir}/metrics",
+    }
+
+
+# --- Environment of a worker pod ----------------------------------------------------------------
+
+ENV_RUN = "DAYBREAK_RUN"
+"""`RunSettings` as JSON."""
+ENV_NODE_INDEX = "DAYBREAK_NODE_INDEX"
+"""The pod's completion index, 0 ... nodes-1 (fieldRef)."""
+ENV_POD_NAME = "DAYBREAK_POD_NAME"
+ENV_POD_IP = "DAYBREAK_POD_IP"
+ENV_WORK_DIR = "DAYBREAK_WORK_DIR"
+"""Replaces `WORK_DIR` where a worker runs outside a pod (tests, `make bench`)."""
+ENV_RECIPE_PATH = "DAYBREAK_RECIPE_PATH"
+ENV_TERMINATION_LOG = "DAYBREAK_TERMINATION_LOG"
+ENV_SECRETS_DIR = "DAYBREAK_SECRETS_DIR"
+
+
+class Message(BaseModel):
+    """A frozen JSON object with camelCase keys; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
+    )
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class StreamSettings(Message):
+    url: str = Field(description="Any fsspec URL or local path of a folder with an MDS index.json.")
+    weight: float = 1.0
+    role: Role = Field(description="Names the folder of this stream's secret, `data-<i>`.")
+
+
+class EvaluationSettings(Message):
+    prompts: tuple[str, ...] = ()
+    images: int = 16
+    interval_steps: int | None = None
+    interval_seconds: float | None = None
+    benchmark: Literal["shapes", "digits"] | None = Field(
+        default=None, description="Score the final model on this benchmark's held-out prompts."
+    )
+
+
+class RunSettings(Message):
+    """Everything one attempt needs to know that is not the recipe. Goes into the Job's pod template
+    as one environment variable, so an attempt's settings are fixed when its Job is created."""
+
+    name: str
+    namespace: str
+    uid: str = Field(description="The TrainingRun's UID: a checkpoint of another UID is foreign.")
+    attempt: int = Field(ge=1)
+    nodes: int = Field(ge=1)
+    processes_per_node: int | Literal["auto"] = "auto"
+    master_address: str = Field(description="Host name of worker 0.")
+    master_port: int
+    recipe_hash: str
+    streams: tuple[StreamSettings, ...] = Field(min_length=1)
+    checkpoint_url: str
+    checkpoint_interval_seconds: float | None = None
+    checkpoint_interval_steps: int | None = None
+    checkpoint_keep_last: int = 3
+    resume_from: str | None = Field(
+        default=None, description="URL of another run's commit to start from, only when asked for."
+    )
+    evaluation: EvaluationSettings = EvaluationSettings()
+    export_url: str | None = None
+    grace_seconds: float = Field(
+        default=120.0, description="The pod's termination grace period: SIGTERM to SIGKILL."
+    )
+
+
+# --- What a worker says ---------------------------------------------------------------------------
+
+WorkerPhase = Literal[
+    "Starting", "Training", "Checkpointing", "Evaluating", "Exporting", "Done", "Stopping"
+]
+
+
+class StageProgress(Message):
+    name: str
+    index: int = Field(ge=1, description="1-based.")
+    of: int = Field(ge=1)
+
+
+class CheckpointRef(Message):
+    """The newest committed checkpoint of this run's lineage."""
+
+    step: int
+    time: str = Field(description="RFC 3339, UTC.")
+    url: str
+
+
+class Evaluation(Message):
+    """Scores of samples drawn for held-out prompts; ratios in 0..1."""
+
+    benchmark: str
+    step: int
+    alignment: float
+    alignment_by_tag: dict[str, float]
+    judge_accuracy: dict[str, float] = Field(
+        default_factory=dict, description="The judge's own accuracy on real images, by tag."
+    )
+    images: int
+
+
+class Progress(Message):
+    """`GET /progress` on worker 0. Times are RFC 3339, UTC; a missing value is not known yet."""
+
+    run_uid: str
+    attempt: int
+    phase: WorkerPhase
+    message: str = Field(default="", max_length=1024)
+    stage: StageProgress | None = None
+    step: int = 0
+    total_steps: int | None = None
+    samples: int = 0
+    images_per_second: float | None = None
+    loss: float | None = None
+    started_at: str
+    first_step_at: str | None = Field(
+        default=None, description="When this attempt finished its first optimizer step."
+    )
+    resumed_from: CheckpointRef | None = None
+    checkpoint: CheckpointRef | None = None
+    skipped_checkpoints: tuple[str, ...] = Field(
+        default=(), description="One sentence for each checkpoint that was passed over at resume."
+    )
+    estimated_completion_time: str | None = None
+    training_seconds: float = Field(
+        default=0.0, description="Time in training steps over the whole run, restored on resume."
+    )
+    evaluation: Evaluation | None = None
+    export_url: str | None = None
+    updated_at: str
+
+
+MAX_TERMINATION_BYTES = 4096
+"""Kubernetes cuts a termination message here; a cut JSON object is no JSON object."""
+
+
+class Termination(Message):
+    """The termination message of a worker pod: why it ended, for a person first."""
+
+    reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$", description="CamelCase, stable.")
+    message: str = Field(description="One readable sentence: what, where, what to do.")
+    exit_code: int
+    step: int = 0
+    samples: int = 0
+    rank: int | None = Field(default=None, description="The first rank that failed.")
+    traceback: str = Field(default="", description="Last lines of that rank's traceback.")
+    checkpoint: CheckpointRef | None = None
+    skipped_checkpoints: tuple[str, ...] = ()
+    progress: Progress | None = Field(
+        default=None,
+        description="Worker 0's last progress, so a poll that came too late loses nothing.",
+    )
+
+    def encode(self) -> bytes:
+        """JSON of at most `MAX_TERMINATION_BYTES`: texts are cut, longest first, never the JSON."""
+        candidate = self
+        while True:
+            raw = candidate.to_json().encode()
+            excess = len(raw) - MAX_TERMINATION_BYTES
+            if excess <= 0:
+                return raw
+            candidate = _shortened(candidate, excess)
+
+    @classmethod
+    def decode(cls, raw: str | None) -> Termination | None:
+        """The message, or None where a container wrote none or something else."""
+        if not raw:
+            return None
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError:
+            return None
+
+
+def _shortened(message: Termination, excess: int) -> Termination:
+    """Give up what helps least first: the head of the traceback, old checkpoints, then progress."""
+    if message.traceback:
+        return message.model_copy(update={"traceback": message.traceback[excess + 8 :]})
+    if message.skipped_checkpoints:
+        return message.model_copy(update={"skipped_checkpoints": ()})
+    if message.progress is not None and message.progress.skipped_checkpoints:
+        progress = message.progress.model_copy(update={"skipped_checkpoints": ()})
+        return message.model_copy(update={"progress": progress})
+    if len(message.message) > 512:
+        return message.model_copy(
+            update={"message": message.message[: max(512, len(message.message) - excess - 8)] + "…"}
+        )
+    if message.progress is not None:
+        return message.model_copy(update={"progress": None})
+    return message.model_copy(update={"message": message.message[:256], "checkpoint": None})
