@@ -1,0 +1,81 @@
+"""torch.distributed.checkpoint over a `Storage`: sharded state in, sharded state out, every byte
+hashed on its way to the store."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+
+from daybreak_trainer.checkpoint.layout import FileRecord
+from daybreak_trainer.checkpoint.storage import Storage
+
+
+class _StorageFileSystem(FileSystemBase):
+    """What DCP's writer and reader need of a file system, with a record of what was written."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.written: dict[str, FileRecord] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+        name = os.fspath(path)
+        if mode == "rb":
+            with self._storage.fs.open(self._storage.path(name), "rb") as stream:
+                yield stream
+            return
+        with self._storage.create(name) as stream:
+            yield stream
+        self.written[name] = stream.record()
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        return posixpath.join(os.fspath(path), suffix)
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        old, new = os.fspath(path), os.fspath(new_path)
+        self._storage.fs.mv(self._storage.path(old), self._storage.path(new))
+        self.written[new] = self.written.pop(old)
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        return os.fspath(path)
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        self._storage.fs.makedirs(self._storage.path(os.fspath(path)), exist_ok=True)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        return self._storage.exists(os.fspath(path))
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        self._storage.remove(os.fspath(path))
+
+
+def save(
+    state: dict[str, Any], storage: Storage, group: dist.ProcessGroup | None
+) -> dict[str, FileRecord]:
+    """Writes this rank's shards; rank 0 adds the metadata. Returns what *this rank* wrote.
+
+    One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors.
+    """
+    files = _StorageFileSystem(storage)
+    writer = dcp.FileSystemWriter("", thread_count=1, sync_files=False)
+    writer.fs, writer.path = files, ""
+    dcp.save(state, storage_writer=writer, process_group=group)
+    return files.written
+
+
+def load(state: dict[str, Any], storage: Storage, group: dist.ProcessGroup | None) -> None:
+    """Fills `state`'s tensors in place, whatever number of ranks wrote them."""
+    reader = dcp.FileSystemReader("")
+    reader.fs, reader.path = _StorageFileSystem(storage), ""
+    dcp.load(state, storage_reader=reader, process_group=group)

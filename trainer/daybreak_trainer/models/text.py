@@ -1,0 +1,134 @@
+"""The text tower: a small encoder trained with the denoiser, or a frozen pretrained one.
+
+Both are Hugging Face classes that load without remote code. The joint tower is a T5 encoder over a
+word-level vocabulary taken from the dataset's captions: a small, closed vocabulary needs no
+subwords, and the encoder costs a few percent of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from daybreak_trainer.recipe import RecipeError
+from daybreak_trainer.recipe.model import Text
+
+PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
+
+
+@dataclass(frozen=True)
+class TextTower:
+    tokenizer: PreTrainedTokenizerBase
+    encoder: nn.Module
+    trained: bool
+    """Whether the optimizer owns the encoder."""
+    hidden_size: int
+    max_tokens: int
+
+    def tokenize(self, captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, both `(batch, max_tokens)`, as `PRXPixelPipeline` tokenizes."""
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            max_length=self.max_tokens,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return tokens["input_ids"].to(device), tokens["attention_mask"].bool().to(device)
+
+
+def encode(encoder: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states of the captions, `(batch, tokens, hidden)`."""
+    hidden: Tensor = encoder(input_ids=input_ids, attention_mask=mask)["last_hidden_state"]
+    return hidden
+
+
+def word_tokenizer(vocabulary: Sequence[str], max_tokens: int) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token a word; unknown words map to one token, and an end token makes
+    the empty prompt a prompt."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [PAD, UNKNOWN, END, *sorted(set(vocabulary) - {PAD, UNKNOWN, END})]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, words.index(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        model_max_length=max_tokens,
+    )
+
+
+def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
+    """The text tower of a recipe.
+
+    Raises:
+        RecipeError: a pretrained encoder that cannot be loaded; the message names it.
+    """
+    if recipe.kind == "pretrained":
+        assert recipe.path is not None  # the recipe's own rule
+        return _pretrained(recipe.path, recipe.max_tokens)
+    from transformers import T5Config, T5EncoderModel
+
+    assert recipe.hidden_size and recipe.depth and recipe.heads  # the recipe's own rule
+    tokenizer = word_tokenizer(vocabulary, recipe.max_tokens)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=recipe.hidden_size,
+        d_kv=recipe.hidden_size // recipe.heads,
+        d_ff=4 * recipe.hidden_size,
+        num_layers=recipe.depth,
+        num_heads=recipe.heads,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=2,
+        use_cache=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = T5EncoderModel(config)
+    return TextTower(tokenizer, encoder, True, recipe.hidden_size, recipe.max_tokens)
+
+
+def _pretrained(path: str, max_tokens: int) -> TextTower:
+    """A frozen encoder from a local folder or a Hugging Face repository."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        encoder = _encoder_class(config).from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise RecipeError(f"recipe.text.path: cannot load {path!r}: {first_line}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    encoder.requires_grad_(False).eval()
+    hidden = getattr(config, "hidden_size", None) or config.get_text_config().hidden_size
+    return TextTower(tokenizer, encoder, False, int(hidden), max_tokens)
+
+
+def _encoder_class(config: Any) -> Any:
+    """The class to load: of an encoder-decoder only the encoder, else the base model."""
+    import transformers
+
+    if getattr(config, "is_encoder_decoder", False):
+        base = type(config).__name__.removesuffix("Config")
+        if (encoder := getattr(transformers, f"{base}EncoderModel", None)) is not None:
+            return encoder
+    return transformers.AutoModel
