@@ -78,9 +78,7 @@ class Checkpointer:
         self._parent = search.commit.point if search.commit else None
         if self._rank.is_first:
             record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=self._parent)
-            self._run.write(
-                f"{attempt_folder(self._attempt)}/{ATTEMPT}", record.to_json().encode()
-            )
+            self._run.write(f"{attempt_folder(self._attempt)}/{ATTEMPT}", record.to_json().encode())
 
     def restore(self, commit: Commit, state: dict[str, Any]) -> list[HistoryLine]:
         """Fills `state` from a commit that `find` has verified; returns its journal."""
@@ -158,8 +156,7 @@ class Due:
 
     def is_due(self, step: int) -> bool:
         by_time = (
-            self._every_seconds is not None
-            and time.monotonic() - self._last >= self._every_seconds
+            self._every_seconds is not None and time.monotonic() - self._last >= self._every_seconds
         )
         return by_time or (self._every_steps is not None and step % self._every_steps == 0)
 

@@ -1,0 +1,128 @@
+"""What follows the last step: export the averaged weights, draw from the export, judge it.
+
+The export is what gets judged, loaded back as a user would load it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.contract import Evaluation
+from daybreak_trainer.data.mds import Dataset
+from daybreak_trainer.evaluate.grid import save_grid
+from daybreak_trainer.evaluate.sampler import Images, sample
+from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
+from daybreak_trainer.export import pipeline as export
+from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.progress import ProgressReporter
+from daybreak_trainer.settings import Settings
+
+SAMPLES_FILE = "samples.png"
+EVALUATION_FILE = "evaluation.json"
+_GRID_IMAGES = 36
+_SAMPLING_SEED = 20_000
+
+
+class Finisher:
+    def __init__(
+        self,
+        settings: Settings,
+        rank: Rank,
+        dataset: Dataset,
+        text: TextTower,
+        progress: ProgressReporter,
+    ) -> None:
+        self._settings, self._rank, self._dataset = settings, rank, dataset
+        self._text, self._progress = text, progress
+
+    def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
+        """Exports, samples and scores; a collective."""
+        run = self._settings.run
+        weights = export.gathered(shadow)
+        self._progress.phase("Exporting")
+        pipeline = export.build_pipeline(
+            self._settings.recipe, list(self._dataset.vocabulary), weights, self._text
+        )
+        pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+        self._progress.phase("Evaluating")
+        images, prompts = self._drawn(pipeline)
+        if self._rank.is_first:
+            folder = export.scratch_folder(self._settings.work_dir)
+            try:
+                export.save_folder(pipeline, self._settings.recipe, folder)
+                self._judge(step, images, prompts, folder)
+                if run.export_url is not None:
+                    storage = Storage(run.export_url, self._settings.storage_options("export"))
+                    self._progress.exported(export.publish(folder, storage, run.name))
+            finally:
+                export.drop(folder)
+        dist.barrier()
+
+    def _drawn(self, pipeline: Any) -> tuple[Images | None, list[Any]]:
+        """Images of all prompts on rank 0, each rank drawing its part."""
+        evaluation, sampling = self._settings.run.evaluation, self._settings.recipe.sampling
+        prompts: list[Any] = []
+        if evaluation.benchmark is not None:
+            prompts = list(heldout_prompts(evaluation.benchmark))
+        texts = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
+        if not texts:
+            return None, prompts
+        mine = list(range(len(texts)))[self._rank.rank :: self._rank.world]
+        part = (
+            sample(
+                pipeline,
+                [texts[number] for number in mine],
+                steps=sampling.steps,
+                guidance=sampling.guidance,
+                seed=_SAMPLING_SEED,
+                numbers=mine,
+            )
+            if mine
+            else None
+        )
+        parts: list[Any] = [None] * self._rank.world
+        dist.all_gather_object(parts, part)
+        first = next(p for p in parts if p is not None)
+        import numpy as np
+
+        images = np.empty((len(texts), *first.shape[1:]), dtype=np.uint8)
+        for number, drawn in enumerate(parts):
+            if drawn is not None:
+                images[number :: self._rank.world] = drawn
+        return images, prompts
+
+    def _judge(self, step: int, images: Images | None, prompts: list[Any], folder: Path) -> None:
+        if images is None:
+            return
+        evaluation = self._settings.run.evaluation
+        labels = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
+        every = max(1, len(labels) // _GRID_IMAGES)
+        chosen = list(range(0, len(labels), every))[:_GRID_IMAGES]
+        save_grid(images[chosen], [labels[i] for i in chosen], folder / SAMPLES_FILE)
+        if evaluation.benchmark is None:
+            return
+        score = evaluate_images(evaluation.benchmark, images[: len(prompts)], prompts)
+        result = Evaluation(
+            benchmark=evaluation.benchmark,
+            step=step,
+            alignment=score.alignment,
+            alignment_by_tag=score.alignment_by_tag,
+            judge_accuracy=score.judge_accuracy,
+            images=len(prompts),
+        )
+        (folder / EVALUATION_FILE).write_text(
+            json.dumps(json.loads(result.to_json()), indent=2) + "\n"
+        )
+        self._progress.evaluated(result)
+
+
+def _repeated(prompts: tuple[str, ...], images: int) -> list[str]:
+    """`images` prompts, the given ones in turn."""
+    return [prompts[number % len(prompts)] for number in range(images)] if prompts else []

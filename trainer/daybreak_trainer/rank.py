@@ -1,0 +1,95 @@
+"""How a rank ends: one record the launcher reads, and an exit code that says why.
+
+The record is written before the process ends, so the cause survives even where exit codes do not.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from daybreak_trainer.checkpoint.storage import StorageError
+from daybreak_trainer.contract import CheckpointRef, ExitCode, Progress, Termination
+from daybreak_trainer.data.errors import BadData
+from daybreak_trainer.recipe import RecipeError
+from daybreak_trainer.settings import SettingsError
+
+RANKS_FOLDER = "ranks"
+_TRACEBACK_LINES = 12
+_PEER_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class StopRequestedError(Exception):
+    """Somebody asked for the end; `checkpoint` is the commit of this stop."""
+
+    def __init__(self, checkpoint: CheckpointRef) -> None:
+        super().__init__(f"stopped on request at step {checkpoint.step}")
+        self.checkpoint = checkpoint
+
+
+class NonFiniteLossError(Exception):
+    """The loss stayed NaN or infinite past the limit."""
+
+
+@dataclass
+class Standing:
+    """How far a rank is; what its record says beside the cause."""
+
+    step: int = 0
+    samples: int = 0
+    checkpoint: CheckpointRef | None = None
+    skipped_checkpoints: tuple[str, ...] = ()
+    progress: Progress | None = None
+
+
+def write_record(work_dir: Path, rank: int, record: Termination) -> None:
+    folder = work_dir / RANKS_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{rank}.partial"
+    partial.write_text(record.to_json())
+    partial.replace(folder / f"{rank}.json")
+
+
+def done(rank: int, standing: Standing) -> Termination:
+    return _record("Complete", "training is complete", ExitCode.DONE, rank, standing)
+
+
+def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
+    """The record of an error: what the user can act on without a traceback, the rest with one."""
+    if isinstance(error, StopRequestedError):
+        standing.checkpoint = error.checkpoint
+        return _record("Checkpointed", str(error), ExitCode.CHECKPOINTED, rank, standing)
+    for kind, reason, code in (
+        (RecipeError, "BadRecipe", ExitCode.BAD_RECIPE),
+        (SettingsError, "BadSettings", ExitCode.BAD_RECIPE),
+        (BadData, "BadData", ExitCode.BAD_DATA),
+        (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
+        (StorageError, "StorageFailed", ExitCode.FAILED),
+    ):
+        if isinstance(error, kind):
+            return _record(reason, str(error), code, rank, standing)
+    text = f"{type(error).__name__}: {error}"
+    if any(sign in text for sign in _PEER_LOST_SIGNS):
+        message = "another rank went away; its own record says why"
+        return _record("PeerLost", message, ExitCode.FAILED, rank, standing)
+    lines = traceback.format_exception(error)
+    tail = "".join(lines).splitlines()[-_TRACEBACK_LINES:]
+    record = _record("TrainerError", text, ExitCode.FAILED, rank, standing)
+    return record.model_copy(update={"traceback": "\n".join(tail)})
+
+
+def _record(
+    reason: str, message: str, code: ExitCode, rank: int, standing: Standing
+) -> Termination:
+    return Termination(
+        reason=reason,
+        message=message,
+        exit_code=int(code),
+        rank=rank,
+        step=standing.step,
+        samples=standing.samples,
+        checkpoint=standing.checkpoint,
+        skipped_checkpoints=standing.skipped_checkpoints,
+        progress=standing.progress,
+    )
