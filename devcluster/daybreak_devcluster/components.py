@@ -84,6 +84,10 @@ def apiserver(binaries: Path, layout: Layout, ports: Ports) -> list[str]:
         "--kubelet-preferred-address-types=InternalIP",
         f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
         f"--kubelet-client-key={pki / 'kubelet-client.key'}",
+        # With the grace period below, a lost node's pods are evicted within a minute, not six: that
+        # is what a fault test waits for.
+        "--default-not-ready-toleration-seconds=30",
+        "--default-unreachable-toleration-seconds=30",
     ]
 
 
@@ -103,6 +107,7 @@ def controller_manager(binaries: Path, layout: Layout, ports: Ports) -> list[str
         "--use-service-account-credentials",
         # Alone on its cluster: waiting for a lease would only delay the start.
         "--leader-elect=false",
+        "--node-monitor-grace-period=20s",
         # The defaults (20 and 30) make a burst of objects in a test wait for the client's limiter.
         "--kube-api-qps=200",
         "--kube-api-burst=400",

@@ -24,7 +24,12 @@ def launch(
     `detach` is written to it. Raises `StartError`; nothing is left running then.
     """
     command = [
-        *(sys.executable, "-m", "daybreak_devcluster.supervisor"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            "daybreak_devcluster.supervisor",
+        ),  # -P: never import from cwd
         *("--state-dir", str(state_dir.resolve()), "--binaries", str(binaries)),
         *(f"--node={node.name}:{node.capacity_argument()}" for node in nodes),
     ]

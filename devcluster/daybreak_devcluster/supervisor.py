@@ -162,7 +162,7 @@ class Supervisor:
     def _spawn_agent(self, node: NodeSpec) -> Child:
         name = f"agent-{node.name}"
         command = [
-            *(sys.executable, "-m", "daybreak_devcluster.agent"),
+            *(sys.executable, "-P", "-m", "daybreak_devcluster.agent"),
             *("--kubeconfig", str(self._layout.pki / "agent.kubeconfig")),
             *("--node-name", node.name),
             *("--capacity", node.capacity_argument()),

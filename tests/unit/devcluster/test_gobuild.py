@@ -37,7 +37,8 @@ def test_a_failing_build_shows_the_compiler_s_last_lines(
     """What the compiler said is in the error, with its exit code."""
     fake_go(
         tmp_path / "bin",
-        'if [ "$1" = env ]; then echo go1.26.8; else echo "main.go:9: undefined: x" >&2; exit 1; fi',
+        'if [ "$1" = env ]; then echo go1.26.8; exit; fi\n'
+        'echo "main.go:9: undefined: x" >&2; exit 1',
     )
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(StepError, match=r"exited 1:\n\s+main\.go:9: undefined: x"):
