@@ -11,7 +11,7 @@ from pathlib import Path
 
 from daybreak_trainer.checkpoint.storage import StorageError
 from daybreak_trainer.contract import CheckpointRef, ExitCode, Progress, Termination
-from daybreak_trainer.data.errors import BadData
+from daybreak_trainer.data.errors import BadDataError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 
@@ -63,7 +63,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
     for kind, reason, code in (
         (RecipeError, "BadRecipe", ExitCode.BAD_RECIPE),
         (SettingsError, "BadSettings", ExitCode.BAD_RECIPE),
-        (BadData, "BadData", ExitCode.BAD_DATA),
+        (BadDataError, "BadData", ExitCode.BAD_DATA),
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
         (StorageError, "StorageFailed", ExitCode.FAILED),
     ):

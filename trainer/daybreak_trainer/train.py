@@ -51,7 +51,7 @@ from daybreak_trainer.schedule import wsd
 from daybreak_trainer.settings import Settings
 
 _NON_FINITE_LIMIT = 10
-"""Steps in a row without a finite loss or gradient; one bad batch is skipped, this is no accident."""
+"""Steps in a row without a finite gradient: one bad batch is skipped, this is no accident."""
 
 
 class StopFlag:
@@ -116,7 +116,7 @@ class Trainer:
 
         Raises:
             StopRequestedError: SIGTERM; the state is committed.
-            BadData, RecipeError, StorageError, NonFiniteLossError: as their names say.
+            BadDataError, RecipeError, StorageError, NonFiniteLossError: as their names say.
         """
         self.resume()
         if self.step < self.recipe.total_steps:

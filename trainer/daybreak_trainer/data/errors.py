@@ -1,13 +1,13 @@
 """What can be wrong with a dataset. All of them end a worker with exit code 65."""
 
 
-class BadData(Exception):  # noqa: N818 (the field's word)
+class BadDataError(Exception):
     """The message names the dataset and the file, what is wrong with it, and what to do."""
 
 
-class DatasetError(BadData):
+class DatasetError(BadDataError):
     """The dataset as a whole cannot be used: no index, no samples, wrong columns."""
 
 
-class ShardError(BadData):
+class ShardError(BadDataError):
     """One shard is missing, truncated or damaged."""

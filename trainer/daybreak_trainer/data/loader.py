@@ -61,7 +61,7 @@ def assemble(source: SampleSource, seed: int, plan: StepPlan, rank: int, world: 
     """Reads and stacks one rank's part of a step's global batch.
 
     Raises:
-        BadData: what the source raises for a missing or damaged shard.
+        BadDataError: what the source raises for a missing or damaged shard.
     """
     part = rank_slice(plan.size, rank, world)
     indices = global_batch(seed, len(source), plan.start, plan.size)[part]

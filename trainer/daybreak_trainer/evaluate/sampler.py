@@ -1,7 +1,7 @@
 """Draws images from an exported pipeline, a batch at a time.
 
-`PRXPixelPipeline` draws one prompt at a time quickest when it is given the batch as embeddings; this
-sampler uses the pipeline's own encoder, scheduler and transformer, and nothing of the trainer.
+`PRXPixelPipeline` is quickest when it draws many prompts at once; this
+sampler uses its encoder, scheduler and transformer, and nothing of the trainer.
 """
 
 from __future__ import annotations

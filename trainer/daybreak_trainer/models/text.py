@@ -84,7 +84,9 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
         return _pretrained(recipe.path, recipe.max_tokens)
     from transformers import T5Config, T5EncoderModel
 
-    assert recipe.hidden_size and recipe.depth and recipe.heads  # the recipe's own rule
+    assert recipe.hidden_size is not None  # the recipe's own rule, as the next two
+    assert recipe.depth is not None
+    assert recipe.heads is not None
     tokenizer = word_tokenizer(vocabulary, recipe.max_tokens)
     config = T5Config(
         vocab_size=len(tokenizer),
