@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -312,7 +313,7 @@ def main() -> int:
         with joined() as rank:
             Trainer(settings, rank, standing, stop).run()
         record = ranks.done(number, standing)
-    except Exception as error:  # noqa: BLE001 (every cause becomes a record and an exit code)
+    except (Exception, CheckpointException) as error:  # noqa: BLE001 (each becomes a record)
         record = ranks.failure(error, number, standing)
         if record.traceback:
             print(record.traceback, file=sys.stderr)

@@ -137,5 +137,9 @@ class HashingStream:
     def flush(self) -> None:
         self._raw.flush()
 
+    def close(self) -> None:
+        """Only flushes: `Storage.create` syncs and closes the stream below."""
+        self._raw.flush()
+
     def record(self) -> FileRecord:
         return FileRecord(size=self._size, xxh64=self._digest.hexdigest())

@@ -32,7 +32,10 @@ def build_pipeline(
     )
 
     model, fresh_tower = text_to_image.build(recipe, vocabulary)
-    model.load_state_dict(weights)
+    # By parameter: a state dict would list the encoder's tied embedding twice.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
     transformer = PRXTransformer2DModel.from_config(dict(model.denoiser.config))
     transformer.load_state_dict(model.denoiser.state_dict())
     encoder: nn.Module = model.text_encoder if model.text_encoder is not None else tower.encoder
