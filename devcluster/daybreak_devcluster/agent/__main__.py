@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     state_dir = given.state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True)
+    (state_dir / "agent.pid").write_text(f"{os.getpid()}\n")  # for `faults.drop_node`
     asyncio.run(_run(Options(given.kubeconfig, given.node_name, capacity, state_dir)))
     return 0
 

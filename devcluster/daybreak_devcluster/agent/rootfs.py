@@ -40,12 +40,20 @@ class HostView:
 def root_options(mounts: Iterable[Mount], view: HostView, *, writable_tmp: bool) -> list[str]:
     """bubblewrap's options that build the file system of one container.
 
-    Raises `OSError` where a folder that has to be rebuilt cannot be listed.
+    Raises `OSError` where a folder that has to be rebuilt cannot be listed, and `ValueError` where
+    a mount would hide the checkout's environment.
     """
     resolved = sorted(
         (Mount(_resolve(m.target), m.source, m.writable, m.size_bytes) for m in mounts),
         key=lambda mount: mount.target.count("/"),
     )
+    for mount in resolved:
+        for path in view.keep:
+            if path.is_relative_to(mount.target):
+                raise ValueError(
+                    f"mountPath {mount.target} would hide {path}, which holds the environment that "
+                    "pods run with: mount the volume elsewhere"
+                )
     rebuilt = _to_rebuild(resolved)
     options = [*_host_root(), "--proc", "/proc", *_devices(), "--tmpfs", "/tmp"]
     for path in view.keep:

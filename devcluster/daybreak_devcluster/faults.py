@@ -1,0 +1,121 @@
+"""Misbehaviour on purpose, for tests: processes and nodes that die or freeze.
+
+Everything happens from outside, by signals: what runs in the pod, and the control plane, learn of
+it as they would on a real cluster. Processes are chosen by a `match`: `NAME=value` is looked for in
+their environment (`RANK=1` is a torchrun rank), anything else in their command line.
+"""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.layout import Layout
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+
+
+class FaultError(Exception):
+    """There is nothing to misbehave: no such pod, process or node."""
+
+
+def processes(
+    cluster: Cluster, namespace: str, pod: str, match: str | None = None
+) -> tuple[int, ...]:
+    """The process IDs (as this machine numbers them) in a pod's running containers.
+
+    Each container's process 1 comes first. Raises `FaultError` where no process matches.
+    """
+    answer = json.loads(cluster.kubectl("-n", namespace, "get", "pod", pod, "-o", "json").stdout)
+    node, uid = answer["spec"].get("nodeName"), answer["metadata"]["uid"]
+    layout = Layout(cluster.info.state_dir)
+    found: list[int] = []
+    for path in sorted(layout.nodes.joinpath(str(node), "pods", uid, "containers").glob("*/pid")):
+        first = int(path.read_text())
+        found += [first, *_descendants(first)]
+    chosen = tuple(pid for pid in found if match is None or _matches(pid, match))
+    if not chosen:
+        what = "no process" if match is None else f"no process that matches {match!r}"
+        raise FaultError(f"pod {namespace}/{pod} on node {node} has {what}")
+    return chosen
+
+
+def kill_process(
+    cluster: Cluster,
+    namespace: str,
+    pod: str,
+    match: str | None = None,
+    number: signal.Signals = signal.SIGKILL,
+) -> tuple[int, ...]:
+    """Send a signal to the processes that match, or to process 1 of each container where `match` is
+    None (whose SIGKILL ends the container). Returns their IDs; raises `FaultError`."""
+    chosen = processes(cluster, namespace, pod, match)
+    if match is None:
+        chosen = tuple(pid for pid in chosen if _is_first(pid))
+    for pid in chosen:
+        os.kill(pid, number)
+    return chosen
+
+
+def freeze(cluster: Cluster, namespace: str, pod: str, match: str | None = None) -> tuple[int, ...]:
+    """Stop the processes that match (all of the pod where `match` is None) without ending them.
+
+    Returns their IDs for `thaw`; raises `FaultError`.
+    """
+    chosen = processes(cluster, namespace, pod, match)
+    for pid in chosen:
+        os.kill(pid, signal.SIGSTOP)
+    return chosen
+
+
+def thaw(frozen: tuple[int, ...]) -> None:
+    """Let frozen processes go on; those that are gone by now do not matter."""
+    for pid in frozen:
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            continue
+
+
+def drop_node(cluster: Cluster, node: str) -> None:
+    """The node fails as if its power were cut: its pods' processes die, its heartbeat ends, and
+    nobody tells the API server. Raises `FaultError` where the node has no running agent."""
+    path = Layout(cluster.info.state_dir).nodes / node / "agent.pid"
+    try:
+        pid = int(path.read_text())
+    except FileNotFoundError:
+        raise FaultError(f"{path} does not exist: no node {node!r} was started here") from None
+    if not _matches(pid, "daybreak_devcluster.agent"):  # nor does a zombie
+        raise FaultError(f"node {node!r} has no running agent: process {pid} has ended")
+    os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in _read(task).split():
+            yield int(child)
+            yield from _descendants(int(child))
+
+
+def _matches(pid: int, match: str) -> bool:
+    if _VARIABLE.match(match):
+        return match.encode() in _read(Path(f"/proc/{pid}/environ")).split(b"\0")
+    return match.encode() in _read(Path(f"/proc/{pid}/cmdline")).replace(b"\0", b" ")
+
+
+def _is_first(pid: int) -> bool:
+    """Whether it is process 1 of its own process namespace."""
+    for line in _read(Path(f"/proc/{pid}/status")).splitlines():
+        if line.startswith(b"NSpid:"):
+            return line.split()[-1] == b"1"
+    return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        return b""
