@@ -28,7 +28,8 @@ def _features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     small = [
         np.asarray(Image.fromarray(g).resize((_SIDE, _SIDE), Image.Resampling.BOX)) for g in grey
     ]
-    return np.stack(small).reshape(len(small), -1) / 255.0
+    features: npt.NDArray[np.float64] = np.stack(small).reshape(len(small), -1) / 255.0
+    return features
 
 
 @cache
