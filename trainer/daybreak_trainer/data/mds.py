@@ -9,6 +9,7 @@ a shard that differs is named in the error.
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import threading
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from daybreak_trainer.contract import Message
@@ -29,6 +31,10 @@ INDEX = "index.json"
 CARD = "dataset.json"
 _HASH = "xxh64"
 _CHUNK_BYTES = 1 << 20
+_COLUMNS = {"image": ("png", "jpeg", "pil"), "caption": ("str",), "id": ("str",)}
+"""The columns that training reads, and the encodings they may have."""
+_UNSAFE = "pkl"
+"""The library decodes every column of a sample, and unpickling runs what the file says."""
 
 
 class DatasetCard(Message):
@@ -70,7 +76,7 @@ class Dataset:
     def __init__(self, url: str, options: Mapping[str, Any], cache_dir: Path) -> None:
         self.url = url.rstrip("/")
         self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
-        self._is_local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
+        self._is_local = isinstance(self._fs, LocalFileSystem)
         raw = self._read(INDEX)
         self.fingerprint = xxhash.xxh3_128(raw).hexdigest()
         self._shards = _shards(raw, f"{self.url}/{INDEX}")
@@ -96,17 +102,22 @@ class Dataset:
         """One sample.
 
         Raises:
+            IndexError: there is no such sample.
             ShardError: its shard is missing, truncated or damaged.
         """
+        if not 0 <= index < self._length:
+            raise IndexError(f"{self.url}: sample {index} of {self._length}")
         shard = self._shards[int(np.searchsorted(self._starts, index, side="right")) - 1]
-        row = self._reader(shard).get_item(index - shard.first)
+        reader = self._reader(shard)
         try:
+            row = reader.get_item(index - shard.first)
             image = np.asarray(row["image"].convert("RGB"), dtype=np.uint8)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError, IndexError) as error:
             raise ShardError(
-                f"{self.url}/{shard.name}: sample {index} is no image: {error}; prepare the "
+                f"shard {self.url}/{shard.name}: sample {index} cannot be read: {error}; the file "
+                "changed while it was in use, or was written so; restore it or prepare the "
                 "dataset again"
-            ) from None
+            ) from error
         return Sample(np.ascontiguousarray(image.transpose(2, 0, 1)), row["caption"], row["id"])
 
     def _reader(self, shard: _Shard) -> Any:
@@ -120,26 +131,35 @@ class Dataset:
         return shard.reader
 
     def _fetch(self, shard: _Shard) -> None:
-        """Brings a shard here, checked; a cached one is checked again."""
+        """Brings a shard here, checked; a cached one is checked again, and replaced if damaged."""
         local = self._folder / shard.name
         remote = f"{self.url}/{shard.name}"
-        if not self._is_local and not local.exists():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            partial = local.with_name(f"{local.name}.partial")
-            try:
-                self._fs.get_file(posixpath.join(self._root, shard.name), str(partial))
-            except FileNotFoundError:
-                raise _missing(remote) from None
-            try:
-                _verify(partial, shard, remote)
-            except ShardError:
-                partial.unlink()
-                raise
-            partial.replace(local)
+        if self._is_local:
+            if not local.exists():
+                raise _missing(remote)
+            _verify(local, shard, remote)
             return
-        if not local.exists():
-            raise _missing(remote)
-        _verify(local, shard, remote if self._is_local else str(local))
+        if local.exists():
+            try:
+                _verify(local, shard, remote)
+            except ShardError:
+                local.unlink(missing_ok=True)  # a bad copy says nothing about the original
+            else:
+                return
+        self._download(shard, local, remote)
+
+    def _download(self, shard: _Shard, local: Path, remote: str) -> None:
+        """Under its final name only once checked; ranks of one pod share the folder."""
+        local.parent.mkdir(parents=True, exist_ok=True)
+        partial = local.with_name(f"{local.name}.{os.getpid()}.partial")
+        try:
+            self._fs.get_file(posixpath.join(self._root, shard.name), str(partial))
+            _verify(partial, shard, remote)
+            partial.replace(local)
+        except FileNotFoundError:
+            raise _missing(remote) from None
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -187,10 +207,10 @@ def _shards(raw: bytes, where: str) -> list[_Shard]:
         infos = json.loads(raw)["shards"]
         shards, first = [], 0
         for number, info in enumerate(infos):
-            columns = info["column_names"]
-            missing = {"image", "caption", "id"} - set(columns)
-            if missing:
-                raise DatasetError(f"{where}: shard {number} has no column {sorted(missing)[0]}")
+            _check_columns(info, f"{where}: shard {number}")
+            basename = info["raw_data"]["basename"]
+            if "/" in basename or basename in ("", ".", ".."):
+                raise DatasetError(f"{where}: shard {number} lies outside the folder: {basename}")
             if info["format"] != "mds" or info["compression"] is not None:
                 raise DatasetError(f"{where}: shard {number} is not uncompressed MDS")
             if _HASH not in info["raw_data"]["hashes"]:
@@ -205,6 +225,24 @@ def _shards(raw: bytes, where: str) -> list[_Shard]:
     if first == 0:
         raise DatasetError(f"{where}: the dataset is empty")
     return shards
+
+
+def _check_columns(info: Mapping[str, Any], where: str) -> None:
+    """Raises DatasetError: a column is missing, has another type, or could run code."""
+    columns = dict(zip(info["column_names"], info["column_encodings"], strict=True))
+    for name, encodings in _COLUMNS.items():
+        if name not in columns:
+            raise DatasetError(f"{where} has no column {name}, only {', '.join(columns)}")
+        if columns[name] not in encodings:
+            raise DatasetError(
+                f"{where}: column {name} is {columns[name]}; it must be {' or '.join(encodings)}"
+            )
+    for name, encoding in columns.items():
+        if encoding == _UNSAFE:
+            raise DatasetError(
+                f"{where}: column {name} is pickled, and reading it could run any code; write the "
+                "dataset without it"
+            )
 
 
 def _missing(where: str) -> ShardError:

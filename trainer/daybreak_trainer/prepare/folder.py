@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from daybreak_trainer.data.errors import DatasetError
 
@@ -41,7 +41,7 @@ def read(folder: Path) -> list[Captioned]:
 
 def _from_index(index: Path) -> list[Captioned]:
     found = []
-    for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(index).splitlines(), start=1):
         where = f"{index}:{number}"
         if not line.strip():
             continue
@@ -53,6 +53,8 @@ def _from_index(index: Path) -> list[Captioned]:
                 f'{where}: not of the form {{"file": "a.png", "caption": "..."}}'
             ) from None
         path = index.parent / str(file)
+        if not path.resolve().is_relative_to(index.parent.resolve()):
+            raise DatasetError(f"{where}: file {file} lies outside {index.parent}")
         if not path.is_file():
             raise DatasetError(f"{where}: file {file} does not exist in {index.parent}")
         found.append(Captioned(path, _checked(str(caption), where)))
@@ -67,8 +69,17 @@ def _from_sidecars(folder: Path) -> list[Captioned]:
             raise DatasetError(
                 f"{path} has no caption: write {sidecar.name} beside it, or a {CAPTIONS}"
             )
-        found.append(Captioned(path, _checked(sidecar.read_text(encoding="utf-8"), str(sidecar))))
+        found.append(Captioned(path, _checked(_text(sidecar), str(sidecar))))
     return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{file}: not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
 
 
 def _checked(caption: str, where: str) -> str:
@@ -86,8 +97,17 @@ def square(file: Path, resolution: int) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            image = _on_white(ImageOps.exif_transpose(opened))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{file}: not a readable image: {error}") from None
     fitted = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     return np.asarray(fitted)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB; where an image is transparent, what lies hidden in its pixels must not show."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    ground = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(ground, layer).convert("RGB")

@@ -57,15 +57,21 @@ def prepare(
     `source` is `digits`, `shapes` or a folder; `count` limits the number of samples.
 
     Raises:
-        DatasetError: a source that cannot be read, or an `out` that is there already.
+        DatasetError: a source that cannot be read, an `out` that is there already or cannot be
+            written, or a count of none.
     """
+    if count is not None and count < 1:
+        raise DatasetError(f"count {count}: a dataset needs at least one sample")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists already; choose another folder or remove it first")
     opened = _open(source, resolution, count, seed)
     if opened.total == 0:
         raise DatasetError(f"{source}: nothing to prepare")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise DatasetError(f"{out}: cannot be written there: {error}") from None
     try:
         words = _write(opened, partial, shard_bytes, progress)
         card = DatasetCard(
@@ -130,7 +136,7 @@ def _write(source: Source, out: Path, shard_bytes: int, progress: Progress | Non
     words: set[str] = set()
     columns: dict[str, Any] = {"image": "png", "caption": "str", "id": "str"}
     with MDSWriter(
-        out=str(out), columns=columns, hashes=["xxh64"], size_limit=shard_bytes, exist_ok=True
+        out=str(out), columns=columns, hashes=["xxh64"], size_limit=shard_bytes
     ) as writer:
         for number, (image, caption, name) in enumerate(source.samples, start=1):
             writer.write({"image": Image.fromarray(image), "caption": caption, "id": name})
