@@ -78,6 +78,9 @@ TERMINATION_LOG = Path("/dev/termination-log")
 Role = str
 """`checkpoint`, `export`, or `data-<i>` for the i-th stream."""
 
+RANKS_FOLDER = "ranks"
+"""Under the work folder: how each rank ended, `<rank>.json`, a `Termination`."""
+
 
 def worker_dirs(work_dir: Path) -> dict[str, str]:
     """Environment that keeps every library's writes on the writable volume (root is read-only)."""

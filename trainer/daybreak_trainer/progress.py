@@ -18,6 +18,7 @@ from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.rank import Standing
 from daybreak_trainer.recipe.model import Stage
 from daybreak_trainer.settings import Settings
+from daybreak_trainer.telemetry.metrics import train_metrics
 from daybreak_trainer.telemetry.progress import ProgressFile
 
 _WRITE_EVERY_SECONDS = 0.5
@@ -31,8 +32,10 @@ class ProgressReporter:
         self._recipe, self._standing = settings.recipe, standing
         self._file = ProgressFile(settings.work_dir) if rank.is_first else None
         self._written = 0.0
+        self._metrics = train_metrics()
         self._finished: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW_STEPS)
         self.gradient_norm: float | None = None
+        self.learning_rate: float | None = None
         now = _rfc3339(datetime.now(UTC))
         self._progress = Progress(
             run_uid=settings.run.uid,
@@ -47,6 +50,7 @@ class ProgressReporter:
     def phase(self, phase: WorkerPhase, message: str = "") -> None:
         if phase == "Training":
             self._finished.clear()
+        self._metrics.phase(phase)
         self._set(at_once=True, phase=phase, message=message)
 
     def resumed(
@@ -67,6 +71,18 @@ class ProgressReporter:
         now = datetime.now(UTC)
         self._finished.append((time.monotonic(), self._standing.samples))
         speed = self._images_per_second()
+        self._metrics.stage(index=stage_index + 1, resolution=stage.resolution)
+        if self._file is not None:
+            self._metrics.run(
+                step=agreed.step,
+                total_steps=self._recipe.total_steps,
+                samples=self._standing.samples,
+                training_seconds=training_seconds,
+                loss=agreed.loss,
+                images_per_second=speed,
+                gradient_norm=self.gradient_norm,
+                learning_rate=self.learning_rate,
+            )
         left = self._recipe.samples_at(self._recipe.total_steps) - self._standing.samples
         self._set(
             at_once=first,
@@ -84,10 +100,16 @@ class ProgressReporter:
             training_seconds=round(training_seconds, 3),
         )
 
-    def committed(self, checkpoint: CheckpointRef | None, _seconds: float) -> None:
+    def local_step(self, images: int, seconds: float) -> None:
+        """One finished step of this rank, `images` its own."""
+        self._metrics.step(images=images, seconds=seconds)
+
+    def committed(self, checkpoint: CheckpointRef, seconds: float) -> None:
+        self._metrics.checkpoint(step=checkpoint.step, seconds=seconds, unix_time=time.time())
         self._set(at_once=True, checkpoint=checkpoint)
 
     def evaluated(self, evaluation: Evaluation) -> None:
+        self._metrics.evaluation(evaluation.alignment, evaluation.alignment_by_tag)
         self._set(at_once=True, evaluation=evaluation)
 
     def exported(self, url: str) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daybreak_trainer.checkpoint.storage import StorageError
-from daybreak_trainer.contract import CheckpointRef, ExitCode, Progress, Termination
+from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 
-RANKS_FOLDER = "ranks"
 _TRACEBACK_LINES = 12
 _PEER_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 

@@ -143,6 +143,7 @@ class Trainer:
                 loss_share = self.train_step(batch)
                 now = time.monotonic()
                 self.training_seconds += now - mark
+                self.progress.local_step(len(batch.captions), now - mark)
                 mark = now
                 agreed = agreement.exchange(
                     self.step,
@@ -175,6 +176,7 @@ class Trainer:
         factor = wsd.factor(self.recipe.schedule, self.step, self.recipe.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * factor
+        self.progress.learning_rate = rate * factor
         loss_share = self.loss(batch)
         # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
         (loss_share * self.rank.world).backward()
@@ -286,8 +288,10 @@ class Trainer:
         point = Point(self.step, self.recipe.samples_at(self.step), self.training_seconds)
         self.checkpointer.commit(point, self.state(), self.journal)
         self.due.committed()
-        self.standing.checkpoint = self.checkpointer.reference
-        self.progress.committed(self.checkpointer.reference, time.monotonic() - started)
+        reference = self.checkpointer.reference
+        assert reference is not None  # the commit just made
+        self.standing.checkpoint = reference
+        self.progress.committed(reference, time.monotonic() - started)
         self.progress.phase("Training")
 
     def _leave(self) -> None:
