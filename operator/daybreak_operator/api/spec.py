@@ -1,0 +1,241 @@
+"""`spec` of a TrainingRun. The descriptions are the documentation: `kubectl explain trun.spec`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, WithJsonSchema
+
+from daybreak_operator.api.base import ApiModel, cel
+from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
+from daybreak_trainer.recipe import RecipeOverrides
+
+Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=32)]
+Interval = Annotated[str, Field(pattern=INTERVAL_PATTERN, max_length=32)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Url = Annotated[str, Field(min_length=1, max_length=2048)]
+_OpenObject = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+]
+_IntOrAuto = Annotated[
+    int | Literal["auto"],
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            **cel(
+                (
+                    "type(self) == int ? self >= 1 : self == 'auto'",
+                    "processesPerNode must be auto or a number of at least 1",
+                )
+            ),
+        }
+    ),
+]
+
+_ONE_PLACE = "[has(self.{url}), has(self.persistentVolumeClaim)].filter(x, x).size() == 1"
+
+
+class SecretRef(ApiModel):
+    name: Name = Field(description="Name of a Secret in the run's namespace.")
+
+
+class PersistentVolumeClaim(ApiModel):
+    claim_name: Name = Field(description="Name of a PersistentVolumeClaim in the run's namespace.")
+    sub_path: str | None = Field(
+        default=None,
+        max_length=1024,
+        description="Folder inside the volume; the whole volume if left out.",
+        json_schema_extra=cel(
+            (
+                "!self.startsWith('/') && !self.contains('..')",
+                "subPath must be a relative path without '..'",
+            )
+        ),
+    )
+
+
+class Stream(ApiModel):
+    """A dataset of MDS shards."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                _ONE_PLACE.format(url="url"),
+                "data.streams: set exactly one of url, persistentVolumeClaim",
+            )
+        )
+    )
+
+    url: Url | None = Field(
+        default=None, description="Any fsspec URL of a folder that `daybreak prepare` wrote."
+    )
+    persistent_volume_claim: PersistentVolumeClaim | None = Field(
+        default=None, description="The same folder on a volume, mounted read-only."
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Share of samples from this stream, relative to the others."
+    )
+    secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret whose keys become the fsspec options of url. Mounted as files.",
+    )
+
+
+class Cache(ApiModel):
+    size_limit: str = Field(
+        default="50Gi",
+        pattern=r"^[0-9]+(\.[0-9]+)?(Ki|Mi|Gi|Ti)?$",
+        description="Size limit of the worker's scratch volume, where shards are cached.",
+    )
+
+
+class Data(ApiModel):
+    streams: tuple[Stream, ...] = Field(
+        min_length=1, max_length=1, description="The datasets to train on; one so far."
+    )
+    cache: Cache = Field(default=Cache(), description="Where workers keep downloaded shards.")
+
+
+class Workers(ApiModel):
+    """The worker pods. Their count is what `kubectl scale` changes."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.minNodes) || self.minNodes <= self.nodes",
+                "workers.nodes must not be below workers.minNodes",
+            ),
+            (
+                "!has(self.maxNodes) || self.nodes <= self.maxNodes",
+                "workers.nodes must not exceed workers.maxNodes",
+            ),
+            (
+                "!has(self.minNodes) || !has(self.maxNodes) || self.minNodes <= self.maxNodes",
+                "workers.minNodes must not exceed workers.maxNodes",
+            ),
+        )
+    )
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        description="Image with the Daybreak trainer; its version must be the operator's."
+    )
+    nodes: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1, description="Worker pods. Changing it checkpoints and goes on at the new size."
+    )
+    min_nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Fewest nodes the run may be scaled to."
+    )
+    max_nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="Most nodes the run may be scaled to."
+    )
+    processes_per_node: _IntOrAuto = Field(
+        default="auto", description="Ranks in a pod; auto is one for each GPU, or one without."
+    )
+    resources: _OpenObject = Field(
+        default_factory=dict,
+        description="Resources of the trainer container, as in a pod: GPUs under limits.",
+    )
+    template: _OpenObject = Field(
+        default_factory=dict,
+        description="Laid over the pod template: metadata labels and annotations, and spec fields "
+        "such as nodeSelector, tolerations, affinity, volumes. A container named trainer is "
+        "merged into ours, others are sidecars.",
+    )
+
+
+class Storage(ApiModel):
+    """A place that outlives pods: a bucket, or a folder on a volume."""
+
+    storage: Url | None = Field(default=None, description="Any fsspec URL, such as s3://bucket/x.")
+    persistent_volume_claim: PersistentVolumeClaim | None = Field(
+        default=None, description="A folder on a volume that every node can mount."
+    )
+    secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret whose keys become the fsspec options of storage. Mounted as files.",
+    )
+
+
+class Checkpoint(Storage):
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                _ONE_PLACE.format(url="storage"),
+                "checkpoint: set exactly one of storage, persistentVolumeClaim",
+            )
+        )
+    )
+
+    interval: Interval = Field(
+        default="10m", description="How often to commit a checkpoint: 10m, or 2000steps."
+    )
+    keep_last: Annotated[int, Field(ge=2, le=1000)] = Field(
+        default=3, description="Committed checkpoints to keep; older ones are removed."
+    )
+
+
+class EvaluationSpec(ApiModel):
+    """What to draw and judge when training is done."""
+
+    benchmark: Literal["shapes", "digits"] | None = Field(
+        default=None,
+        description="Score the finished model on this benchmark's held-out prompts; the score "
+        "lands in status.evaluation.",
+    )
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = Field(
+        default=(), max_length=256, description="Prompts to draw for samples.png."
+    )
+    images: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=16, description="Images to draw for prompts, which are taken in turn."
+    )
+
+
+class Export(Storage):
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                _ONE_PLACE.format(url="storage"),
+                "export: set exactly one of storage, persistentVolumeClaim",
+            )
+        )
+    )
+
+    format: Literal["diffusers"] = Field(
+        default="diffusers", description="A folder that diffusers' PRXPixelPipeline loads."
+    )
+
+
+class FailurePolicy(ApiModel):
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=5,
+        description="Attempts that may fail before the run does. Stops on request and lost nodes "
+        "are not counted, nor are failures that a new attempt could not cure: they end the run.",
+    )
+
+
+class TrainingRunSpec(ApiModel):
+    suspend: bool = Field(
+        default=False,
+        description="true checkpoints and releases the workers; false goes on from there.",
+    )
+    workers: Workers
+    data: Data
+    recipe: RecipeOverrides = Field(  # type: ignore[valid-type]
+        description="How to train: a preset, and what to change of it. Fixed once the run exists.",
+        json_schema_extra=cel(
+            ("self == oldSelf", "recipe is immutable: create a new run to train another way")
+        ),
+    )
+    checkpoint: Checkpoint
+    evaluation: EvaluationSpec = Field(default=EvaluationSpec())
+    export: Export | None = Field(
+        default=None, description="Where the finished model goes; nowhere if left out."
+    )
+    failure_policy: FailurePolicy = Field(
+        default=FailurePolicy(), description="What a failed attempt means for the run."
+    )
+    termination_grace_period: Duration = Field(
+        default="120s",
+        description="Time between SIGTERM and SIGKILL: enough to commit a checkpoint.",
+    )
