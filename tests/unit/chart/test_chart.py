@@ -1,0 +1,145 @@
+"""The Helm chart renders what it promises, refuses what it does not know, and repeats nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+CHART = ROOT / "charts" / "daybreak"
+KUBERNETES = "1.34.0"
+Manifest = dict[str, Any]
+
+
+def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(ROOT / "hack" / "helm.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def render(*arguments: str) -> list[Manifest]:
+    """What `helm install daybreak` would apply, with these extra arguments."""
+    done = helm("template", "daybreak", str(CHART), "--namespace", "daybreak-system", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def by_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[Manifest]:
+    """The chart with its default values."""
+    return render()
+
+
+def test_helm_finds_no_fault() -> None:
+    """`helm lint --strict` passes."""
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_defaults_hold_no_object_that_a_bare_cluster_does_not_know(
+    rendered: list[Manifest],
+) -> None:
+    """Without values the chart needs nothing beyond Kubernetes itself, and every object is valid
+    against its strict schema."""
+    groups = {manifest["apiVersion"].split("/")[0] for manifest in rendered}
+    assert groups == {"v1", "apps", "rbac.authorization.k8s.io", "apiextensions.k8s.io"}
+    for manifest in rendered:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_the_crd_is_the_generated_one(rendered: list[Manifest]) -> None:
+    """The chart's copy equals the generated CRD; rendered, it differs in labels and the annotation
+    that keeps it at uninstall."""
+    generated = ROOT / "manifests" / "base" / "crd.yaml"
+    assert (CHART / "files" / "crd.yaml").read_bytes() == generated.read_bytes(), (
+        "the chart's CRD is out of date: run `make generate`"
+    )
+    (crd,) = by_kind(rendered, "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    source = yaml.safe_load(generated.read_text())
+    assert crd["spec"] == source["spec"]
+    assert crd["metadata"]["name"] == source["metadata"]["name"]
+
+
+def test_the_crd_can_be_left_out() -> None:
+    """Where somebody else installs CRDs, the chart does not."""
+    assert not by_kind(render("--set", "crd.install=false"), "CustomResourceDefinition")
+
+
+def test_the_operator_meets_the_restricted_level(rendered: list[Manifest]) -> None:
+    """Unprivileged, no capabilities, root file system read-only, and it names its command: that is
+    what the development cluster, which has no images, starts."""
+    (deployment,) = by_kind(rendered, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert container["command"][:2] == ["python", "-m"]
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
+    """PodMonitors select the operator and the workers of every namespace; the ConfigMap holds the
+    dashboards byte for byte."""
+    manifests = render(
+        *("--set", "podMonitors.enabled=true", "--set", "podMonitors.labels.release=prom"),
+        *("--set", "dashboards.enabled=true"),
+    )
+    operator, workers = by_kind(manifests, "PodMonitor")
+    (deployment,) = by_kind(manifests, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert operator["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert workers["spec"]["namespaceSelector"] == {"any": True}
+    assert operator["metadata"]["labels"]["release"] == "prom"
+    (dashboards,) = by_kind(manifests, "ConfigMap")
+    assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
+    for path in (CHART / "dashboards").glob("*.json"):
+        assert json.loads(dashboards["data"][path.name]) == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "setting", ["image.repo=x", "crd.instal=true", "image.pullPolicy=Sometimes", "replicas=3"]
+)
+def test_a_mistyped_value_is_refused(setting: str) -> None:
+    """The schema names the value, instead of ignoring it."""
+    done = helm("template", "daybreak", str(CHART), "--set", setting)
+    assert done.returncode != 0
+    name = setting.split("=")[0].split(".")[-1]
+    assert name in done.stderr
+
+
+def test_every_value_is_in_the_schema_and_documented() -> None:
+    """values.yaml and values.schema.json name the same values."""
+
+    def names(node: Any, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in node.items():
+            found.add(f"{prefix}{key}")
+            if isinstance(value, dict) and value:
+                found |= names(value, f"{prefix}{key}.")
+        return found
+
+    def declared(schema: Any, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in schema.get("properties", {}).items():
+            found |= {f"{prefix}{key}"} | declared(value, f"{prefix}{key}.")
+        return found
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    free = ("resources.requests.", "resources.limits.", "dashboards.labels.")
+    written = {name for name in names(values) if not name.startswith(free)}
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert written == declared(schema) - {"global"}
