@@ -1,8 +1,9 @@
 """The judge of shapes: finds the coloured objects of an image and compares them with a scene.
 
-A pixel belongs to the colour whose direction in RGB it has, where it is bright enough; connected
-pixels of one colour are an object; its shape is the one whose rendering into the same bounding box
-overlaps it most.
+A pixel belongs to the colour whose direction in RGB it has, where it is bright enough, or to none
+of them; connected pixels of one colour are an object; its shape is the one whose rendering into the
+same bounding box overlaps it most. What has no colour, shape or size of ours is an object all the
+same: nobody asked for it, so it spoils the image.
 """
 
 from __future__ import annotations
@@ -26,18 +27,24 @@ from daybreak_trainer.prepare.shapes import (
 
 _PRESENT = 0.5
 """A pixel shows an object where it has at least this share of the object's brightness."""
+_SAME_COLOUR = 0.96
+"""Cosine of the angle in RGB within which a pixel has a colour; white and grey are further off."""
 _SMALLEST_AREA = 0.015
 """Of the image; smaller specks are noise, the smallest real triangle covers 0.04."""
 _MIN_OVERLAP = 0.6
 """Intersection over union with the best template; below it, the thing has no shape of ours."""
+_LARGEST_SIDE = 0.6
+"""Of the image; real things reach 0.4, a colour that fills the image is no thing."""
+_MIN_ASPECT = 0.7
+"""Shorter over longer side of the bounding box; real things have 1, give or take a pixel."""
 _SUPERSAMPLING = 8
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object in an image; `place` in units of the image's side."""
+    """An object in an image; `place` in units of the image's side. None: not one of ours."""
 
-    colour: str
+    colour: str | None
     shape: str | None
     place: Placed
 
@@ -66,13 +73,14 @@ def find(image: npt.NDArray[np.uint8]) -> list[Found]:
     from scipy import ndimage
 
     pixels = image.astype(np.float64)
-    names = list(COLOURS)
-    palette = np.array([COLOURS[name] for name in names], dtype=np.float64)
+    names: list[str | None] = [*COLOURS, None]
+    palette = np.array(list(COLOURS.values()), dtype=np.float64)
     strengths = np.linalg.norm(palette, axis=1)
     length = np.linalg.norm(pixels, axis=2)
     likeness = pixels @ (palette / strengths[:, None]).T
     nearest = likeness.argmax(axis=2)
     present = length >= _PRESENT * strengths[nearest]
+    nearest[likeness.max(axis=2) < _SAME_COLOUR * length] = len(COLOURS)
     found = []
     for number, colour in enumerate(names):
         labels, count = ndimage.label(present & (nearest == number))
@@ -83,7 +91,7 @@ def find(image: npt.NDArray[np.uint8]) -> list[Found]:
     return found
 
 
-def _object(colour: str, mask: npt.NDArray[np.bool_]) -> Found:
+def _object(colour: str | None, mask: npt.NDArray[np.bool_]) -> Found:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     cut = mask[top:bottom, left:right]
@@ -93,8 +101,13 @@ def _object(colour: str, mask: npt.NDArray[np.bool_]) -> Found:
     }
     best = max(overlaps, key=lambda shape: overlaps[shape])
     side = mask.shape[0]
+    ours = (
+        overlaps[best] >= _MIN_OVERLAP
+        and max(cut.shape) <= _LARGEST_SIDE * side
+        and min(cut.shape) >= _MIN_ASPECT * max(cut.shape)
+    )
     place = Placed((left + right) / 2 / side, (top + bottom) / 2 / side, (right - left) / side)
-    return Found(colour, best if overlaps[best] >= _MIN_OVERLAP else None, place)
+    return Found(colour, best if ours else None, place)
 
 
 @lru_cache(maxsize=1024)
