@@ -1,0 +1,145 @@
+"""`prepare`: a whole dataset or none, the same bytes for the same request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.mds import open_dataset
+from daybreak_trainer.prepare import digits, shapes
+from daybreak_trainer.prepare.prepare import prepare
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Every file is equal, so the fingerprint is; another seed gives another dataset."""
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        prepare("shapes", tmp_path / name, count=30, seed=seed, shard_bytes=1 << 13)
+    one, two, three = (files(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two
+    assert len(one) > 3  # more than one shard
+    assert one["index.json"] != three["index.json"]
+
+
+def test_what_is_read_is_what_was_drawn(tmp_path: Path) -> None:
+    """Pixels, captions and ids come back losslessly and in order, across shards."""
+    card = prepare("shapes", tmp_path / "out", count=20, seed=5, shard_bytes=1 << 13)
+    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
+    assert len(dataset) == card.samples == 20
+    assert dataset.resolution == 32
+    for scene, number in shapes.training_scenes(20, seed=5):
+        drawn = shapes.render(scene, 32, np.random.default_rng([5, 1, number]))
+        sample = dataset.get(number)
+        assert np.array_equal(sample.image, drawn.transpose(2, 0, 1))
+        assert sample.caption == scene.caption
+
+
+def test_digits_are_the_generators_part_only(tmp_path: Path) -> None:
+    """No image of the judge's gets into the training set; provenance and licence are recorded."""
+    card = prepare("digits", tmp_path / "out")
+    generator = digits.load("generator")
+    assert card.samples == len(generator.labels)
+    assert "CC BY 4.0" in card.licence
+    assert set(card.vocabulary) == {"the", "handwritten", "digit", *digits.WORDS}
+    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
+    allowed = {digits.render(image, 16).tobytes() for image in generator.images}
+    read = (dataset.get(number).image.transpose(1, 2, 0) for number in range(len(dataset)))
+    assert {np.ascontiguousarray(image).tobytes() for image in read} == allowed
+
+
+def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
+    """The user's own images, with the words of their captions, whatever the punctuation."""
+    source = tmp_path / "images"
+    source.mkdir()
+    for name, caption in (("a", "A red box!"), ("b", "the Red boat")):
+        Image.new("RGB", (40, 20), "red").save(source / f"{name}.png")
+        (source / f"{name}.txt").write_text(caption)
+    card = prepare(str(source), tmp_path / "out", resolution=16)
+    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
+    assert card.vocabulary == dataset.vocabulary == ("!", "a", "boat", "box", "red", "the")
+    assert [dataset.get(i).id for i in range(2)] == ["a.png", "b.png"]
+    assert dataset.get(0).image.shape == (3, 16, 16)
+
+
+def test_progress_counts_to_the_end(tmp_path: Path) -> None:
+    """A progress bar can be drawn from it: every sample once, of a total known from the start."""
+    seen: list[tuple[int, int]] = []
+    prepare(
+        "shapes", tmp_path / "out", count=5, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(number, 5) for number in range(1, 6)]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    """An image that turns out unreadable late ends the work without a dataset or a remnant."""
+    source = tmp_path / "images"
+    source.mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(source / f"{name}.png")
+        (source / f"{name}.txt").write_text(name)
+    (source / "b.png").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"b\.png"):
+        prepare(str(source), tmp_path / "out", resolution=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C in the middle: no folder has the dataset's name, and no temporary one stays."""
+
+    def interrupt(done: int, total: int) -> None:
+        assert not (tmp_path / "out").exists()
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("shapes", tmp_path / "out", count=10, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
+    """A folder with anything in it, or a file, is refused and left as it was."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "folder", tmp_path / "file"):
+        with pytest.raises(DatasetError, match=f"{out} exists already"):
+            prepare("shapes", out, count=2)
+    assert (tmp_path / "folder" / "precious").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    """`mkdir out` before `daybreak prepare` is no mistake; others may read the result."""
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare("shapes", out, count=2)
+    assert json.loads((out / "dataset.json").read_text())["samples"] == 2
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_dataset_of_nothing_is_refused(tmp_path: Path, count: int) -> None:
+    """Zero does not mean "the default"."""
+    with pytest.raises(DatasetError, match="at least one"):
+        prepare("shapes", tmp_path / "out", count=count)
+
+
+def test_an_unknown_source_names_the_generators(tmp_path: Path) -> None:
+    """A typo in `shapes` reads as a folder that is not there; the message knows both."""
+    with pytest.raises(DatasetError, match="digits, shapes"):
+        prepare(str(tmp_path / "shape"), tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """A parent that is a file gives a message, not a traceback."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatasetError, match="cannot be written"):
+        prepare("shapes", tmp_path / "file" / "out", count=2)
