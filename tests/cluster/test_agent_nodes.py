@@ -44,7 +44,7 @@ def sleeper(node: str) -> dict[str, object]:
     container = {
         "name": "main",
         "image": "none",
-        "command": ["bash", "-c", "sleep 100 & sleep 100"],
+        "command": ["bash", "-c", "trap 'exit 0' TERM; sleep 100 & wait"],
         "resources": resources,
     }
     return {

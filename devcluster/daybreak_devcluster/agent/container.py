@@ -31,6 +31,8 @@ class Surroundings:
     grace_seconds: float
     prepare: Callable[[Json], Awaitable[Command]]
     """Makes the command; waits for what is not there yet. Raises `EndingError` with the pod."""
+    seconds_left: Callable[[], float | None]
+    """Until everything has to be dead, or None while the pod is not ending."""
     pause: Callable[[float], Awaitable[None]]
     """Sleeps. Raises `EndingError` with the pod."""
     changed: Callable[[], None]
@@ -138,6 +140,8 @@ class Container:
         probes = self._start_probes()
         around.event("Normal", "Started", f"started container {state.name}")
         around.changed()
+        if (left := around.seconds_left()) is not None:  # the end was asked for while it started
+            self.stop(left)
         try:
             code = await sandbox.wait()
         finally:

@@ -24,7 +24,12 @@ def hostname(pod: Json) -> str:
 def hosts_file(pod: Json, pod_ip: str, pods: Iterable[Json], services: Iterable[Json]) -> str:
     """The content of one pod's /etc/hosts."""
     namespace = pod["metadata"]["namespace"]
-    lines = [_own_line(pod, pod_ip)]
+    own = _own_names(pod)
+    aliases = [
+        f"{alias['ip']}\t{' '.join(alias.get('hostnames') or ())}\n"
+        for alias in pod["spec"].get("hostAliases") or ()
+    ]
+    lines = []
     by_namespace: dict[str, list[Json]] = {}
     for other in pods:
         by_namespace.setdefault(other["metadata"]["namespace"], []).append(other)
@@ -35,8 +40,10 @@ def hosts_file(pod: Json, pod_ip: str, pods: Iterable[Json], services: Iterable[
         for other in by_namespace.get(place, ()):
             if _answers(service, other):
                 names = _names(service, other, short=place == namespace)
+                if other["metadata"]["uid"] == pod["metadata"]["uid"]:
+                    names = [name for name in names if name not in own]  # one answer a name
                 lines.append(f"{other['status']['podIP']}\t{' '.join(names)}\n")
-    return _LOCAL + lines[0] + "".join(sorted(set(lines[1:])))
+    return "".join([_LOCAL, f"{pod_ip}\t{' '.join(own)}\n", *aliases, *sorted(set(lines))])
 
 
 def rewrite(path: Path, content: str) -> None:
@@ -54,12 +61,11 @@ def rewrite(path: Path, content: str) -> None:
         os.close(descriptor)
 
 
-def _own_line(pod: Json, pod_ip: str) -> str:
-    name, spec = hostname(pod), pod["spec"]
-    if not spec.get("subdomain"):
-        return f"{pod_ip}\t{name}\n"
-    full = f"{name}.{spec['subdomain']}.{pod['metadata']['namespace']}.{_DOMAIN}"
-    return f"{pod_ip}\t{full} {name}\n"
+def _own_names(pod: Json) -> list[str]:
+    name, subdomain = hostname(pod), pod["spec"].get("subdomain")
+    if not subdomain:
+        return [name]
+    return [f"{name}.{subdomain}.{pod['metadata']['namespace']}.{_DOMAIN}", name]
 
 
 def _answers(service: Json, pod: Json) -> bool:

@@ -132,7 +132,7 @@ def not_enforced(pod: Json) -> list[str]:
     for name in ("fsGroup", "supplementalGroups", "sysctls", "seLinuxOptions", "appArmorProfile"):
         if pod_security.get(name):
             found.add(f"securityContext.{name}")
-    for name in ("dnsConfig", "hostAliases", "imagePullSecrets"):
+    for name in ("dnsConfig", "imagePullSecrets"):
         if spec.get(name):
             found.add(name)
     for volume in spec.get("volumes") or ():

@@ -60,7 +60,7 @@ class ContainerLog:
 
     def tail(self) -> str:
         """The end of the log, as a termination message that falls back to logs wants it."""
-        raw = self.path.read_bytes()[-4 * _TAIL_BYTES :].splitlines()[-_TAIL_LINES:]
+        raw = self.path.read_bytes().split(b"\n")[-_TAIL_LINES - 1 :]
         return b"".join(_text(line) for line in raw)[-_TAIL_BYTES:].decode(errors="replace")
 
     def first_line(self) -> str:
@@ -75,7 +75,7 @@ class ContainerLog:
             first = True
             while True:
                 changed, ended = self._changed, self.closed
-                lines = handle.read().splitlines(keepends=True)
+                lines = handle.readlines()  # not splitlines(): a \r ends no line
                 if first and query.since:
                     lines = [line for line in lines if line.split(b" ", 1)[0] >= query.since]
                 if first and query.tail_lines is not None:
@@ -104,7 +104,7 @@ class LogQuery:
 
 
 def _text(line: bytes, timestamps: bool = False) -> bytes:
-    parts = line.rstrip(b"\n").split(b" ", 3)
+    parts = line.removesuffix(b"\n").split(b" ", 3)
     if len(parts) < 4:  # cut by a read of the file's end
         return b""
     time, _stream, flag, text = parts

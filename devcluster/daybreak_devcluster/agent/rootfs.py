@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_SHM_BYTES = 64 * 1024**2  # of /dev/shm, where no volume is mounted: as container runtimes do
 _NOT_BOUND = frozenset({"proc", "dev", "tmp"})
 
 
@@ -37,8 +38,11 @@ class HostView:
     """Folders with the cluster's own secrets: empty in a sandbox."""
 
 
-def root_options(mounts: Iterable[Mount], view: HostView, *, writable_tmp: bool) -> list[str]:
-    """bubblewrap's options that build the file system of one container.
+def root_options(
+    mounts: Iterable[Mount], view: HostView, *, writable_tmp: bool, gpus: bool
+) -> list[str]:
+    """bubblewrap's options that build the file system of one container; `gpus` shows it the host's
+    GPUs, if there are any.
 
     Raises `OSError` where a folder that has to be rebuilt cannot be listed, and `ValueError` where
     a mount would hide the checkout's environment.
@@ -55,7 +59,7 @@ def root_options(mounts: Iterable[Mount], view: HostView, *, writable_tmp: bool)
                     "pods run with: mount the volume elsewhere"
                 )
     rebuilt = _to_rebuild(resolved)
-    options = [*_host_root(), "--proc", "/proc", *_devices(), "--tmpfs", "/tmp"]
+    options = [*_host_root(), "--proc", "/proc", *_devices(gpus), "--tmpfs", "/tmp"]
     for path in view.keep:
         if path.is_relative_to("/tmp"):
             options += ["--ro-bind", str(path), str(path)]
@@ -67,7 +71,7 @@ def root_options(mounts: Iterable[Mount], view: HostView, *, writable_tmp: bool)
     for mount in resolved:
         options += _mount_options(mount, resolved)
     targets = {mount.target for mount in resolved}
-    for folder in [*rebuilt, *([] if writable_tmp else ["/tmp"]), "/"]:
+    for folder in [*rebuilt, *([] if writable_tmp else ["/tmp"]), "/dev", "/"]:
         if folder not in targets:
             options += ["--remount-ro", folder]
     return options
@@ -106,16 +110,20 @@ def _bind_back(entry: "os.DirEntry[str]") -> list[str]:
     return ["--ro-bind-try", entry.path, entry.path]  # it may vanish while we look
 
 
-def _devices() -> list[str]:
+def _devices(gpus: bool) -> list[str]:
     """A /dev without pseudo-terminals: those would need a second user namespace, in which commands
     (exec probes) could not be started later by an ordinary user."""
-    options = ["--tmpfs", "/dev", "--dir", "/dev/shm"]
-    for name in _DEVICES:
-        options += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
+    options = ["--tmpfs", "/dev"]
+    for path in [*(f"/dev/{name}" for name in _DEVICES), *(_gpu_devices() if gpus else ())]:
+        options += ["--dev-bind-try", path, path]
     links = {"fd": "fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
     for name, target in links.items():
         options += ["--symlink", f"/proc/self/{target}", f"/dev/{name}"]
-    return options
+    return [*options, "--size", str(_SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm"]
+
+
+def _gpu_devices() -> list[str]:
+    return sorted(str(path) for path in Path("/dev").glob("nvidia*"))
 
 
 def _to_rebuild(mounts: Sequence[Mount]) -> list[str]:

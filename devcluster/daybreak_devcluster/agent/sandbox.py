@@ -98,7 +98,7 @@ async def start(command: Command, output: Output) -> Sandbox:
     arguments = _in_memory("\0".join(options).encode())
     try:
         process = await asyncio.create_subprocess_exec(
-            *(_program(), "--args", str(arguments), "--json-status-fd", str(status_write)),
+            *(_bubblewrap(), "--args", str(arguments), "--json-status-fd", str(status_write)),
             *("--", *command.argv),
             env=dict(command.environment),
             stdin=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ async def start(command: Command, output: Output) -> Sandbox:
 def check() -> None:
     """Try an empty sandbox. Raises `SandboxError` where pods could not run on this machine."""
     options = [*_BASE, "--ro-bind", "/", "/", "--proc", "/proc"]
-    done = subprocess.run([_program(), *options, "--", "true"], capture_output=True, text=True)
+    done = subprocess.run([_bubblewrap(), *options, "--", "true"], capture_output=True, text=True)
     if done.returncode != 0:
         raise SandboxError(
             f"bubblewrap cannot make a sandbox here: {done.stderr.strip()}. Pods need user, mount "
@@ -143,7 +143,16 @@ async def run_inside(
     Returns its exit code and the last of its output; -1 where it took longer than `seconds`.
     """
     process = await asyncio.create_subprocess_exec(
-        *("nsenter", "--target", str(pid), "--user", "--mount", "--pid", "--uts", "--ipc"),
+        *(
+            _program("nsenter", "util-linux"),
+            "--target",
+            str(pid),
+            "--user",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+        ),
         *("--preserve-credentials", f"--wdns={working_dir}", "--", *argv),
         env=dict(environment),
         stdin=subprocess.DEVNULL,
@@ -161,12 +170,14 @@ async def run_inside(
     return (code if code >= 0 else 128 - code), output[-1024:].decode(errors="replace").strip()
 
 
-def _program() -> str:
-    path = shutil.which("bwrap")
+def _bubblewrap() -> str:
+    return _program("bwrap", "bubblewrap")
+
+
+def _program(name: str, package: str) -> str:
+    path = shutil.which(name)
     if path is None:
-        raise SandboxError(
-            "bubblewrap is not installed: pods run in its sandboxes (apt-get install bubblewrap)"
-        )
+        raise SandboxError(f"{name} is not installed: pods run with it (apt-get install {package})")
     return path
 
 

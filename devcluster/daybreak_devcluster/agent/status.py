@@ -60,6 +60,12 @@ class ContainerState:
         self.waiting = self.running_since = None
         self.started = self.ready = False
 
+    def end_unseen(self) -> None:
+        """Its pod is over: where it was not started, it never will be."""
+        if self.terminated is None:
+            text = "the container was not started, or its end was not seen"
+            self.end(UNKNOWN_EXIT_CODE, "ContainerStatusUnknown", text)
+
     def to_json(self) -> Json:
         """One entry of `containerStatuses`."""
         if self.terminated is not None:
@@ -84,7 +90,6 @@ class ContainerState:
 def phase(
     init: Sequence[ContainerState],
     main: Sequence[ContainerState],
-    restart_policy: str,
     *,
     ended: bool,
 ) -> str:

@@ -72,8 +72,7 @@ class Provisioner:
             _check(spec, path)
             path.mkdir(parents=True, exist_ok=True)
         except (ValueError, OSError) as error:
-            about = {**claim, "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
-            self._events.write(about, "Warning", "ProvisioningFailed", str(error))
+            self._fail(claim, str(error))
             return
         reference = {key: metadata[key] for key in ("name", "namespace", "uid")}
         body = {
@@ -96,7 +95,14 @@ class Provisioner:
                 "hostPath": {"path": str(path)},
             },
         }
-        await _unless_there(lambda: self._api.post("/api/v1/persistentvolumes", body))
+        try:
+            await _unless_there(lambda: self._api.post("/api/v1/persistentvolumes", body))
+        except ApiError as error:
+            self._fail(claim, str(error))
+
+    def _fail(self, claim: Json, message: str) -> None:
+        about = {**claim, "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+        self._events.write(about, "Warning", "ProvisioningFailed", message)
 
     async def _reclaim(self, volume: Json) -> None:
         metadata, spec = volume["metadata"], volume["spec"]

@@ -49,6 +49,7 @@ class PodVolumes:
         Raises `NotReadyError` where something that a volume shows is missing, and `ValueError`
         where a volume can never be made.
         """
+        self.close()
         for volume in self._pod["spec"].get("volumes") or ():
             self._sources[volume["name"]] = await self._make(volume)
 
@@ -56,6 +57,7 @@ class PodVolumes:
         """Stop renewing tokens."""
         for task in self._renewals:
             task.cancel()
+        self._renewals.clear()
 
     def mounts(self, container: Json, environment: dict[str, str]) -> Iterator[Mount]:
         """The mounts of one container, from its `volumeMounts`."""
@@ -168,13 +170,13 @@ class PodVolumes:
         """The folder of the persistent volume that a claim is bound to."""
         namespace = self._pod["metadata"]["namespace"]
         try:
-            found = await self._api.get(
-                f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}"
-            )
+            path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}"
+            found = await persistently(lambda: self._api.get(path))
             volume_name = found["spec"].get("volumeName")
             if found.get("status", {}).get("phase") != "Bound" or not volume_name:
                 raise NotReadyError(f"PersistentVolumeClaim {claim!r} is not bound")
-            volume = await self._api.get(f"/api/v1/persistentvolumes/{volume_name}")
+            volume_path = f"/api/v1/persistentvolumes/{volume_name}"
+            volume = await persistently(lambda: self._api.get(volume_path))
         except ApiError as error:
             raise NotReadyError(f"PersistentVolumeClaim {claim!r}: {error}") from None
         for kind in ("hostPath", "local"):
