@@ -1,0 +1,34 @@
+"""A decision becomes API calls, each of them idempotent, in the order that `decide` relies on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.cluster import Cluster
+from daybreak_operator.decide import Decision
+
+
+def stored(decision: Decision) -> dict[str, Any]:
+    """The status as the API server keeps it."""
+    return decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+async def act(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
+    """Events, then the status, then children, then Jobs.
+
+    Raises:
+        ConflictError: the run changed meanwhile; nothing that depends on the status was done.
+        ForeignObjectError: a child's name is taken.
+    """
+    for note in decision.events:
+        await cluster.record(run, note)
+    before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if (after := stored(decision)) != before:
+        await cluster.write_status(run, after)
+    for body in decision.ensure:
+        await cluster.ensure(run, body)
+    if decision.create_job is not None:
+        await cluster.ensure(run, decision.create_job)
+    for name in decision.delete_jobs:
+        await cluster.delete_job(run, name)

@@ -1,0 +1,46 @@
+"""What the watches have brought, by run. Filled by kopf's events, read by `observe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from daybreak_trainer.contract import LABEL_RUN
+
+Key = tuple[str, str]
+"""Namespace and name of a run."""
+Body = Mapping[str, Any]
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.runs: dict[Key, Body] = {}
+        self._children: dict[str, dict[Key, dict[str, Body]]] = {"Job": {}, "Pod": {}}
+
+    def run_event(self, kind: str | None, body: Body) -> Key:
+        """Notes a run's event and returns its key."""
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        if kind == "DELETED":
+            self.runs.pop(key, None)
+        else:
+            self.runs[key] = body
+        return key
+
+    def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:
+        """Notes a Job's or pod's event; returns the key of its run, if it names one."""
+        metadata = body["metadata"]
+        name = (metadata.get("labels") or {}).get(LABEL_RUN)
+        if name is None:
+            return None
+        key = (metadata["namespace"], name)
+        members = self._children[kind].setdefault(key, {})
+        if event == "DELETED":
+            members.pop(metadata["name"], None)
+            if not members:
+                del self._children[kind][key]
+        else:
+            members[metadata["name"]] = body
+        return key
+
+    def children(self, kind: str, key: Key) -> list[Body]:
+        return list(self._children[kind].get(key, {}).values())

@@ -1,0 +1,194 @@
+"""The Indexed Job of one attempt: a gang of worker pods that lives and dies together."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+from daybreak_operator.api.duration import Interval, seconds
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.api.spec import PersistentVolumeClaim, SecretRef
+from daybreak_operator.children import names
+from daybreak_operator.children.overlay import overlaid
+from daybreak_trainer import contract
+from daybreak_trainer.contract import EvaluationSettings, RunSettings, StreamSettings
+from daybreak_trainer.recipe import Recipe
+
+TRAINER = "trainer"
+_COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+_QUEUE_LABELS = ("kueue.x-k8s.io/", "scheduling.volcano.sh/", "volcano.sh/")
+
+
+def job(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
+    """Created once and never re-applied. Kueue and Volcano see their labels copied onto it."""
+    metadata = names.metadata(run, names.job_name(run, attempt), attempt)
+    metadata["labels"] |= {k: v for k, v in run.labels.items() if k.startswith(_QUEUE_LABELS)}
+    nodes = run.spec.workers.nodes
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": TRAINER,
+                            "operator": "NotIn",
+                            "values": [0],
+                        },
+                    },
+                ]
+            },
+            "template": overlaid(_pod(run, attempt, recipe), run.spec.workers.template, TRAINER),
+        },
+    }
+
+
+def claims(run: TrainingRun) -> dict[str, PersistentVolumeClaim]:
+    """Role → the claim mounted for it, with the field that names it in the message of an error."""
+    found = {
+        f"data-{number}": stream.persistent_volume_claim
+        for number, stream in enumerate(run.spec.data.streams)
+    }
+    found["checkpoint"] = run.spec.checkpoint.persistent_volume_claim
+    if run.spec.export is not None:
+        found["export"] = run.spec.export.persistent_volume_claim
+    return {role: claim for role, claim in found.items() if claim is not None}
+
+
+def secrets(run: TrainingRun) -> dict[str, SecretRef]:
+    """Role → the Secret mounted for it."""
+    found = {f"data-{n}": stream.secret_ref for n, stream in enumerate(run.spec.data.streams)}
+    found["checkpoint"] = run.spec.checkpoint.secret_ref
+    if run.spec.export is not None:
+        found["export"] = run.spec.export.secret_ref
+    return {role: secret for role, secret in found.items() if secret is not None}
+
+
+def settings(run: TrainingRun, attempt: int, recipe: Recipe) -> RunSettings:
+    """What the workers of one attempt are told beside the recipe."""
+    spec = run.spec
+    interval = Interval.parse(spec.checkpoint.interval)
+    streams = tuple(
+        StreamSettings(
+            url=_url(f"data-{number}", stream.url), weight=stream.weight, role=f"data-{number}"
+        )
+        for number, stream in enumerate(spec.data.streams)
+    )
+    return RunSettings(
+        name=run.name,
+        namespace=run.namespace,
+        uid=run.uid,
+        attempt=attempt,
+        nodes=spec.workers.nodes,
+        processes_per_node=spec.workers.processes_per_node,
+        master_address=f"{names.job_name(run, attempt)}-0.{names.service_name(run)}",
+        master_port=contract.rendezvous_port(run.namespace, run.name, attempt),
+        recipe_hash=recipe.hash,
+        streams=streams,
+        checkpoint_url=_url("checkpoint", spec.checkpoint.storage),
+        checkpoint_interval_seconds=interval.seconds,
+        checkpoint_interval_steps=interval.steps,
+        checkpoint_keep_last=spec.checkpoint.keep_last,
+        evaluation=EvaluationSettings(
+            prompts=spec.evaluation.prompts,
+            images=spec.evaluation.images,
+            benchmark=spec.evaluation.benchmark,
+        ),
+        export_url=_url("export", spec.export.storage) if spec.export else None,
+        grace_seconds=seconds(spec.termination_grace_period),
+    )
+
+
+def _url(role: str, storage: str | None) -> str:
+    return storage or str(contract.VOLUMES_DIR / role)
+
+
+def _pod(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
+    """Meets Pod Security's `restricted` level; holds no API token."""
+    volumes, mounts = _volumes(run, recipe)
+    return {
+        "metadata": {"labels": names.labels(run, attempt)},
+        "spec": {
+            "restartPolicy": "Never",
+            "subdomain": names.service_name(run),
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": ceil(seconds(run.spec.termination_grace_period)),
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "runAsGroup": 1000,
+                "fsGroup": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(run, attempt, recipe, mounts)],
+            "volumes": volumes,
+        },
+    }
+
+
+def _container(
+    run: TrainingRun, attempt: int, recipe: Recipe, mounts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    def field(name: str, path: str) -> dict[str, Any]:
+        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+    probe = {"httpGet": {"path": "/healthz", "port": contract.HTTP_PORT}}
+    return {
+        "name": TRAINER,
+        "image": run.spec.workers.image,
+        "command": ["python", "-m", "daybreak_trainer.launch"],
+        "env": [
+            {"name": contract.ENV_RUN, "value": settings(run, attempt, recipe).to_json()},
+            field(contract.ENV_NODE_INDEX, _COMPLETION_INDEX),
+            field(contract.ENV_POD_NAME, "metadata.name"),
+            field(contract.ENV_POD_IP, "status.podIP"),
+        ],
+        "ports": [{"name": "http", "containerPort": contract.HTTP_PORT}],
+        "readinessProbe": {**probe, "periodSeconds": 5},
+        "resources": run.spec.workers.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": mounts,
+    }
+
+
+def _volumes(run: TrainingRun, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    scratch = {"sizeLimit": run.spec.data.cache.size_limit}
+    volumes: list[dict[str, Any]] = [
+        {"name": "work", "emptyDir": scratch},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "recipe", "configMap": {"name": names.config_name(run, recipe.hash)}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "work", "mountPath": str(contract.WORK_DIR)},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "recipe", "mountPath": str(contract.RECIPE_PATH.parent), "readOnly": True},
+    ]
+    for role, claim in claims(run).items():
+        is_data = role.startswith("data-")
+        source = {"claimName": claim.claim_name}
+        volumes.append({"name": f"volume-{role}", "persistentVolumeClaim": source})
+        mount = {"name": f"volume-{role}", "mountPath": str(contract.VOLUMES_DIR / role)}
+        mounts.append(
+            mount
+            | ({"subPath": claim.sub_path} if claim.sub_path else {})
+            | ({"readOnly": True} if is_data else {})
+        )
+    for role, secret in secrets(run).items():
+        volumes.append({"name": f"secret-{role}", "secret": {"secretName": secret.name}})
+        path = str(contract.SECRETS_DIR / role)
+        mounts.append({"name": f"secret-{role}", "mountPath": path, "readOnly": True})
+    return volumes, mounts

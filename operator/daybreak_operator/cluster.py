@@ -1,0 +1,158 @@
+"""The API server, as far as the operator needs it: reads by name, and idempotent writes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
+
+from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
+from daybreak_operator.decide import EventNote
+
+_TIMEOUT_SECONDS = 10
+COMPONENT = "daybreak-operator"
+
+
+class ConflictError(Exception):
+    """The object changed since it was read; look again."""
+
+
+class ForeignObjectError(Exception):
+    """An object with a child's name that is not ours; the message names it."""
+
+
+class Cluster:
+    """Raises `ApiException` for what it does not handle itself; the controller tries again."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._core = client.CoreV1Api(api)
+        self._batch = client.BatchV1Api(api)
+        self._custom = client.CustomObjectsApi(api)
+
+    async def ensure(self, run: TrainingRun, body: Mapping[str, Any]) -> None:
+        """Creates an object unless it is there and ours.
+
+        Raises:
+            ForeignObjectError: it is there and belongs to somebody else.
+        """
+        kind, name = body["kind"], body["metadata"]["name"]
+        create, read = {
+            "ConfigMap": (
+                self._core.create_namespaced_config_map,
+                self._core.read_namespaced_config_map,
+            ),
+            "Service": (self._core.create_namespaced_service, self._core.read_namespaced_service),
+            "Job": (self._batch.create_namespaced_job, self._batch.read_namespaced_job),
+        }[kind]
+        try:
+            await create(run.namespace, dict(body), _request_timeout=_TIMEOUT_SECONDS)
+        except ApiException as error:
+            if error.status != 409:
+                raise
+            found = await read(name, run.namespace, _request_timeout=_TIMEOUT_SECONDS)
+            owners = found.metadata.owner_references or []
+            if not any(owner.controller and owner.uid == run.uid for owner in owners):
+                raise ForeignObjectError(
+                    f"{kind} {name} exists and does not belong to this run; rename or delete it."
+                ) from None
+
+    async def delete_job(self, run: TrainingRun, name: str) -> None:
+        """In the foreground, so the Job is gone only when its pods are."""
+        try:
+            await self._batch.delete_namespaced_job(
+                name,
+                run.namespace,
+                propagation_policy="Foreground",
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            if error.status != 404:
+                raise
+
+    async def write_status(self, run: TrainingRun, status: Mapping[str, Any]) -> None:
+        """Replaces the status, if the run is still the one that was read.
+
+        Raises:
+            ConflictError: it is not.
+        """
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": run.name,
+                "namespace": run.namespace,
+                "uid": run.uid,
+                "resourceVersion": run.resource_version,
+            },
+            # The server keeps the stored spec; its schema asks for one all the same.
+            "spec": run.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+            | {"recipe": dict(run.raw_recipe)},
+            "status": dict(status),
+        }
+        try:
+            await self._custom.replace_namespaced_custom_object_status(
+                GROUP,
+                VERSION,
+                run.namespace,
+                PLURAL,
+                run.name,
+                body,
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            if error.status in (404, 409):
+                raise ConflictError from error
+            raise
+
+    async def missing(self, run: TrainingRun, kind: str, name: str) -> bool:
+        """Whether a PersistentVolumeClaim or Secret of the run's namespace does not exist."""
+        read = {
+            "PersistentVolumeClaim": self._core.read_namespaced_persistent_volume_claim,
+            "Secret": self._core.read_namespaced_secret,
+        }[kind]
+        try:
+            await read(name, run.namespace, _request_timeout=_TIMEOUT_SECONDS)
+        except ApiException as error:
+            if error.status == 404:
+                return True
+            raise
+        return False
+
+    async def record(self, run: TrainingRun, note: EventNote) -> None:
+        """Writes an Event once: its name follows from what it says."""
+        key = f"{run.uid}/{note.attempt}/{note.reason}/{note.message}"
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {
+                "name": f"{run.name}.{hashlib.sha256(key.encode()).hexdigest()[:16]}",
+                "namespace": run.namespace,
+            },
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": run.name,
+                "namespace": run.namespace,
+                "uid": run.uid,
+            },
+            "type": note.kind,
+            "reason": note.reason,
+            "message": note.message[:1024],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+        }
+        try:
+            await self._core.create_namespaced_event(
+                run.namespace, body, _request_timeout=_TIMEOUT_SECONDS
+            )
+        except ApiException as error:
+            if error.status != 409:
+                raise
