@@ -27,7 +27,9 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("kopf.activities").setLevel(logging.WARNING)
+    # kopf reports every event that it hands on; what came of it, the controller reports.
+    for noisy in ("kopf.activities", "kopf.objects"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     kopf.run(
         registry=registry(options.http_host, options.http_port),
         clusterwide=not options.namespace,

@@ -182,6 +182,9 @@ def _running(draft: _Draft, current: JobView, pods: tuple[PodView, ...]) -> None
     elif progress is not None and progress.first_step_at is not None:
         draft.values["phase"] = "Running"
         draft.reason, draft.message = progress.phase, progress.message or "training"
+    elif progress is None and draft.observation.run.status.phase == "Running":
+        # Worker 0 did not answer just now; what it does has not changed for that.
+        draft.reason, draft.message = "Unanswered", "worker 0 does not answer"
     else:
         draft.values["phase"] = "Starting"
         stuck = next((f"pod {p.name}: {p.waiting}" for p in pods if p.waiting), None)

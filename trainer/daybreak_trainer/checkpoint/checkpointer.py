@@ -63,7 +63,7 @@ class Checkpointer:
 
     def find(self) -> Search:
         """The commit to resume from; equal on every rank. Every rank reads a part of the files."""
-        return lineage.find(self._run, self._attempt, self._expected, self._damage)
+        return lineage.find(self._run, self._attempt + 1, self._expected, self._damage)
 
     def _damage(self, checkpoint: Storage, commit: Commit) -> str | None:
         mine = sorted(commit.files)[self._rank.rank :: self._rank.world]
@@ -76,7 +76,9 @@ class Checkpointer:
         """Writes down where this attempt starts from, before it commits anything."""
         self.latest = search.commit
         self._parent = search.commit.point if search.commit else None
-        if self._rank.is_first:
+        here = f"{attempt_folder(self._attempt)}/{ATTEMPT}"
+        # An attempt whose pods start a second time keeps the origin it first wrote down.
+        if self._rank.is_first and not self._run.exists(here):
             record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=self._parent)
             self._run.write(f"{attempt_folder(self._attempt)}/{ATTEMPT}", record.to_json().encode())
 

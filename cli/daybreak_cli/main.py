@@ -1,0 +1,254 @@
+"""The `daybreak` command. Each sub-command imports what it needs when it runs, so `--help` is quick
+and the commands that talk to a cluster work without the trainer's dependencies."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from daybreak_cli.errors import CommandError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train a text-to-image model from scratch on whatever GPUs a Kubernetes cluster has.\n\n"
+    "A cluster on this machine, without Docker or GPUs: `daybreak up`, then "
+    "`daybreak prepare digits data/digits`, `kubectl apply -f manifests/examples/digits.yaml`, "
+    "`daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
+    "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
+)
+console = Console()
+
+StateDir = Annotated[
+    Path | None, typer.Option(help="Where the cluster keeps its files; default: in the user cache.")
+]
+
+
+def _said_plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors a user can act on are one line on stderr and an exit code, never a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except CommandError as error:
+            typer.echo(f"daybreak: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@_said_plainly
+def up(
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="Nodes that run pods.")] = 1,
+    state_dir: StateDir = None,
+) -> None:
+    """Start a Kubernetes control plane on this machine; it stays until `daybreak down`.
+
+    The first start on a machine may build the programs, which takes minutes; it says so.
+    """
+    from daybreak_devcluster import background
+    from daybreak_devcluster.binaries import BinariesNotFoundError
+    from daybreak_devcluster.launch import StartError
+    from daybreak_devcluster.statedir import StateDirError
+
+    try:
+        info = background.up(nodes=nodes, state_dir=state_dir, console=Console(stderr=True))
+    except (BinariesNotFoundError, StartError, StateDirError) as error:
+        raise CommandError(str(error), exit_code=1) from None
+    console.print(
+        f"Kubernetes {info.version} is ready after {info.start_seconds:.1f} s. For this shell:"
+    )
+    console.print(f"export KUBECONFIG={info.kubeconfig}", soft_wrap=True, highlight=False)
+    console.print(f"export PATH={info.binaries}:$PATH", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@_said_plainly
+def down(state_dir: StateDir = None) -> None:
+    """End the cluster that `daybreak up` started and remove its files."""
+    from daybreak_devcluster import background
+    from daybreak_devcluster.statedir import StateDirError
+
+    try:
+        was_there = background.down(state_dir=state_dir)
+    except StateDirError as error:
+        raise CommandError(str(error)) from None
+    console.print("the cluster is gone" if was_there else "there was no cluster")
+
+
+@app.command()
+@_said_plainly
+def prepare(
+    source: Annotated[str, typer.Argument(help="`digits`, `shapes`, or a folder of images.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images in pixels; a folder needs it.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds the generators.")] = 0,
+) -> None:
+    """Write a dataset of MDS shards with hashes.
+
+    A folder has its captions in `captions.jsonl` (`{"file": "a.png", "caption": "..."}` a line) or
+    in a `.txt` beside each image.
+    """
+    from daybreak_trainer.data.errors import DatasetError
+    from daybreak_trainer.prepare.prepare import prepare as prepare_dataset
+
+    try:
+        with _bar("samples") as (bar, task):
+            card = prepare_dataset(
+                source,
+                out,
+                resolution=resolution,
+                count=count,
+                seed=seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except DatasetError as error:
+        raise CommandError(str(error)) from None
+    console.print(f"{out}: {card.samples} samples of {card.resolution} px")
+
+
+@app.command()
+@_said_plainly
+def watch(
+    name: Annotated[str, typer.Argument(help="The run.")],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n")] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(exists=True)] = None,
+) -> None:
+    """Follow a run live until it ends: stage, step, loss, images/s, ETA.
+
+    Exits with 0 where the run completed and 1 where it failed.
+    """
+    from daybreak_cli.watch import reason
+    from daybreak_cli.watch import watch as watch_run
+
+    run = watch_run(name, namespace, kubeconfig, console)
+    if run.get("status", {}).get("phase") == "Failed":
+        raise CommandError(f"{name} failed: {reason(run)}", exit_code=1)
+
+
+@app.command()
+@_said_plainly
+def sample(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw images from an exported model into a labelled grid."""
+    from daybreak_trainer.evaluate.grid import save_grid
+    from daybreak_trainer.evaluate.sampler import sample as draw
+
+    pipeline, sampling = _pipeline(model)
+    with _bar("images") as (bar, task):
+        images = draw(
+            pipeline,
+            prompts,
+            seed=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            **sampling,
+        )
+    save_grid(images, prompts, out)
+    console.print(f"wrote {out}")
+
+
+@app.command()
+@_said_plainly
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    benchmark: Annotated[Literal["digits", "shapes"], typer.Argument(help="What to ask for.")],
+    samples: Annotated[Path | None, typer.Option(help="PNG of the images to write.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Score a model: the share of images that show what a held-out prompt asks for.
+
+    The last line is JSON, for scripts.
+    """
+    from daybreak_trainer.evaluate.grid import save_grid
+    from daybreak_trainer.evaluate.sampler import sample as draw
+    from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
+
+    pipeline, sampling = _pipeline(model)
+    prompts = heldout_prompts(benchmark)
+    texts = [prompt.prompt for prompt in prompts]
+    with _bar("images") as (bar, task):
+        images = draw(
+            pipeline,
+            texts,
+            seed=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            **sampling,
+        )
+    if samples is not None:
+        save_grid(images, texts, samples)
+    score = evaluate_images(benchmark, images, prompts)
+    table = Table("tag", "alignment", "judge on real images")
+    for tag, value in score.alignment_by_tag.items():
+        table.add_row(tag, f"{value:.3f}", f"{score.judge_accuracy[tag]:.3f}")
+    table.add_row("mean", f"{score.alignment:.3f}", "", style="bold")
+    Console(stderr=True).print(table)
+    result = {"alignment": score.alignment, "alignmentByTag": score.alignment_by_tag}
+    typer.echo(json.dumps(result))
+
+
+def _pipeline(model: Path) -> tuple[object, dict[str, float]]:
+    """An exported pipeline, and how its recipe samples."""
+    from daybreak_trainer.export.pipeline import RECIPE_FILE
+
+    if not (model / "model_index.json").is_file():
+        raise CommandError(f"{model} is not an exported model: it has no model_index.json")
+    try:
+        sampling = json.loads((model / RECIPE_FILE).read_text())["sampling"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CommandError(f"{model / RECIPE_FILE}: not a Daybreak export: {error!r}") from None
+    from diffusers import PRXPixelPipeline
+
+    with console.status("loading the model"):
+        pipeline = PRXPixelPipeline.from_pretrained(model)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, {"steps": sampling["steps"], "guidance": sampling["guidance"]}
+
+
+class _bar:  # noqa: N801 (used as a function)
+    """A progress bar on stderr: `with _bar("samples") as (bar, task)`."""
+
+    def __init__(self, what: str) -> None:
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+
+    def __enter__(self) -> tuple[Progress, TaskID]:
+        self._bar.start()
+        return self._bar, self._bar.add_task("work", total=None)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
