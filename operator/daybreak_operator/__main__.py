@@ -7,6 +7,7 @@ import logging
 import os
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from daybreak_operator.handlers import registry
 from daybreak_trainer.contract import ENV_POD_IP
@@ -35,6 +36,9 @@ def main() -> None:
         clusterwide=not options.namespace,
         namespaces=options.namespace,
         standalone=True,
+        # Not used without peering, but kopf would look up the user's name, and a pod's user has
+        # none.
+        identity=Identity("daybreak-operator"),
     )
 
 
