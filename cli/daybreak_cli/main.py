@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -216,7 +216,7 @@ def evaluate(
     typer.echo(json.dumps(result))
 
 
-def _pipeline(model: Path) -> tuple[object, dict[str, float]]:
+def _pipeline(model: Path) -> tuple[object, dict[str, Any]]:
     """An exported pipeline, and how its recipe samples."""
     from daybreak_trainer.export.pipeline import RECIPE_FILE
 

@@ -73,7 +73,7 @@ class PodView:
     def of(cls, body: Mapping[str, Any]) -> PodView:
         metadata, status = body["metadata"], body.get("status") or {}
         conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
-        container = next(
+        container: Mapping[str, Any] = next(
             (c for c in status.get("containerStatuses") or [] if c["name"] == _TRAINER), {}
         )
         state = container.get("state") or {}

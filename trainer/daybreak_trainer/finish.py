@@ -103,8 +103,8 @@ class Finisher:
             return
         evaluation = self._settings.run.evaluation
         labels = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
-        every = max(1, len(labels) // _GRID_IMAGES)
-        chosen = list(range(0, len(labels), every))[:_GRID_IMAGES]
+        shown = min(_GRID_IMAGES, len(labels))
+        chosen = [number * len(labels) // shown for number in range(shown)]
         save_grid(images[chosen], [labels[i] for i in chosen], folder / SAMPLES_FILE)
         if evaluation.benchmark is None:
             return

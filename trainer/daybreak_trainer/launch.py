@@ -249,7 +249,9 @@ def main(rank_main: RankMain | None = None) -> int:
     address = os.environ.get(contract.ENV_POD_IP, "127.0.0.1")
     server = WorkerServer(address, contract.HTTP_PORT, progress)
     if rank_main is None:
-        from daybreak_trainer.train import main as rank_main
+        from daybreak_trainer import train
+
+        rank_main = train.main
     _await_name(run.master_address)
     ending = run_ranks(run, int(os.environ.get(contract.ENV_NODE_INDEX, "0")), rank_main)
     termination = conclude(ending, read_records(work_dir))

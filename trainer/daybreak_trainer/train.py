@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from math import isfinite
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,7 +180,7 @@ class Trainer:
         self.progress.learning_rate = rate * factor
         loss_share = self.loss(batch)
         # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
-        (loss_share * self.rank.world).backward()
+        (loss_share * self.rank.world).backward()  # type: ignore[no-untyped-call]
         if self._clipped(loss_share):
             self.optimizer.step()
             self.step += 1
@@ -272,7 +273,7 @@ class Trainer:
             self.standing.checkpoint = self.checkpointer.reference
         self.progress.resumed(self.checkpointer.reference, search.skipped, self.training_seconds)
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """Everything a commit holds as tensors; model and EMA are the live ones, not copies."""
         return {
             "model": get_model_state_dict(self.model),

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.filesystem import (
+    FileSystemBase,
+    FileSystemReader,
+    FileSystemWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.storage import Storage
@@ -68,14 +73,14 @@ def save(
     One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors.
     """
     files = _StorageFileSystem(storage)
-    writer = dcp.FileSystemWriter("", thread_count=1, sync_files=False)
-    writer.fs, writer.path = files, ""
-    dcp.save(state, storage_writer=writer, process_group=group)
+    writer = FileSystemWriter("", thread_count=1, sync_files=False)
+    writer.fs, writer.path = files, ""  # type: ignore[assignment]
+    dcp_save(state, storage_writer=writer, process_group=group)
     return files.written
 
 
 def load(state: dict[str, Any], storage: Storage, group: dist.ProcessGroup | None) -> None:
     """Fills `state`'s tensors in place, whatever number of ranks wrote them."""
-    reader = dcp.FileSystemReader("")
-    reader.fs, reader.path = _StorageFileSystem(storage), ""
-    dcp.load(state, storage_reader=reader, process_group=group)
+    reader = FileSystemReader("")
+    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
+    dcp_load(state, storage_reader=reader, process_group=group)

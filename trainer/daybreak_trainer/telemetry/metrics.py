@@ -122,5 +122,5 @@ def train_metrics() -> TrainMetrics:
 def exposition() -> bytes:
     """All ranks' metrics in Prometheus' text format."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
