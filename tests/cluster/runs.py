@@ -121,3 +121,10 @@ class Bench:
         commits = sorted((self.folder / "checkpoints" / name).glob("run-*/attempt-*/step-*"))
         lines = (commits[-1] / "history.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
+
+    def origin(self, name: str, attempt: int) -> Run | None:
+        """The commit that an attempt resumed from; None where it began afresh."""
+        pattern = f"run-*/attempt-{attempt:04d}/ATTEMPT.json"
+        (file,) = (self.folder / "checkpoints" / name).glob(pattern)
+        parent: Run | None = json.loads(file.read_text()).get("parent")
+        return parent

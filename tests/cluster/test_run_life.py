@@ -92,6 +92,7 @@ def test_a_killed_rank_costs_an_attempt_and_nothing_else(
     status = bench.end("killed")
     assert status["phase"] == "Complete", bench.events("killed")
     assert (status["attempt"], status["restarts"]) == (2, 1)
+    assert bench.origin("killed", 2) is not None
     _same(bench.journal("killed"), undisturbed)
 
 
@@ -108,6 +109,7 @@ def test_a_deleted_pod_is_a_checkpoint_and_a_free_restart(
     status = bench.end("deleted")
     assert status["phase"] == "Complete", bench.events("deleted")
     assert (status["attempt"], status["restarts"]) == (2, 0)
+    assert bench.origin("deleted", 2) is not None
     _same(bench.journal("deleted"), undisturbed)
 
 
@@ -126,6 +128,8 @@ def test_scaling_goes_on_with_the_same_global_batches(
     status = bench.end("scaled")
     assert status["phase"] == "Complete", bench.events("scaled")
     assert (status["attempt"], status["restarts"]) == (3, 0)
+    assert bench.origin("scaled", 2) is not None
+    assert bench.origin("scaled", 3) is not None
     journal = bench.journal("scaled")
     assert {line["world"] for line in journal} == {1, 2}
     _same(journal, undisturbed)
@@ -151,6 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     status = bench.end("damaged")
     assert status["phase"] == "Complete", bench.events("damaged")
     assert f"{newest.name} was passed over: file __0_0.distcp is damaged" in bench.events("damaged")
+    assert bench.origin("damaged", 2) is not None
     _same(bench.journal("damaged"), undisturbed)
 
 

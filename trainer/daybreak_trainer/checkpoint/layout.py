@@ -67,7 +67,9 @@ class Commit(Message):
     attempt: int
     step: int = Field(ge=0, description="Optimizer steps done.")
     samples: int = Field(ge=0, description="Samples trained on: the position of the next one.")
-    parent: CommitPoint | None
+    parent: CommitPoint | None = Field(
+        default=None, description="The commit before it in the lineage; absent for the first."
+    )
     recipe_hash: str
     dataset_fingerprint: str
     training_seconds: float

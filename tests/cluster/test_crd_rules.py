@@ -1,0 +1,142 @@
+"""The API server refuses a wrong run at once, and says which field is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daybreak_devcluster.cluster import Cluster
+from daybreak_operator.api import crd
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+VALID: dict[str, Any] = {
+    "apiVersion": "daybreak.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "metadata": {"name": "valid"},
+    "spec": {
+        "workers": {"image": "trainer"},
+        "data": {"streams": [{"url": "s3://bucket/data"}]},
+        "recipe": {"preset": "digits"},
+        "checkpoint": {"storage": "s3://bucket/checkpoints"},
+        "export": {"storage": "s3://bucket/models"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(devcluster: Cluster) -> Cluster:
+    devcluster.kubectl("apply", "-f", str(ROOT / "manifests/base/crd.yaml"))
+    devcluster.kubectl(
+        *("wait", "--for=condition=Established", "crd/trainingruns.daybreak.dev"),
+        "--timeout=30s",
+    )
+    return devcluster
+
+
+def changed(path: str, value: Any) -> str:
+    """The valid run with one field replaced, or removed where `value` is None."""
+    body = copy.deepcopy(VALID)
+    *parents, last = path.split(".")
+    at: Any = body
+    for name in parents:
+        at = at[int(name)] if name.isdecimal() else at.setdefault(name, {})
+    if value is None:
+        del at[last]
+    else:
+        at[last] = value
+    return json.dumps(body)
+
+
+def create(cluster: Cluster, namespace: str, body: str, *, dry: bool = True) -> str:
+    """What kubectl answers: stdout, and stderr where it was refused."""
+    arguments = ["create", "-n", namespace, "-f", "-"] + (["--dry-run=server"] if dry else [])
+    done = cluster.kubectl(*arguments, input=body, check=False)
+    return str(done.stdout) + str(done.stderr)
+
+
+def test_the_generated_files_are_up_to_date() -> None:
+    """CRD, chart and reference are those of the models: `make generate` changes nothing."""
+    for path, text in crd.outputs().items():
+        assert path.read_text() == text, f"{path} is out of date"
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "manifests/examples").glob("*.yaml")))
+def test_every_example_is_accepted(cluster: Cluster, namespace: str, example: Path) -> None:
+    """What the documentation shows must work."""
+    assert "created" in create(cluster, namespace, example.read_text())
+
+
+PVC = {"claimName": "c"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("metadata.name", "9lives", "metadata.name"),
+        ("metadata.name", "a" * 46, "metadata.name must be at most 45"),
+        ("spec.workers.nodes", 0, "spec.workers.nodes"),
+        ("spec.workers.minNodes", 2, "workers.nodes must not be below workers.minNodes"),
+        (
+            "spec.workers",
+            {"image": "i", "nodes": 3, "maxNodes": 2},
+            "workers.nodes must not exceed workers.maxNodes",
+        ),
+        (
+            "spec.workers",
+            {"image": "i", "nodes": 3, "minNodes": 4, "maxNodes": 3},
+            "workers.minNodes must not exceed workers.maxNodes",
+        ),
+        ("spec.workers.processesPerNode", 0, "processesPerNode must be auto or a number"),
+        ("spec.workers.processesPerNode", "many", "processesPerNode must be auto or a number"),
+        ("spec.workers.image", None, "spec.workers.image"),
+        ("spec.data.streams", [], "spec.data.streams"),
+        ("spec.data.streams", [{}], "data.streams: set exactly one of url"),
+        (
+            "spec.data.streams",
+            [{"url": "s3://x", "persistentVolumeClaim": PVC}],
+            "data.streams: set exactly one of url",
+        ),
+        ("spec.data.streams.0.weight", -1, "weight"),
+        ("spec.checkpoint", {}, "checkpoint: set exactly one of storage"),
+        ("spec.checkpoint.persistentVolumeClaim", PVC, "checkpoint: set exactly one of storage"),
+        ("spec.checkpoint.interval", "soon", "spec.checkpoint.interval"),
+        ("spec.checkpoint.keepLast", 1, "spec.checkpoint.keepLast"),
+        (
+            "spec.checkpoint",
+            {"persistentVolumeClaim": {"claimName": "c", "subPath": "../x"}},
+            "subPath must be a relative path",
+        ),
+        ("spec.export", {}, "export: set exactly one of storage"),
+        ("spec.export.format", "onnx", "spec.export.format"),
+        ("spec.evaluation.benchmark", "imagenet", "spec.evaluation.benchmark"),
+        ("spec.failurePolicy.maxRestarts", -1, "spec.failurePolicy.maxRestarts"),
+        ("spec.terminationGracePeriod", "2 minutes", "spec.terminationGracePeriod"),
+        ("spec.recipe", {}, "spec.recipe.preset"),
+        ("spec.recipe.stages", [{"resolution": 16}], "spec.recipe.stages"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(
+    cluster: Cluster, namespace: str, path: str, value: Any, message: str
+) -> None:
+    """Each rule of the schema, and the words a user sees."""
+    answer = create(cluster, namespace, changed(path, value))
+    assert message in answer
+    assert "created" not in answer
+
+
+def test_the_recipe_is_fixed_and_the_size_is_not(cluster: Cluster, namespace: str) -> None:
+    """A change of the recipe is refused; `kubectl scale` works; no default enters the recipe."""
+    assert "created" in create(cluster, namespace, json.dumps(VALID), dry=False)
+    patch = ("patch", "trun/valid", "-n", namespace, "--type=merge", "-p")
+    refused = cluster.kubectl(*patch, '{"spec":{"recipe":{"seed":1}}}', check=False)
+    assert "recipe is immutable" in refused.stderr
+    cluster.kubectl("scale", "trun/valid", "-n", namespace, "--replicas=3")
+    stored = json.loads(cluster.kubectl("get", "trun/valid", "-n", namespace, "-o", "json").stdout)
+    assert stored["spec"]["workers"]["nodes"] == 3
+    assert stored["spec"]["recipe"] == {"preset": "digits"}

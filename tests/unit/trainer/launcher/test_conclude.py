@@ -1,0 +1,59 @@
+"""A pod's end tells the truth: the first cause, with its own exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from daybreak_trainer.contract import ExitCode, Termination
+from daybreak_trainer.launch import Ending, conclude
+
+
+def record(reason: str, code: int) -> Termination:
+    return Termination(reason=reason, message=reason, exit_code=code)
+
+
+def test_done_is_done() -> None:
+    """All ranks done: exit 0."""
+    records = {0: (1.0, record("Complete", 0)), 1: (1.1, record("Complete", 0))}
+    assert conclude(Ending(), records).exit_code == ExitCode.DONE
+
+
+@pytest.mark.parametrize("code", [64, 65, 75, 77, 1])
+def test_the_first_cause_keeps_its_code(code: int) -> None:
+    """torchrun would say 1; the rank's own code is what the operator acts on."""
+    records = {0: (2.0, record("Later", 1)), 1: (1.0, record("First", code))}
+    assert conclude(Ending(((1, code), (0, 1))), records).exit_code == code
+
+
+def test_a_lost_peer_explains_nothing() -> None:
+    """A rank that only saw its peer vanish does not hide why the peer did."""
+    records = {0: (1.0, record("PeerLost", 1))}
+    ended = conclude(Ending(((0, 1), (1, -9))), records)
+    assert (ended.exit_code, ended.reason) == (ExitCode.KILLED, "RankKilled")
+
+
+def test_a_lost_peer_alone_is_said() -> None:
+    """Where the cause lies in another pod, this pod says so and exits 1."""
+    ended = conclude(Ending(((0, 1),)), {0: (1.0, record("PeerLost", 1))})
+    assert (ended.exit_code, ended.reason) == (ExitCode.FAILED, "PeerLost")
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(9, 137), (11, 139), (6, 134)])
+def test_signals_become_shell_codes(signal_number: int, code: int) -> None:
+    """SIGKILL, SIGSEGV and SIGABRT as a container runtime reports them."""
+    assert conclude(Ending(((0, -signal_number),)), {}).exit_code == code
+
+
+def test_a_stop_counts_as_checkpointed_only_if_all_ranks_say_so() -> None:
+    """75 where every rank committed for this stop, else 143."""
+    done = {0: (1.0, record("Checkpointed", 75)), 1: (1.0, record("Checkpointed", 75))}
+    assert conclude(Ending(stopped=True), done).exit_code == ExitCode.CHECKPOINTED
+    half = {**done, 1: (1.0, record("TrainerError", 1))}
+    assert conclude(Ending(stopped=True), half).exit_code == ExitCode.TERMINATED
+    assert conclude(Ending(stopped=True), {}).exit_code == ExitCode.TERMINATED
+
+
+def test_ranks_that_never_started() -> None:
+    """The problem is the message."""
+    ended = conclude(Ending(problem="DistNetworkError: no route"), {})
+    assert (ended.exit_code, ended.message) == (ExitCode.FAILED, "DistNetworkError: no route")
