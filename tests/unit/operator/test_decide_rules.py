@@ -69,6 +69,8 @@ class World:
     jobs: dict[str, JobView] = field(default_factory=dict)
     pods: list[PodView] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    """Jobs whose existence is on record in the status."""
     clock: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     missing: tuple[str, ...] = ()
 
@@ -102,6 +104,8 @@ class World:
 
     def _store(self, status: TrainingRunStatus) -> None:
         self.run = replace(self.run, status=status)
+        if status.workers is not None:
+            self.known.add(f"r-{status.attempt}")
 
     def _create(self, body: dict[str, Any]) -> None:
         name, attempt = body["metadata"]["name"], self.run.status.attempt
@@ -109,7 +113,8 @@ class World:
             return
         assert not self.jobs, "two Jobs at once"
         assert not self.pods, "a Job beside old pods"
-        assert name not in self.created, "an attempt's number was used twice"
+        # A Job that came and went before it was ever seen may be made again under its number.
+        assert name not in self.known, "an attempt's number was used twice"
         self.created.append(name)
         nodes = body["spec"]["parallelism"]
         self.jobs[name] = JobView(name, "u", attempt, nodes, False, None, False, False)
