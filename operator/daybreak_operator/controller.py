@@ -107,7 +107,7 @@ class Controller:
         except ForeignObjectError as error:
             self._foreign[key] = (str(error),)
             return 0.0
-        self._count_phases()
+        self._measure_runs()
         return decision.again_seconds
 
     def _too_soon(self, key: Key, run: TrainingRun, decision: Decision) -> bool:
@@ -124,10 +124,15 @@ class Controller:
             self._progress_written[key] = now
         return False
 
-    def _count_phases(self) -> None:
+    def _measure_runs(self) -> None:
         phases = Counter(
             (body.get("status") or {}).get("phase", "Pending") for body in self._cache.runs.values()
         )
         metrics.RUNS.clear()
         for phase, count in phases.items():
             metrics.RUNS.labels(phase).set(count)
+        metrics.ALIGNMENT.clear()
+        for (namespace, name), body in self._cache.runs.items():
+            evaluation = (body.get("status") or {}).get("evaluation") or {}
+            for tag, share in evaluation.get("alignmentByTag", {}).items():
+                metrics.ALIGNMENT.labels(namespace, name, tag).set(float(share))

@@ -12,3 +12,9 @@ RECONCILE_SECONDS = Histogram(
 )
 QUEUE_LENGTH = Gauge("daybreak_operator_queue_length", "Runs waiting to be looked at.")
 RUNS = Gauge("daybreak_operator_runs", "Runs by phase.", ("phase",))
+ALIGNMENT = Gauge(
+    "daybreak_operator_run_alignment_ratio",
+    "Share of the finished model's images that show their prompt.",
+    ("namespace", "run", "tag"),
+)
+"""Here and not only on worker 0, which ends before anybody has scraped its last word."""

@@ -1,6 +1,7 @@
 """Every query of the run dashboard answers, on a real Prometheus that scrapes the real telemetry.
 
-Two exporter processes play the workers of one run with the trainer's own metrics and HTTP server.
+Two exporter processes play the workers of one run with the trainer's own metrics and HTTP server, a
+third serves the operator's metrics.
 """
 
 import json
@@ -20,7 +21,8 @@ import pytest
 import yaml
 
 DASHBOARD = Path(__file__).resolve().parents[3] / "charts" / "daybreak" / "dashboards" / "run.json"
-EXPORTER = Path(__file__).resolve().parent / "exporter.py"
+EXPORTERS = Path(__file__).resolve().parent
+NAME = re.compile(r"\b(daybreak_\w+|up)\b")
 ALL_ANSWER_SECONDS = 60.0
 VARIABLES = {"$namespace": "research", "$run": "demo", "$__rate_interval": "5s"}
 Json = dict[str, Any]
@@ -59,6 +61,7 @@ class Prometheus:
             "job_name": "workers",
             "scrape_interval": "500ms",
             "scrape_timeout": "500ms",
+            "honor_labels": True,
             "static_configs": [{"targets": [at], "labels": labels} for at, labels in targets],
         }
         config.write_text(yaml.safe_dump({"scrape_configs": [job]}))
@@ -113,16 +116,20 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         pytest.fail("no prometheus on PATH; run `hack/setup.sh --test-tools`")
     directory = tmp_path_factory.mktemp("prometheus")
     exporters, targets = [], []
-    for worker in (0, 1):
+    worker = {"namespace": "research", "run": "demo", "attempt": "1"}
+    for arguments, labels in (
+        (["worker_exporter.py", "0", str(directory / "0")], {**worker, "worker": "0"}),
+        (["worker_exporter.py", "1", str(directory / "1")], {**worker, "worker": "1"}),
+        (["operator_exporter.py"], {"namespace": "daybreak-system"}),
+    ):
         exporter = subprocess.Popen(
-            [sys.executable, str(EXPORTER), str(worker), str(directory / f"worker-{worker}")],
+            [sys.executable, str(EXPORTERS / arguments[0]), *arguments[1:]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         exporters.append(exporter)
         assert exporter.stdout is not None
-        labels = {"namespace": "research", "run": "demo", "attempt": "1", "worker": str(worker)}
         targets.append((f"127.0.0.1:{exporter.stdout.readline().strip()}", labels))
     server = Prometheus(directory, targets)
     server.wait_until_all_answer([resolved(expression) for _, expression in QUERIES])
@@ -188,7 +195,7 @@ def test_panels_explain_themselves() -> None:
         used: set[str] = set()
         for target in panel["targets"]:
             assert target["datasource"]["uid"] == "${datasource}"
-            used |= set(re.findall(r"\b(daybreak_\w+|up)\{", target["expr"]))
+            used |= set(NAME.findall(target["expr"]))
         base = {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in used}
         assert described == base, panel["title"]
 

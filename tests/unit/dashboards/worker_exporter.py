@@ -1,6 +1,6 @@
 """A worker that trains nothing and reports through the real telemetry until its input ends.
 
-`python exporter.py WORKER DIRECTORY`; prints the port it serves on.
+`python worker_exporter.py WORKER DIRECTORY`; prints the port it serves on.
 """
 
 import os
@@ -42,8 +42,6 @@ threading.Thread(target=wait_for_end, daemon=True).start()
 
 metrics.phase("Training")
 metrics.stage(index=1, resolution=32)
-if worker == 0:
-    metrics.evaluation(0.75, {"single": 1.0, "colours": 0.5})
 step = 0
 started = time.monotonic()
 while not ended.wait(STEP_SECONDS):

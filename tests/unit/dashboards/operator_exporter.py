@@ -1,0 +1,34 @@
+"""Serves the operator's metrics, with a little of everything in them, until its input ends.
+
+`python operator_exporter.py`; prints the port it serves on.
+"""
+
+import sys
+import threading
+
+from prometheus_client import start_http_server
+
+from daybreak_operator import metrics
+
+PERIOD_SECONDS = 0.1
+
+ended = threading.Event()
+
+
+def wait_for_end() -> None:
+    sys.stdin.read()
+    ended.set()
+
+
+server, thread = start_http_server(0, addr="127.0.0.1")
+print(server.server_port, flush=True)
+threading.Thread(target=wait_for_end, daemon=True).start()
+
+metrics.RUNS.labels("Running").set(1)
+metrics.QUEUE_LENGTH.set(2)
+for tag, share in (("single", 1.0), ("colours", 0.5)):
+    metrics.ALIGNMENT.labels("research", "demo", tag).set(share)
+while not ended.wait(PERIOD_SECONDS):
+    metrics.RECONCILES.labels("done").inc()
+    metrics.RECONCILE_SECONDS.observe(0.02)
+server.shutdown()
