@@ -110,6 +110,40 @@ def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
         assert json.loads(dashboards["data"][path.name]) == json.loads(path.read_text())
 
 
+def rules(manifests: list[Manifest], kind: str) -> set[tuple[str, str, str]]:
+    """Group, resource and verb of everything that the operator's own role allows."""
+    return {
+        (group, resource, verb)
+        for manifest in by_kind(manifests, kind)
+        if "aggregat" not in json.dumps(manifest["metadata"])
+        for rule in manifest["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_every_way_to_install_grants_the_same(rendered: list[Manifest]) -> None:
+    """The chart, for all namespaces or for some, and the kustomize base allow the operator the
+    same, and neither writes to pods nor lists Secrets."""
+    base = list(yaml.safe_load_all((ROOT / "manifests" / "base" / "rbac.yaml").read_text()))
+    allowed = rules(rendered, "ClusterRole")
+    assert allowed == rules(base, "ClusterRole")
+    some = render("--set", "watchNamespaces={research,art}")
+    assert allowed == rules(some, "Role")
+    assert not rules(some, "ClusterRole")
+    assert {role["metadata"]["namespace"] for role in by_kind(some, "Role")} == {"research", "art"}
+    (deployment,) = by_kind(some, "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["--namespace=research", "--namespace=art"]
+    assert {verb for group, resource, verb in allowed if resource == "pods"} == {
+        "get",
+        "list",
+        "watch",
+    }
+    assert {verb for group, resource, verb in allowed if resource == "secrets"} == {"get"}
+
+
 @pytest.mark.parametrize(
     "setting", ["image.repo=x", "crd.instal=true", "image.pullPolicy=Sometimes", "replicas=3"]
 )
