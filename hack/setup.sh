@@ -24,6 +24,17 @@ debian_package() {
     fail "$1 is missing ($3) and could not be installed (build/setup-apt.log); run: sudo apt-get install $2"
 }
 
+# Asked to run, not only looked for: pyenv puts shims on PATH for versions that it does not use here.
+usable_python() {
+  for python in python3.12 python3.11 python3; do
+    if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+      printf '%s' "$python"
+      return
+    fi
+  done
+  return 1
+}
+
 mkdir -p build
 [ "$(uname -s)" = Linux ] || fail "the development cluster runs on Linux only; this is $(uname -s)"
 debian_package bwrap bubblewrap "runs the pods of the development cluster"
@@ -34,9 +45,7 @@ fi
 
 if command -v uv >/dev/null; then uv=uv
 else
-  python=$(command -v python3.12 || command -v python3.11 || command -v python3) || fail "no python3 on PATH; 3.11 or 3.12 is needed"
-  "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
-    fail "$python is $("$python" --version 2>&1); 3.11 or 3.12 is needed"
+  python=$(usable_python) || fail "no Python 3.11 or 3.12 on PATH (tried python3.12, python3.11 and python3)"
   say "creating .venv with $("$python" --version)"
   "$python" -m venv .venv
   .venv/bin/python -m pip install -q --upgrade uv
