@@ -50,7 +50,7 @@ Damage = Callable[[Storage, Commit], str | None]
 def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) -> Search:
     """The newest good commit of the lineage of attempts before `before_attempt`."""
     search = Search()
-    for point in _walk(run, before_attempt):
+    for point in _walk(run, before_attempt, expected.uid, search.skipped):
         name = f"checkpoint {point.folder}"
         commit = _read_commit(run, point, name, search.skipped)
         if commit is None:
@@ -63,7 +63,9 @@ def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) 
     return search
 
 
-def _walk(run: Storage, before_attempt: int) -> Iterator[CommitPoint]:
+def _walk(
+    run: Storage, before_attempt: int, uid: str, skipped: list[str]
+) -> Iterator[CommitPoint]:
     """Candidates, best first: the attempts' folders, cut where a later attempt branched off."""
     upper_step: int | None = None
     attempts = [n for n in numbered(run.folders(), "attempt-") if n < before_attempt]
@@ -73,7 +75,7 @@ def _walk(run: Storage, before_attempt: int) -> Iterator[CommitPoint]:
         for step in reversed(steps):
             if upper_step is None or step <= upper_step:
                 yield CommitPoint(attempt=attempt, step=step)
-        origin = _read_attempt(run, attempt)
+        origin = _origin(run, attempt, steps, uid, skipped)
         if origin is not None:
             if origin.parent is None:
                 return
@@ -89,11 +91,35 @@ def numbered(names: list[str], prefix: str) -> list[int]:
     return sorted(int(number) for number in rest if number.isdecimal())
 
 
-def _read_attempt(run: Storage, attempt: int) -> Attempt | None:
+def _origin(
+    run: Storage, attempt: int, steps: list[int], uid: str, skipped: list[str]
+) -> Attempt | None:
+    """Where an attempt came from; None where it never wrote that down.
+
+    Its first commit names its parent too, which makes a damaged `ATTEMPT.json` good. Where no
+    commit is left to tell, the lineage ends here: what came before may be a stray worker's.
+    """
+    name = f"{attempt_folder(attempt)}/{ATTEMPT}"
     try:
-        return Attempt.model_validate_json(run.read(f"{attempt_folder(attempt)}/{ATTEMPT}"))
-    except (FileNotFoundError, ValidationError):
+        found = Attempt.model_validate_json(run.read(name))
+    except FileNotFoundError:
         return None
+    except ValidationError:
+        found = None
+    if found is not None and (found.uid, found.attempt) == (uid, attempt):
+        return found
+    for step in steps:
+        commit = _read_commit(run, CommitPoint(attempt=attempt, step=step), "", [])
+        if commit is None or commit.uid != uid:
+            continue
+        if commit.parent is None or commit.parent.attempt < attempt:
+            skipped.append(f"{name} is damaged and was passed over: a commit tells its origin")
+            return Attempt(uid=uid, attempt=attempt, parent=commit.parent)
+    skipped.append(
+        f"{name} is damaged and no commit tells its origin, so every checkpoint before "
+        f"{attempt_folder(attempt)} was passed over"
+    )
+    return Attempt(uid=uid, attempt=attempt, parent=None)
 
 
 def _read_commit(run: Storage, point: CommitPoint, name: str, skipped: list[str]) -> Commit | None:

@@ -33,7 +33,13 @@ def started(run: Storage, attempt: int, parent: tuple[int, int] | None) -> None:
     run.write(f"{attempt_folder(attempt)}/{ATTEMPT}", record.to_json().encode())
 
 
-def committed(run: Storage, attempt: int, step: int, **changes: str) -> Storage:
+def committed(
+    run: Storage,
+    attempt: int,
+    step: int,
+    parent: tuple[int, int] | None = None,
+    **changes: str,
+) -> Storage:
     point = CommitPoint(attempt=attempt, step=step)
     folder = run.child(point.folder)
     files = {"shard": folder.write("shard", f"weights of step {step}".encode())}
@@ -42,7 +48,7 @@ def committed(run: Storage, attempt: int, step: int, **changes: str) -> Storage:
         attempt=attempt,
         step=step,
         samples=step,
-        parent=None,
+        parent=CommitPoint(attempt=parent[0], step=parent[1]) if parent else None,
         training_seconds=1.0,
         world=1,
         time="2026-01-01T00:00:00Z",
@@ -151,6 +157,60 @@ def test_an_attempt_that_began_afresh_ends_the_lineage(run: Storage) -> None:
     committed(run, 1, 10)
     started(run, 2, None)
     assert found(run).commit is None
+
+
+DAMAGED = [b"", b"{", b"\xff\xfe", b"[]", b'{"uid": "u", "attempt": 1, "parent": null}']
+"""An `ATTEMPT.json` cut, not JSON, not UTF-8, not an object, and another attempt's."""
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_origin_is_read_from_the_first_commit(run: Storage, damaged: bytes) -> None:
+    """A damaged ATTEMPT.json is no missing one: steps that attempt 1 committed after attempt 2
+    branched off stay off the lineage, those before stay on it, and the file is named."""
+    started(run, 1, None)
+    committed(run, 1, 10)
+    committed(run, 1, 50)
+    committed(run, 2, 20, parent=(1, 10)).write("shard", b"damaged")
+    committed(run, 2, 30, parent=(2, 20)).write("shard", b"damaged")
+    run.write(f"attempt-0002/{ATTEMPT}", damaged)
+    search = found(run)
+    assert search.commit is not None
+    assert search.commit.point == CommitPoint(attempt=1, step=10)
+    assert any(f"attempt-0002/{ATTEMPT} is damaged" in sentence for sentence in search.skipped)
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_an_origin_that_nothing_tells_ends_the_lineage(run: Storage, damaged: bytes) -> None:
+    """No commit of the attempt is left to say where it came from: nothing older is trusted."""
+    started(run, 1, None)
+    committed(run, 1, 10)
+    committed(run, 1, 50)
+    committed(run, 2, 30, parent=(2, 20)).write("shard", b"damaged")
+    run.write(f"attempt-0002/{ATTEMPT}", damaged)
+    search = found(run)
+    assert search.commit is None
+    assert "every checkpoint before attempt-0002 was passed over" in search.skipped[-1]
+
+
+def test_a_damaged_origin_does_not_cost_the_attempts_own_commits(run: Storage) -> None:
+    """What the attempt itself committed is still the newest of the lineage."""
+    started(run, 1, None)
+    committed(run, 1, 10)
+    committed(run, 2, 20, parent=(1, 10))
+    run.write(f"attempt-0002/{ATTEMPT}", b"{")
+    search = found(run)
+    assert search.commit is not None
+    assert search.commit.point == CommitPoint(attempt=2, step=20)
+
+
+def test_an_attempt_that_never_said_its_origin_is_stepped_over(run: Storage) -> None:
+    """It died before its first file: the attempt before it goes on."""
+    started(run, 1, None)
+    committed(run, 1, 10)
+    run.write("attempt-0002/step-00000020/shard", b"half")
+    search = found(run)
+    assert search.commit is not None
+    assert search.commit.point == CommitPoint(attempt=1, step=10)
 
 
 def test_pruning_keeps_the_newest(run: Storage) -> None:
