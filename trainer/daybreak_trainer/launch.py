@@ -253,7 +253,7 @@ def main(rank_main: RankMain | None = None) -> int:
 
         rank_main = train.main
     _await_name(run.master_address)
-    ending = run_ranks(run, int(os.environ.get(contract.ENV_NODE_INDEX, "0")), rank_main)
+    ending = run_ranks(run, settings.node, rank_main)
     termination = conclude(ending, read_records(work_dir))
     report(termination, progress())
     server.close()

@@ -27,6 +27,8 @@ class SettingsError(Exception):
 @dataclass(frozen=True)
 class Settings:
     run: RunSettings
+    node: int
+    """This pod's completion index, 0 ... `run.nodes` - 1."""
     recipe: Recipe
     work_dir: Path
     secrets_dir: Path
@@ -36,7 +38,7 @@ class Settings:
         `options.json` holds those that are not strings.
 
         Raises:
-            SettingsError: `options.json` is no JSON object.
+            SettingsError: a file is not UTF-8, or `options.json` is no JSON object.
         """
         folder = self.secrets_dir / role
         options: dict[str, Any] = {}
@@ -45,14 +47,24 @@ class Settings:
         for file in sorted(folder.iterdir()):
             if file.name.startswith(".") or not file.is_file():
                 continue
-            if file.name != OPTIONS_KEY:
-                options[file.name] = file.read_text().strip()
-                continue
             try:
-                options.update(json.loads(file.read_text()))
-            except (ValueError, TypeError) as error:
-                raise SettingsError(f"secret {file}: not a JSON object: {error}") from error
+                text = file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"secret {file}: cannot be read as text: {error}") from None
+            options |= _options(file, text) if file.name == OPTIONS_KEY else {file.name: text}
         return options
+
+
+def _options(file: Path, text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"secret {file}: not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise SettingsError(
+            f"secret {file}: must be a JSON object of fsspec options, not {type(options).__name__}"
+        )
+    return options
 
 
 def work_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -64,7 +76,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings and recipe of this pod.
 
     Raises:
-        SettingsError: `DAYBREAK_RUN` or the recipe file is missing or no valid JSON.
+        SettingsError: `DAYBREAK_RUN`, the pod's index or the recipe file is missing or not valid.
         RecipeError: the recipe is not one this trainer can train, or not the one the run names.
     """
     raw = environment.get(contract.ENV_RUN)
@@ -74,13 +86,14 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         run = RunSettings.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{contract.ENV_RUN}: {where}: {first['msg']}") from error
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise SettingsError(f"{contract.ENV_RUN}: {where}: {first['msg']}") from None
     path = Path(environment.get(contract.ENV_RECIPE_PATH, contract.RECIPE_PATH))
     try:
-        recipe = parse(json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise SettingsError(f"recipe {path}: {error}") from error
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"recipe {path}: {error}") from None
+    recipe = parse(document)
     if recipe.hash != run.recipe_hash:
         raise RecipeError(
             f"{path} holds recipe {recipe.hash}, this attempt was made for {run.recipe_hash}; "
@@ -88,7 +101,17 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         )
     return Settings(
         run=run,
+        node=_node(environment, run),
         recipe=recipe,
         work_dir=work_dir(environment),
         secrets_dir=Path(environment.get(contract.ENV_SECRETS_DIR, contract.SECRETS_DIR)),
     )
+
+
+def _node(environment: Mapping[str, str], run: RunSettings) -> int:
+    raw = environment.get(contract.ENV_NODE_INDEX, "0")
+    if not (raw.isdecimal() and int(raw) < run.nodes):
+        raise SettingsError(
+            f"{contract.ENV_NODE_INDEX} is {raw!r}; it must be an index from 0 to {run.nodes - 1}"
+        )
+    return int(raw)
