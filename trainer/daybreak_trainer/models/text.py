@@ -8,7 +8,7 @@ subwords, and the encoder costs a few percent of the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,28 +109,41 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
 
 def _pretrained(path: str, max_tokens: int) -> TextTower:
     """A frozen encoder from a local folder or a Hugging Face repository."""
+    try:
+        return _load(path, max_tokens)
+    except Exception as error:  # noqa: BLE001 (safetensors and tokenizers raise classes of their own)
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        raise RecipeError(
+            f"recipe.text.path: cannot load a text encoder from {path!r}: {first_line}"
+        ) from error
+
+
+def _load(path: str, max_tokens: int) -> TextTower:
+    """Encodes the empty prompt at once: what cannot encode is refused here, not in a step."""
     from transformers import AutoConfig, AutoTokenizer
 
-    try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        encoder = _encoder_class(config).from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise RecipeError(f"recipe.text.path: cannot load {path!r}: {first_line}") from error
+    config = AutoConfig.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    encoder, loading = _encoder_class(config).from_pretrained(path, output_loading_info=True)
+    # transformers draws what is missing at random and goes on. A pooler is not used here, and many
+    # encoders were saved without theirs.
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
     encoder.requires_grad_(False).eval()
-    hidden = getattr(config, "hidden_size", None) or config.get_text_config().hidden_size
-    return TextTower(tokenizer, encoder, False, int(hidden), max_tokens)
+    tower = TextTower(tokenizer, encoder, False, 0, max_tokens)
+    hidden = encode(encoder, *tower.tokenize([""], torch.device("cpu")))
+    return replace(tower, hidden_size=hidden.shape[-1])
 
 
 def _encoder_class(config: Any) -> Any:
-    """The class to load: of an encoder-decoder only the encoder, else the base model."""
+    """The class to load: the encoder alone of an encoder-decoder, else the base model.
+
+    By name, not by `is_encoder_decoder`: a saved T5 encoder says it is none.
+    """
     import transformers
 
-    if getattr(config, "is_encoder_decoder", False):
-        base = type(config).__name__.removesuffix("Config")
-        if (encoder := getattr(transformers, f"{base}EncoderModel", None)) is not None:
-            return encoder
-    return transformers.AutoModel
+    base = type(config).__name__.removesuffix("Config")
+    return getattr(transformers, f"{base}EncoderModel", None) or transformers.AutoModel
