@@ -111,7 +111,7 @@ def _pretrained(path: str, max_tokens: int) -> TextTower:
     """A frozen encoder from a local folder or a Hugging Face repository."""
     try:
         return _load(path, max_tokens)
-    except Exception as error:  # noqa: BLE001 (safetensors and tokenizers raise classes of their own)
+    except Exception as error:  # safetensors and tokenizers raise classes of their own
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise RecipeError(
             f"recipe.text.path: cannot load a text encoder from {path!r}: {first_line}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daybreak_trainer.contract import ExitCode, Termination
-from daybreak_trainer.launch import Ending, conclude
+from daybreak_trainer.ending import Ending, conclude
 
 
 def record(reason: str, code: int) -> Termination:
@@ -51,6 +51,35 @@ def test_a_stop_counts_as_checkpointed_only_if_all_ranks_say_so() -> None:
     half = {**done, 1: (1.0, record("TrainerError", 1))}
     assert conclude(Ending(stopped=True), half).exit_code == ExitCode.TERMINATED
     assert conclude(Ending(stopped=True), {}).exit_code == ExitCode.TERMINATED
+
+
+def test_a_stop_does_not_hide_what_is_certain() -> None:
+    """A run that is complete stays complete, one that can never succeed fails, whoever asked for a
+    stop meanwhile: a new attempt would only do it again."""
+    done = {0: (1.0, record("Complete", 0)), 1: (1.0, record("Complete", 0))}
+    assert conclude(Ending(stopped=True), done).exit_code == ExitCode.DONE
+    bad = {0: (2.0, record("PeerLost", 1)), 1: (1.0, record("BadData", 65))}
+    assert conclude(Ending(stopped=True), bad).exit_code == ExitCode.BAD_DATA
+
+
+def test_a_rank_that_checkpointed_beside_a_killed_one() -> None:
+    """Its commit is the whole gang's, so the state is safe, whatever killed the other after it."""
+    committed = {0: (1.0, record("Checkpointed", 75))}
+    for ending in (Ending(((1, -9),)), Ending(((0, 75),)), Ending(stopped=True)):
+        assert conclude(ending, committed).exit_code == ExitCode.CHECKPOINTED
+
+
+def test_a_realtime_signal_has_no_name() -> None:
+    """And is no traceback."""
+    ended = conclude(Ending(((3, -40),)), {})
+    assert (ended.exit_code, ended.rank) == (168, 3)
+    assert ended.message == "local rank 3 was ended by signal 40"
+
+
+def test_an_agent_that_fails_after_its_ranks_hides_nothing() -> None:
+    """The ranks' own records are worth more than torchrun's trouble at the end."""
+    done = {0: (1.0, record("Complete", 0))}
+    assert conclude(Ending(problem="barrier"), done).exit_code == ExitCode.DONE
 
 
 def test_ranks_that_never_started() -> None:

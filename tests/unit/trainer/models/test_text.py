@@ -59,9 +59,9 @@ ENCODERS: dict[str, Callable[[], torch.nn.Module]] = {
 
 
 def saved(folder: Path, kind: str, **special: str) -> Path:
-    """A folder as `save_pretrained` writes it; `special` replaces the tokenizer's special tokens."""
+    """A folder as `save_pretrained` writes it, `special` its special tokens if not the usual."""
     ENCODERS[kind]().save_pretrained(folder)  # type: ignore[operator]
-    tokens = {"pad_token": PAD, "unk_token": UNKNOWN, "eos_token": END} if not special else special
+    tokens = special or {"pad_token": PAD, "unk_token": UNKNOWN, "eos_token": END}
     words = word_tokenizer(WORDS, 16)
     PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer, **tokens).save_pretrained(
         folder
