@@ -19,6 +19,7 @@ from daybreak_trainer.evaluate.grid import save_grid
 from daybreak_trainer.evaluate.sampler import Images, sample
 from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
+from daybreak_trainer.export.publish import ExportCard, check, publish
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.progress import ProgressReporter
@@ -42,6 +43,16 @@ class Finisher:
         self._settings, self._rank, self._dataset = settings, rank, dataset
         self._text, self._progress = text, progress
 
+    def check(self) -> None:
+        """Before a day of training: raises ExportTakenError where the place is another run's."""
+        run = self._settings.run
+        if (storage := self._storage()) is not None:
+            check(storage, run.name, run.uid)
+
+    def _storage(self) -> Storage | None:
+        url = self._settings.run.export_url
+        return Storage(url, self._settings.storage_options("export")) if url else None
+
     def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
         """Exports, samples and scores; a collective."""
         run = self._settings.run
@@ -58,9 +69,15 @@ class Finisher:
             try:
                 export.save_folder(pipeline, self._settings.recipe, folder)
                 self._judge(step, images, prompts, folder)
-                if run.export_url is not None:
-                    storage = Storage(run.export_url, self._settings.storage_options("export"))
-                    self._progress.exported(export.publish(folder, storage, run.name))
+                if (storage := self._storage()) is not None:
+                    card = ExportCard(
+                        uid=run.uid,
+                        run=run.name,
+                        namespace=run.namespace,
+                        recipe_hash=run.recipe_hash,
+                        step=step,
+                    )
+                    self._progress.exported(publish(folder, storage, run.name, card))
             finally:
                 export.drop(folder)
         dist.barrier()

@@ -12,6 +12,7 @@ from pathlib import Path
 from daybreak_trainer.checkpoint.storage import StorageError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError
+from daybreak_trainer.export.publish import ExportTakenError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 
@@ -64,6 +65,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (SettingsError, "BadSettings", ExitCode.BAD_RECIPE),
         (BadDataError, "BadData", ExitCode.BAD_DATA),
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
+        (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
         (StorageError, "StorageFailed", ExitCode.FAILED),
     ):
         if isinstance(error, kind):

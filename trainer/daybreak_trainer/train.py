@@ -118,8 +118,10 @@ class Trainer:
 
         Raises:
             StopRequestedError: SIGTERM; the state is committed.
-            BadDataError, RecipeError, StorageError, NonFiniteLossError: as their names say.
+            BadDataError, RecipeError, StorageError, NonFiniteLossError, ExportTakenError: as their
+                names say.
         """
+        self.finisher.check()
         self.resume()
         if self.step < self.recipe.total_steps:
             self.train()

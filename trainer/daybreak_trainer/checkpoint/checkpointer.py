@@ -136,8 +136,10 @@ class Checkpointer:
                         "nothing was committed"
                     )
             checkpoint.write(COMMIT, commit.to_json().encode())
-        except OSError as error:
-            return f"{checkpoint.url}: {error}; nothing was committed"
+        except FileNotFoundError as error:
+            return f"{error}: the store has no such file; nothing was committed"
+        except StorageError as error:
+            return f"{error}; nothing was committed"
         return None
 
     @property

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import (
     FileSystemBase,
     FileSystemReader,
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from daybreak_trainer.checkpoint.layout import FileRecord
-from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.checkpoint.storage import Storage, StorageError
 
 
 class _StorageFileSystem(FileSystemBase):
@@ -71,11 +72,18 @@ def save(
     """Writes this rank's shards; rank 0 adds the metadata. Returns what *this rank* wrote.
 
     One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors.
+
+    Raises:
+        StorageError: a rank could not write; every rank raises it.
     """
     files = _StorageFileSystem(storage)
     writer = FileSystemWriter("", thread_count=1, sync_files=False)
     writer.fs, writer.path = files, ""  # type: ignore[assignment]
-    dcp_save(state, storage_writer=writer, process_group=group)
+    try:
+        dcp_save(state, storage_writer=writer, process_group=group)
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise StorageError(f"rank {rank} could not write its part: {cause}") from error
     return files.written
 
 

@@ -63,9 +63,7 @@ def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) 
     return search
 
 
-def _walk(
-    run: Storage, before_attempt: int, uid: str, skipped: list[str]
-) -> Iterator[CommitPoint]:
+def _walk(run: Storage, before_attempt: int, uid: str, skipped: list[str]) -> Iterator[CommitPoint]:
     """Candidates, best first: the attempts' folders, cut where a later attempt branched off."""
     upper_step: int | None = None
     attempts = [n for n in numbered(run.folders(), "attempt-") if n < before_attempt]

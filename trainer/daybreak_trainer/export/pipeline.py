@@ -1,7 +1,4 @@
-"""The finished model as a `PRXPixelPipeline` folder, which stock diffusers loads.
-
-Written under a name of its own and renamed at the end, so a folder with the final name is complete.
-"""
+"""The finished model as a `PRXPixelPipeline` folder, which stock diffusers loads."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.recipe import Recipe
 
-RECIPE_FILE = "daybreak.json"
+RECIPE_FILE = "recipe.json"
 
 
 def build_pipeline(
@@ -56,18 +52,6 @@ def save_folder(pipeline: object, recipe: Recipe, folder: Path) -> None:
     (folder / RECIPE_FILE).write_text(
         json.dumps(json.loads(recipe.to_json()), indent=2, sort_keys=True) + "\n"
     )
-
-
-def publish(folder: Path, storage: Storage, name: str) -> str:
-    """Copies a local folder into the storage under `name`, whole or not at all where the store can
-    rename; returns its URL."""
-    partial = f".{name}.partial"
-    storage.remove(partial)
-    storage.fs.makedirs(storage.root, exist_ok=True)
-    storage.fs.put(f"{folder}/", f"{storage.path(partial)}/", recursive=True)
-    storage.remove(name)
-    storage.fs.mv(storage.path(partial), storage.path(name), recursive=True)
-    return f"{storage.url}/{name}"
 
 
 def scratch_folder(work_dir: Path) -> Path:
