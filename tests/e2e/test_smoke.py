@@ -1,180 +1,205 @@
 """The whole path on any cluster: the chart's operator, a prepared dataset, a run that completes.
 
-With `DAYBREAK_E2E_KUBECONFIG` set, the chart is expected to be installed there as release
-`daybreak` in `daybreak-system`, and `DAYBREAK_E2E_TRAINER_IMAGE` names the trainer's image: so it
-runs on kind. Otherwise a development cluster is started and the chart is installed on it with helm,
-so that the operator has the permissions that the chart gives, and no others.
+With `DAYBREAK_E2E_KUBECONFIG` the cluster is the one that this file names, such as kind's, and the
+images `$IMAGE_PREFIX/{operator,trainer}:$IMAGE_TAG` have to be there. Otherwise a development
+cluster starts. On either the chart is installed with helm, so that the operator has the permissions
+that the chart gives, and no others. The tests stand in the order of a release's life.
 """
 
-import json
 import os
 import secrets
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from dashboard import QUERIES, resolved
+from kube import ACCOUNT, CHART, CLAIMS, RELEASE, ROOT, SYSTEM, Json, Kube, claim
+from pod_monitors import Pods, scrape_config
+from prometheus import Prometheus
 
 from daybreak_devcluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(1200)]
 
-ROOT = Path(__file__).resolve().parents[2]
-RELEASE, SYSTEM = "daybreak", "daybreak-system"
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-CLAIMS = ("datasets", "checkpoints", "models")
-RUN_SECONDS = 900
-Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Kube:
-    """A cluster with the chart installed, as its administrator sees it."""
-
-    environment: dict[str, str]
-    trainer_image: str
-
-    def kubectl(self, *arguments: str, stdin: str | None = None, seconds: float = 120) -> str:
-        done = subprocess.run(
-            ["kubectl", *arguments],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=seconds,
-        )
-        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
-        return done.stdout
-
-    def apply(self, *manifests: Json, namespace: str = "default") -> None:
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(manifests)}
-        self.kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(listed))
-
-    def get(self, kind: str, name: str, namespace: str) -> Json:
-        answer: Json = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
-        return answer
-
-    def phases(self, name: str, namespace: str) -> Iterator[str]:
-        """The run's phase, again at each of its changes, until it ends or the time is over."""
-        watch = subprocess.Popen(
-            [
-                *("kubectl", "-n", namespace, "get", "trainingrun", name, "--watch"),
-                *("-o", 'jsonpath={.status.phase}{"\\n"}', f"--request-timeout={RUN_SECONDS}s"),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-        )
-        assert watch.stdout is not None
-        try:
-            for line in watch.stdout:
-                if line.strip():
-                    yield line.strip()
-        finally:
-            watch.kill()
-            watch.communicate()
-
-    def run_job(self, name: str, command: list[str], namespace: str) -> str:
-        """Run a command in the trainer's image with the claims under /data; what it printed."""
-        self.apply(_job(name, self.trainer_image, command), namespace=namespace)
-        kubectl = ("-n", namespace)
-        self.kubectl(
-            *kubectl, "wait", "--for=condition=Complete", f"job/{name}", "--timeout=300s",
-            seconds=320,
-        )  # fmt: skip
-        return self.kubectl(*kubectl, "logs", f"job/{name}")
+EXAMPLE = ROOT / "manifests" / "examples" / "smoke.yaml"
+RUN, RUN_SECONDS = "smoke", 900
+SCRAPE_INTERVAL = "1s"
 
 
 @pytest.fixture(scope="module")
 def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    """The cluster under test."""
+    """A cluster with the chart installed."""
     if kubeconfig := os.environ.get("DAYBREAK_E2E_KUBECONFIG"):
-        environment = {**os.environ, "KUBECONFIG": kubeconfig}
-        yield Kube(environment, os.environ["DAYBREAK_E2E_TRAINER_IMAGE"])
+        prefix, tag = os.environ["IMAGE_PREFIX"], os.environ["IMAGE_TAG"]
+        yield from _with_chart(Kube({**os.environ, "KUBECONFIG": kubeconfig}, prefix, tag))
         return
     with Cluster(tmp_path_factory.mktemp("smoke") / "state") as cluster:
-        kube = Kube(cluster.environment(), "not-looked-at")
-        kube.apply(_namespace(SYSTEM))
-        helm(
-            cluster,
-            "install",
-            RELEASE,
-            str(ROOT / "charts" / "daybreak"),
-            "--wait",
-            "--timeout=60s",
-        )
-        yield kube
-        helm(cluster, "uninstall", RELEASE)
-        assert "trainingruns.daybreak.dev" in kube.kubectl("get", "crd", "-o", "name")
+        helm = cluster.info.state_dir / "helm"
+        homes = {f"HELM_{name}_HOME": str(helm / name) for name in ("CACHE", "CONFIG", "DATA")}
+        environment = {**cluster.environment(), **homes}
+        yield from _with_chart(Kube(environment, "not-looked-at", "none", cluster))
         assert cluster.failure() is None
 
 
-def helm(cluster: Cluster, *arguments: str) -> None:
-    """Run helm against a development cluster, with its own files inside the state directory."""
-    state = cluster.info.state_dir / "helm"
-    environment = {
-        **cluster.environment(),
-        **{f"HELM_{name}_HOME": str(state / name.lower()) for name in ("CACHE", "CONFIG", "DATA")},
-    }
-    command = [sys.executable, str(ROOT / "hack" / "helm.py"), *arguments, "--namespace", SYSTEM]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+def _with_chart(kube: Kube) -> Iterator[Kube]:
+    with kube.namespace(SYSTEM):
+        kube.chart()
+        yield kube
+        kube.helm("uninstall", RELEASE, "--ignore-not-found")
 
 
-@pytest.fixture
-def namespace(kube: Kube) -> Iterator[str]:
-    """A namespace that enforces the `restricted` level, with the claims of the example."""
-    name = f"smoke-{secrets.token_hex(3)}"
-    kube.apply(_namespace(name))
-    kube.kubectl("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
-    kube.apply(*(_claim(claim) for claim in CLAIMS), namespace=name)
-    yield name
-    kube.kubectl("delete", "namespace", name, "--wait=false")
+@dataclass(frozen=True)
+class Ended:
+    """The smoke run, when it has ended and is still there."""
+
+    namespace: str
+    phases: list[str]
+    status: Json
+    between: tuple[float, float]
+    """When it was applied and when it had ended, Unix time."""
+    prometheus: Prometheus | None
+    """What scraped it; None where the cluster's pods cannot be reached from here."""
 
 
-def test_the_operator_may_do_what_it_needs_and_no_more(kube: Kube) -> None:
-    """The chart lets the operator create Jobs, and neither write pods nor list Secrets."""
-    account = f"--as=system:serviceaccount:{SYSTEM}:{RELEASE}"
-    rules = kube.kubectl("auth", "can-i", "--list", account, "-n", "default", "--no-headers")
-    rights = {line.split()[0]: line[line.rindex("[") :] for line in rules.splitlines()}
-    assert "create" in rights["jobs.batch"]
-    assert rights["secrets"] == "[get]"
-    assert "create" not in rights["pods"]
-    assert "update" not in rights["trainingruns.daybreak.dev"]
-    assert "update" in rights["trainingruns.daybreak.dev/status"]
+@pytest.fixture(scope="module")
+def prometheus(kube: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus | None]:
+    """One that scrapes the pods that the chart's PodMonitors select, as they say."""
+    if kube.devcluster is None:
+        yield None
+        return
+    rendered = kube.helm("template", RELEASE, str(CHART), "--set", "podMonitors.enabled=true")
+    monitors = [m for m in yaml.safe_load_all(rendered) if m and m["kind"] == "PodMonitor"]
+    with kube.devcluster.admin_api() as api, Pods(api) as pods:
+        configs = [scrape_config(monitor, pods.url, SCRAPE_INTERVAL) for monitor in monitors]
+        with Prometheus(tmp_path_factory.mktemp("prometheus"), configs) as server:
+            yield server
 
 
-def test_the_smoke_run_completes(kube: Kube, namespace: str) -> None:
-    """The example, applied as it is but for its image, trains on two workers, is judged and
-    exported; deleting it removes its objects and leaves checkpoint and model."""
-    prepare = ["daybreak", "prepare", "digits", "/data/datasets/digits"]
-    kube.run_job("prepare", prepare, namespace)
-    run = yaml.safe_load((ROOT / "manifests" / "examples" / "smoke.yaml").read_text())
-    run["spec"]["workers"]["image"] = kube.trainer_image
+@pytest.fixture(scope="module")
+def ended(kube: Kube, prometheus: Prometheus | None) -> Iterator[Ended]:
+    """The example, applied as it is but for its image, in a namespace of its own."""
+    with kube.namespace(f"smoke-{secrets.token_hex(3)}") as namespace:
+        kube.apply(*(claim(name) for name in CLAIMS), namespace=namespace)
+        prepare = ["daybreak", "prepare", "digits", "/data/datasets/digits"]
+        kube.run_job("prepare", prepare, namespace)
+        start = time.time()
+        phases = _run(kube, namespace)
+        status = kube.get("trainingrun", RUN, namespace).get("status", {})
+        if prometheus is not None:
+            last = f'daybreak_operator_run_alignment_ratio{{namespace="{namespace}"}}'
+            prometheus.wait_for([last])
+        yield Ended(namespace, phases, status, (start, time.time()), prometheus)
+
+
+def _run(kube: Kube, namespace: str) -> list[str]:
+    """Apply the example; the phases that it went through until it ended."""
+    run = yaml.safe_load(EXAMPLE.read_text())
+    run["spec"]["workers"]["image"] = f"{kube.image_prefix}/trainer:{kube.image_tag}"
     kube.apply(run, namespace=namespace)
-
     seen: list[str] = []
-    for phase in kube.phases("smoke", namespace):
+    for phase in kube.phases(RUN, namespace, RUN_SECONDS):
         seen.append(phase)
         if phase in ("Complete", "Failed"):
             break
-    assert seen[-1:] == ["Complete"], _story(kube, namespace)
-    status = kube.get("trainingrun", "smoke", namespace)["status"]
-    assert status["attempt"] == 1, _story(kube, namespace)
+    return seen
+
+
+def test_the_operator_has_what_the_chart_grants_and_no_more(kube: Kube) -> None:
+    """Its pod runs under the chart's ServiceAccount and holds no other credentials. Beside what
+    every account may do, that one may do what the chart's role says, everywhere, and nothing else.
+    """
+    deployment = kube.get("deployment", RELEASE, SYSTEM)
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == RELEASE
+    assert "volumes" not in pod
+    assert {variable["name"] for variable in pod["containers"][0]["env"]} == {"DAYBREAK_POD_IP"}
+
+    for namespace in ("default", "kube-system"):
+        everybody = kube.rights(f"system:serviceaccount:{SYSTEM}:default", namespace)
+        assert kube.rights(ACCOUNT, namespace) - everybody == _granted(kube)
+
+
+def _granted(kube: Kube) -> set[tuple[str, str]]:
+    """Resource and verb of each rule of the chart's role, as `kubectl auth can-i --list` names
+    them."""
+    rules = kube.get("clusterrole", RELEASE, SYSTEM)["rules"]
+    return {
+        (_listed(resource, group), verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def _listed(resource: str, group: str) -> str:
+    name, slash, subresource = resource.partition("/")
+    return f"{name}.{group}{slash}{subresource}" if group else resource
+
+
+def test_the_smoke_run_completes(kube: Kube, ended: Ended) -> None:
+    """It trains on two workers, is judged and exported, at the first attempt, and the API server
+    refuses the operator nothing."""
+    assert ended.phases[-1:] == ["Complete"], _story(kube, ended.namespace)
+    status = ended.status
+    assert status["attempt"] == 1, _story(kube, ended.namespace)
     assert status["progress"]["percent"] == 100
     assert status["checkpoint"]["step"] == status["progress"]["totalSteps"]
     assert status["evaluation"]["benchmark"] == "digits"
-    logs = kube.kubectl("-n", SYSTEM, "logs", f"deployment/{RELEASE}")
-    assert "forbidden" not in logs.lower()
+    assert "forbidden" not in kube.operator_log().lower()
 
-    kube.kubectl("-n", namespace, "delete", "trainingrun", "smoke", "--timeout=120s")
+
+def _story(kube: Kube, namespace: str) -> str:
+    """What a person would ask for when the run did not end well."""
+    described = kube.kubectl("-n", namespace, "describe", "trainingrun", RUN)
+    pods = kube.kubectl("-n", namespace, "get", "pods", "-o", "wide")
+    return "\n".join((described, pods, kube.operator_log()[-5000:]))
+
+
+def _shown(ended: Ended, name: str) -> list[tuple[dict[str, str], list[float]]]:
+    """What one query of the dashboard shows of the run: each series' labels and values."""
+    if ended.prometheus is None:
+        pytest.skip("the pods of this cluster cannot be scraped from here")
+    asked = resolved(QUERIES[name], namespace=ended.namespace, run=RUN)
+    return ended.prometheus.between(asked, *ended.between)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_of_the_dashboard_shows_the_run(ended: Ended, name: str) -> None:
+    """A Prometheus set up by the chart's PodMonitors has scraped the operator and the workers, and
+    each query has a finite value at some second of the run."""
+    assert _shown(ended, name), f"{name}: nothing in {ended.between}"
+
+
+def test_the_dashboard_says_what_the_status_says(ended: Ended) -> None:
+    """Both workers answered, the last step and its commit were seen before worker 0 ended, and the
+    result is still there after that."""
+    total = ended.status["progress"]["totalSteps"]
+    for name, last in (
+        ("Workers answering A", 2),
+        ("Steps done A", 1),
+        ("Step and last commit A", total),
+        ("Step and last commit B", total),
+    ):
+        ((_, values),) = _shown(ended, name)
+        assert max(values) == last, name
+    by_tag = {
+        labels["tag"]: values[-1] for labels, values in _shown(ended, "Prompt alignment by tag A")
+    }
+    assert by_tag == {
+        tag: float(share) for tag, share in ended.status["evaluation"]["alignmentByTag"].items()
+    }
+
+
+def test_a_deleted_run_leaves_checkpoint_and_model(kube: Kube, ended: Ended) -> None:
+    """Its objects go; the files stay."""
+    namespace = ended.namespace
+    kube.kubectl("-n", namespace, "delete", "trainingrun", RUN, "--timeout=120s")
     kube.kubectl(
         *("-n", namespace, "wait", "--for=delete", "--timeout=120s"),
-        *("pods,jobs,services,configmaps", "-l", "daybreak.dev/run=smoke"),
+        *("pods,jobs,services,configmaps", "-l", f"daybreak.dev/run={RUN}"),
         seconds=150,
     )
     kept = kube.run_job("list", ["find", "/data", "-type", "f"], namespace).split()
@@ -182,68 +207,47 @@ def test_the_smoke_run_completes(kube: Kube, namespace: str) -> None:
     assert any(path.startswith("/data/models/") and "model_index" in path for path in kept)
 
 
-def _story(kube: Kube, namespace: str) -> str:
-    """What a person would ask for when the run did not end well."""
-    described = kube.kubectl("-n", namespace, "describe", "trainingrun", "smoke")
-    pods = kube.kubectl("-n", namespace, "get", "pods", "-o", "wide")
-    logs = kube.kubectl("-n", SYSTEM, "logs", f"deployment/{RELEASE}", "--tail=50")
-    return "\n".join((described, pods, logs))
+def test_it_can_be_upgraded_to_serve_some_namespaces_only(kube: Kube, ended: Ended) -> None:
+    """With `watchNamespaces` the operator has its rights in these namespaces and in no other: a run
+    there is looked at, one elsewhere is not."""
+    served, token = ended.namespace, secrets.token_hex(3)
+    with kube.namespace(f"elsewhere-{token}") as elsewhere:
+        notes = kube.chart(f"watchNamespaces={{{served}}}")
+        assert f"serves the namespaces {served}" in notes
+        everybody = kube.rights(f"system:serviceaccount:{SYSTEM}:default", "default")
+        assert kube.rights(ACCOUNT, elsewhere) == everybody
+        assert {"create", "delete"} <= {
+            verb for what, verb in kube.rights(ACCOUNT, served) if what == "jobs.batch"
+        }
+        run = yaml.safe_load(EXAMPLE.read_text())
+        run["spec"]["checkpoint"]["persistentVolumeClaim"]["claimName"] = "not-there"
+        for namespace in (elsewhere, served):
+            kube.apply(run, namespace=namespace)
+        phase = "jsonpath={.status.phase}"
+        kube.kubectl(
+            *("-n", served, "wait", f"--for={phase}=Pending", f"trainingrun/{RUN}"),
+            "--timeout=60s",
+        )
+        assert "status" not in kube.get("trainingrun", RUN, elsewhere)
+        assert "forbidden" not in kube.operator_log().lower()
 
 
-def _namespace(name: str) -> Json:
-    metadata = {"name": name, "labels": RESTRICTED}
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
-
-
-def _claim(name: str) -> Json:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {
-            # One node is all that kind's default storage serves; both workers run there.
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": {"storage": "1Gi"}},
-        },
-    }
-
-
-def _job(name: str, image: str, command: list[str]) -> Json:
-    """Meets the `restricted` level; writable are /data/<claim> and /tmp."""
-    container = {
-        "name": "main",
-        "image": image,
-        "command": command,
-        "env": [{"name": "HOME", "value": "/tmp"}],
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},
-            *({"name": claim, "mountPath": f"/data/{claim}"} for claim in CLAIMS),
-        ],
-    }
-    pod = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 1000,
-            "runAsGroup": 1000,
-            "fsGroup": 1000,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-        "volumes": [
-            {"name": "tmp", "emptyDir": {}},
-            *({"name": c, "persistentVolumeClaim": {"claimName": c}} for c in CLAIMS),
-        ],
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name},
-        "spec": {"backoffLimit": 0, "template": {"spec": pod}},
-    }
+def test_uninstalled_it_leaves_the_runs_and_can_come_back(kube: Kube, ended: Ended) -> None:
+    """CRD and runs outlive the release; installed again, the operator finds them."""
+    kube.helm("uninstall", RELEASE, "--wait")
+    left = kube.kubectl(
+        *(
+            "get",
+            "--all-namespaces",
+            "--output=name",
+            "--selector=app.kubernetes.io/part-of=daybreak",
+        ),
+        "deployments,serviceaccounts,configmaps,roles,rolebindings,clusterroles,clusterrolebindings",
+    )
+    assert not left
+    assert kube.get("trainingrun", RUN, ended.namespace)["status"]["phase"] == "Pending"
+    kube.chart()
+    kube.apply(claim("not-there"), namespace=ended.namespace)
+    kube.kubectl(
+        *("-n", ended.namespace, "wait", "--for=create", f"job/{RUN}-1", "--timeout=60s"),
+    )

@@ -1,0 +1,31 @@
+"""The run dashboard, as tests see it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+FILE = Path(__file__).resolve().parents[2] / "charts" / "daybreak" / "dashboards" / "run.json"
+DASHBOARD: Json = json.loads(FILE.read_text())
+PANELS: list[Json] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES: list[str] = [
+    variable["definition"]
+    for variable in DASHBOARD["templating"]["list"]
+    if "definition" in variable
+]
+QUERIES: dict[str, str] = {
+    f"{panel['title']} {target['refId']}": target["expr"]
+    for panel in PANELS
+    for target in panel["targets"]
+} | {item["name"]: item["expr"] for item in DASHBOARD["annotations"]["list"]}
+"""Name → query: every panel's, and the annotations'."""
+
+
+def resolved(expression: str, *, namespace: str, run: str) -> str:
+    """The query as Grafana would send it to a Prometheus that scrapes every second."""
+    variables = {"$namespace": namespace, "$run": run, "$__rate_interval": "5s"}
+    for name, value in variables.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression, f"unknown variable in {expression}"
+    return expression
