@@ -27,6 +27,11 @@ test: .venv/.ready ## every test but the full fault matrix; under 15 minutes on 
 	@hack/setup.sh --test-tools
 	@$(VENV)/pytest -m "not e2e" $(ARGS)
 
+.PHONY: smoke
+smoke: .venv/.ready ## chart, run and dashboard on a cluster: DAYBREAK_E2E_KUBECONFIG, or a development cluster
+	@hack/setup.sh --test-tools
+	@$(VENV)/pytest tests/e2e/test_smoke.py $(ARGS)
+
 .PHONY: e2e
 e2e: .venv/.ready ## the full fault matrix on the control plane; half an hour
 	@hack/setup.sh --test-tools
