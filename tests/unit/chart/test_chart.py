@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def test_the_operator_meets_the_restricted_level(rendered: list[Manifest]) -> No
 
 
 def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
-    """PodMonitors select the operator and the workers of every namespace; the ConfigMap holds the
-    dashboards byte for byte."""
+    """PodMonitors select the operator and the workers of every namespace that it serves; the
+    ConfigMap holds the dashboards byte for byte."""
     manifests = render(
         *("--set", "podMonitors.enabled=true", "--set", "podMonitors.labels.release=prom"),
         *("--set", "dashboards.enabled=true"),
@@ -108,6 +109,26 @@ def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
     for path in (CHART / "dashboards").glob("*.json"):
         assert json.loads(dashboards["data"][path.name]) == json.loads(path.read_text())
+
+    some = render("--set", "podMonitors.enabled=true", "--set", "watchNamespaces={research,art}")
+    _, workers = by_kind(some, "PodMonitor")
+    assert workers["spec"]["namespaceSelector"] == {"matchNames": ["research", "art"]}
+
+
+def test_every_way_to_install_is_of_one_version(rendered: list[Manifest]) -> None:
+    """The operator's image in the chart and in the kustomize base, and the examples' worker image,
+    carry the project's version: operator and trainer have to agree."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (deployment,) = by_kind(rendered, "Deployment")
+    (base,) = yaml.safe_load_all((ROOT / "manifests" / "base" / "operator.yaml").read_text())
+    images = {
+        manifest["spec"]["template"]["spec"]["containers"][0]["image"]
+        for manifest in (deployment, base)
+    }
+    assert images == {f"ghcr.io/daybreak/operator:{project['version']}"}
+    for example in (ROOT / "manifests" / "examples").glob("*.yaml"):
+        workers = yaml.safe_load(example.read_text())["spec"]["workers"]
+        assert workers["image"] == f"ghcr.io/daybreak/trainer:{project['version']}", example.name
 
 
 def rules(manifests: list[Manifest], kind: str) -> set[tuple[str, str, str]]:
@@ -145,7 +166,14 @@ def test_every_way_to_install_grants_the_same(rendered: list[Manifest]) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["image.repo=x", "crd.instal=true", "image.pullPolicy=Sometimes", "replicas=3"]
+    "setting",
+    [
+        "image.repo=x",
+        "crd.instal=true",
+        "image.pullPolicy=Sometimes",
+        "replicas=3",
+        "watchNamespaces={My_Team}",
+    ],
 )
 def test_a_mistyped_value_is_refused(setting: str) -> None:
     """The schema names the value, instead of ignoring it."""
