@@ -139,7 +139,7 @@ def _next_attempt(draft: _Draft) -> Decision:
     draft.reason, draft.message = "AttemptStarting", f"attempt {attempt} is starting"
     nodes = seen.run.spec.workers.nodes
     draft.note("Normal", "AttemptStarted", f"attempt {attempt} starts on {nodes} node(s)")
-    return Decision(draft.status(), events=tuple(draft.events), again_seconds=0.0)
+    return Decision(draft.status(), events=tuple(draft.events))
 
 
 # --- a Job -------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def _failed(draft: _Draft, failure: Failure) -> Decision:
     draft.values["phase"] = "Restarting"
     draft.reason, draft.message = failure.reason, failure.message
     draft.note("Warning", failure.reason, f"attempt {run.status.attempt}: {failure.message}")
-    return Decision(draft.status(), events=tuple(draft.events), again_seconds=0.0)
+    return Decision(draft.status(), events=tuple(draft.events))
 
 
 def _was_counted(run: TrainingRun) -> bool:
@@ -295,8 +295,9 @@ def _waiting(draft: _Draft, reason: str, message: str) -> Decision:
 
 
 def _gang_alive(seen: Observation) -> bool:
-    """Pods or Jobs of an earlier attempt that are not gone yet."""
-    return bool(seen.pods) or any(job.deleting for job in seen.jobs)
+    """An earlier attempt's pods at work, or Jobs that are not gone yet. Pods that have ended hold
+    nothing; those of a Job that was deleted without them stay for ever."""
+    return any(not pod.over for pod in seen.pods) or any(job.deleting for job in seen.jobs)
 
 
 # --- what the workers say ------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class World:
         if name in self.jobs:
             return
         assert not self.jobs, "two Jobs at once"
-        assert not self.pods, "a Job beside old pods"
+        assert all(p.over for p in self.pods), "a Job beside old pods"
         # A Job that came and went before it was ever seen may be made again under its number.
         assert name not in self.known, "an attempt's number was used twice"
         self.created.append(name)
@@ -245,6 +245,18 @@ def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
     assert world.created == ["r-1", "r-2"]
     assert len(world.pods) == 1
     assert world.status.restarts == 0
+
+
+def test_pods_that_a_deleted_job_left_behind_are_waited_for_until_they_end() -> None:
+    """Nobody removes them, so the next attempt begins when they are at work no more."""
+    world = World()
+    world.settle()
+    world.jobs = {}
+    world.settle()
+    assert world.created == ["r-1"]
+    world.pods = [replace(p, phase="Succeeded", exit_code=0) for p in world.pods]
+    world.settle()
+    assert world.created == ["r-1", "r-2"]
 
 
 def _respec(world: World, suspend: bool = False, nodes: int = 2) -> None:
