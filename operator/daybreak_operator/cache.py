@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from daybreak_trainer.contract import LABEL_RUN
@@ -20,10 +20,10 @@ class Cache:
     def run_event(self, kind: str | None, body: Body) -> Key:
         """Notes a run's event and returns its key."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        if kind == "DELETED":
-            self.runs.pop(key, None)
-        else:
+        if kind != "DELETED":
             self.runs[key] = body
+        elif _uid(self.runs.get(key)) == _uid(body):
+            del self.runs[key]
         return key
 
     def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:
@@ -34,13 +34,26 @@ class Cache:
             return None
         key = (metadata["namespace"], name)
         members = self._children[kind].setdefault(key, {})
-        if event == "DELETED":
-            members.pop(metadata["name"], None)
-            if not members:
-                del self._children[kind][key]
-        else:
+        if event != "DELETED":
             members[metadata["name"]] = body
+        elif _uid(members.get(metadata["name"])) == _uid(body):
+            del members[metadata["name"]]
+        if not members:
+            del self._children[kind][key]
         return key
 
     def children(self, kind: str, key: Key) -> list[Body]:
         return list(self._children[kind].get(key, {}).values())
+
+    def forget(self, kind: str, key: Key, gone: Container[str]) -> None:
+        """Drops the children with these UIDs: a watch that starts anew tells of no deletion."""
+        members = self._children[kind].get(key, {})
+        for name in [name for name, body in members.items() if _uid(body) in gone]:
+            del members[name]
+        if not members:
+            self._children[kind].pop(key, None)
+
+
+def _uid(body: Body | None) -> str | None:
+    """Of an object; events of an object and of its successor of the same name may change places."""
+    return body["metadata"]["uid"] if body is not None else None

@@ -11,6 +11,7 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
+from daybreak_operator.children.names import selector
 from daybreak_operator.decide import EventNote
 
 _TIMEOUT_SECONDS = 10
@@ -29,6 +30,7 @@ class Cluster:
     """Raises `ApiException` for what it does not handle itself; the controller tries again."""
 
     def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
         self._core = client.CoreV1Api(api)
         self._batch = client.BatchV1Api(api)
         self._custom = client.CustomObjectsApi(api)
@@ -107,6 +109,20 @@ class Cluster:
             if error.status in (404, 409):
                 raise ConflictError from error
             raise
+
+    async def children(self, run: TrainingRun) -> dict[str, list[dict[str, Any]]]:
+        """The Jobs and pods that carry the run's label, as the API server has them now."""
+        lists = {
+            "Job": self._batch.list_namespaced_job,
+            "Pod": self._core.list_namespaced_pod,
+        }
+        found: dict[str, list[dict[str, Any]]] = {}
+        for kind, read in lists.items():
+            answer = await read(
+                run.namespace, label_selector=selector(run), _request_timeout=_TIMEOUT_SECONDS
+            )
+            found[kind] = self._api.sanitize_for_serialization(answer.items)
+        return found
 
     async def missing(self, run: TrainingRun, kind: str, name: str) -> bool:
         """Whether a PersistentVolumeClaim or Secret of the run's namespace does not exist."""

@@ -1,31 +1,44 @@
-"""Gathers what the cluster holds about one run."""
+"""Gathers what the cluster holds about one run.
+
+The cache is late, and right after a start it is half full. That does no harm to an attempt that
+runs; but a Job that seems to be gone, or pods that seem to tell why they ended, lead to what cannot
+be taken back. So for these the API server itself is asked.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.cache import Cache, Key
+from daybreak_operator.api.status import TERMINAL
+from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.children.job import claims, secrets
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.observation import JobView, Observation, PodView
 from daybreak_operator.progress import ProgressClient
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 
+_ASK_SECONDS = 60.0
+KINDS = ("Job", "Pod")
+Bodies = Mapping[str, Sequence[Body]]
+
 
 class Observer:
     def __init__(self, cache: Cache, cluster: Cluster, progress: ProgressClient) -> None:
         self._cache, self._cluster, self._progress = cache, cluster, progress
+        self._ask_at: dict[Key, float] = {}
+        """When the cache is compared with the API server again (monotonic clock)."""
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
-        jobs = tuple(
-            view
-            for view in map(JobView.of, self._cache.children("Job", key))
-            if view.owner_uid == run.uid
-        )
-        pods = tuple(PodView.of(body) for body in self._cache.children("Pod", key))
+        jobs, pods = _views(run, {kind: self._cache.children(kind, key) for kind in KINDS})
+        due = self._ask_at.get(key, 0.0) <= time.monotonic()
+        settled = run.deleting or run.status.phase in TERMINAL
+        if not settled and (due or not _undisturbed(run, jobs, pods)):
+            jobs, pods = _views(run, await self._ask(key, run))
         recipe, problem = _recipe(run)
-        has_job = any(job.attempt == run.status.attempt for job in jobs)
+        has_job = settled or any(job.attempt == run.status.attempt for job in jobs)
         zero = next(
             (p for p in pods if p.index == 0 and p.attempt == run.status.attempt and not p.over),
             None,
@@ -42,6 +55,19 @@ class Observer:
             now=datetime.now(UTC),
         )
 
+    async def _ask(self, key: Key, run: TrainingRun) -> Bodies:
+        """The API server's own answer. What it does not know any more leaves the cache."""
+        cached = {kind: _uids(self._cache.children(kind, key)) for kind in KINDS}
+        found = await self._cluster.children(run)
+        for kind in KINDS:
+            self._cache.forget(kind, key, cached[kind] - _uids(found[kind]))
+        self._ask_at[key] = time.monotonic() + _ASK_SECONDS
+        return found
+
+    def forget(self, key: Key) -> None:
+        """The run is gone."""
+        self._ask_at.pop(key, None)
+
     async def _missing(self, run: TrainingRun) -> tuple[str, ...]:
         """One sentence for each claim and Secret the spec names that does not exist."""
         kinds = {
@@ -56,6 +82,30 @@ class Observer:
                 if await self._cluster.missing(run, kind, name)
             ]
         )
+
+
+def _views(run: TrainingRun, bodies: Bodies) -> tuple[tuple[JobView, ...], tuple[PodView, ...]]:
+    jobs = (JobView.of(body) for body in bodies["Job"])
+    return (
+        tuple(job for job in jobs if job.owner_uid == run.uid),
+        tuple(PodView.of(body) for body in bodies["Pod"]),
+    )
+
+
+def _uids(bodies: Iterable[Body]) -> set[str]:
+    return {body["metadata"]["uid"] for body in bodies}
+
+
+def _undisturbed(run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
+    """Whether the attempt's Job is there and nothing has ended, or all of it is going anyway."""
+    job = next((j for j in jobs if j.attempt == run.status.attempt), None)
+    if job is None:
+        return False
+    if job.deleting or job.suspended:
+        return True
+    mine = [pod for pod in pods if pod.attempt == job.attempt]
+    begun = any(pod.index == 0 for pod in mine)
+    return begun and job.failed is None and not any(pod.over for pod in mine)
 
 
 def _field(role: str) -> str:
