@@ -10,19 +10,27 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from dataclasses import replace
 
 from daybreak_operator import metrics
 from daybreak_operator.act import act, stored
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Cache, Key
 from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError
-from daybreak_operator.decide import Decision, decide
+from daybreak_operator.decide import Decision, EventNote, decide
 from daybreak_operator.observe import Observer
 
 _log = logging.getLogger(__name__)
 _WORKERS = 8
-_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.2, 60.0
+_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _MAX_DOUBLINGS = 0.2, 60.0, 16
 _PROGRESS_WRITE_SECONDS = 2.0
+
+
+def back_off_seconds(failures: int) -> float:
+    """How long to wait after so many failures in a row, from 1: doubled each time, up to a limit
+    (the exponent has one too: 2.0**1024 is an error, and a day of failures comes so far)."""
+    doublings = min(failures - 1, _MAX_DOUBLINGS)
+    return min(_FIRST_BACKOFF_SECONDS * 2.0**doublings, _MAX_BACKOFF_SECONDS)
 
 
 class Controller:
@@ -35,10 +43,16 @@ class Controller:
         self._failures: Counter[Key] = Counter()
         self._foreign: dict[Key, tuple[str, ...]] = {}
         self._progress_written: dict[Key, float] = {}
+        self._told: dict[Key, set[tuple[str, EventNote]]] = {}
+        """Events that are on record, with their run's UID, so each look need not send them again.
+        Only that is saved: a second Event of the same name would be refused."""
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     def enqueue(self, key: Key) -> None:
         """Have the run looked at soon; any number of calls before that are one."""
+        if (timer := self._timers.pop(key, None)) is not None:
+            timer.cancel()  # one look ahead for each run, however many events there are
         if key in self._busy:
             self._dirty.add(key)
         elif key not in self._queued:
@@ -50,6 +64,8 @@ class Controller:
         self._tasks = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
 
     async def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -58,6 +74,7 @@ class Controller:
         while True:
             key = await self._queue.get()
             self._queued.discard(key)
+            metrics.QUEUE_LENGTH.set(len(self._queued))
             self._busy.add(key)
             again: float | None = None
             started = time.monotonic()
@@ -66,9 +83,11 @@ class Controller:
                 self._failures.pop(key, None)
                 metrics.RECONCILES.labels("done").inc()
             except Exception as error:  # noqa: BLE001 (one run's trouble is not the others')
-                again = self._back_off(key)
+                self._failures[key] += 1
+                again = back_off_seconds(self._failures[key])
                 metrics.RECONCILES.labels("error").inc()
-                _log.warning("%s/%s: %s; again in %.1f s", *key, error, again)
+                what = f"{type(error).__name__}: {error}"
+                _log.warning("%s/%s: %s; again in %.1f s", *key, what, again)
             finally:
                 self._busy.discard(key)
                 metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
@@ -76,20 +95,17 @@ class Controller:
                 self._dirty.discard(key)
                 self.enqueue(key)
             elif again is not None:
-                asyncio.get_running_loop().call_later(again, self.enqueue, key)
-
-    def _back_off(self, key: Key) -> float:
-        self._failures[key] += 1
-        return float(
-            min(_FIRST_BACKOFF_SECONDS * 2 ** (self._failures[key] - 1), _MAX_BACKOFF_SECONDS)
-        )
+                loop = asyncio.get_running_loop()
+                self._timers[key] = loop.call_later(again, self.enqueue, key)
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks at one run and does what is to be done; returns when to look again."""
         body = self._cache.runs.get(key)
         if body is None:
-            for memory in (self._foreign, self._progress_written):
+            for memory in (self._foreign, self._progress_written, self._told):
                 memory.pop(key, None)
+            self._observer.forget(key)
+            self._measure_runs()
             return None
         try:
             run = TrainingRun.of(body)
@@ -98,10 +114,16 @@ class Controller:
             return None
         seen = await self._observer.observe(key, run, self._foreign.pop(key, ()))
         decision = decide(seen)
-        if decision is None or self._too_soon(key, run, decision):
-            return decision.again_seconds if decision is not None else None
+        if decision is None:
+            return None
+        told = self._told.setdefault(key, set())
+        news = tuple(note for note in decision.events if (run.uid, note) not in told)
+        decision = replace(decision, events=news)
+        if self._too_soon(key, run, decision):
+            return decision.again_seconds
         try:
             await act(self._cluster, run, decision)
+            told.update((run.uid, note) for note in news)
         except ConflictError:
             return None  # the change that won is on its way to us as an event
         except ForeignObjectError as error:

@@ -1,0 +1,207 @@
+"""The queue, the cache and the API server's own word, against a small API server over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio import client
+
+from daybreak_operator.cache import Cache
+from daybreak_operator.cluster import Cluster
+from daybreak_operator.controller import Controller, back_off_seconds
+from daybreak_operator.observe import Observer
+from daybreak_operator.progress import ProgressClient
+from daybreak_trainer.contract import HTTP_PORT
+
+KEY = ("n", "r")
+POD_IP = "127.47.0.9"
+LABELS = {"daybreak.dev/run": "r", "daybreak.dev/attempt": "1"}
+INDEX = "batch.kubernetes.io/job-completion-index"
+OWNER = {"apiVersion": "daybreak.dev/v1alpha1", "kind": "TrainingRun", "name": "r"}
+RUN: dict[str, Any] = {
+    "metadata": {
+        "name": "r",
+        "namespace": "n",
+        "uid": "u",
+        "generation": 1,
+        "resourceVersion": "7",
+    },
+    "spec": {
+        "workers": {"image": "i", "nodes": 1},
+        "data": {"streams": [{"url": "s3://d"}]},
+        "recipe": {"preset": "smoke"},
+        "checkpoint": {"storage": "s3://c"},
+    },
+    "status": {
+        "phase": "Running",
+        "attempt": 1,
+        "workers": {"desired": 1, "ready": 1, "selector": "daybreak.dev/run=r"},
+    },
+}
+JOB: dict[str, Any] = {
+    "metadata": {
+        "name": "r-1",
+        "namespace": "n",
+        "uid": "job",
+        "labels": LABELS,
+        "ownerReferences": [OWNER | {"uid": "u", "controller": True}],
+    },
+    "spec": {
+        "parallelism": 1,
+        "template": {"spec": {"containers": [{"name": "trainer", "image": "i"}]}},
+    },
+}
+POD: dict[str, Any] = {
+    "metadata": {"name": "r-1-0", "namespace": "n", "uid": "pod", "labels": LABELS | {INDEX: "0"}},
+    "spec": {"containers": [{"name": "trainer", "image": "i"}]},
+    "status": {"phase": "Running", "podIP": POD_IP},
+}
+
+
+@dataclass
+class Server:
+    """What an API server holds, what was written to it, and how often worker 0 was asked."""
+
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    writes: list[tuple[str, str, Any]] = field(default_factory=list)
+    asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path == "/progress":
+            self.asked.put_nowait(asyncio.get_running_loop().time())
+            return web.Response(status=404)
+        if request.method != "GET":
+            body = await request.json() if request.can_read_body else None
+            self.writes.append((request.method, request.path, body))
+            return web.json_response(body)
+        items = {"jobs": self.jobs, "pods": self.pods}[request.path.rpartition("/")[2]]
+        return web.json_response({"items": items})
+
+
+@asynccontextmanager
+async def serving(server: Server, cache: Cache) -> AsyncIterator[Controller]:
+    """A controller, not started, whose API server and worker 0 are `server`."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    await web.TCPSite(runner, POD_IP, HTTP_PORT).start()
+    (address, *_) = runner.addresses
+    progress = ProgressClient()
+    configuration = client.Configuration(host=f"http://127.0.0.1:{address[1]}")
+    try:
+        async with client.ApiClient(configuration) as api:
+            cluster = Cluster(api)
+            controller = Controller(cache, cluster, Observer(cache, cluster, progress))
+            yield controller
+            await controller.stop()
+    finally:
+        await progress.close()
+        await runner.cleanup()
+
+
+def _changed(body: dict[str, Any], **status: Any) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(body))
+    changed["status"] = changed.get("status", {}) | status
+    return changed
+
+
+async def test_a_job_that_the_cache_does_not_know_yet_is_not_replaced() -> None:
+    """After a start the run may be known before its Job: the attempt goes on, alone."""
+    server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
+    cache.run_event(None, RUN)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    attempts = [body["status"]["attempt"] for _, _, body in server.writes]
+    assert set(attempts) <= {1}
+    assert {method for method, _, _ in server.writes} <= {"PUT"}
+
+
+async def test_a_failure_is_judged_by_all_pods() -> None:
+    """The cache knows the pod that stopped on request, and not yet the one that crashed before: the
+    attempt is charged."""
+    other = _changed(POD)
+    other["metadata"] |= {"name": "r-1-1", "uid": "other", "labels": LABELS | {INDEX: "1"}}
+    job = _changed(JOB)
+    job["spec"]["parallelism"] = 2
+    run = _changed(RUN)
+    run["spec"]["workers"]["nodes"] = 2
+
+    def ended(pod: dict[str, Any], code: int, second: int) -> dict[str, Any]:
+        state = {"exitCode": code, "finishedAt": f"2026-01-01T00:00:{second:02}Z"}
+        container = {
+            **{"name": "trainer", "image": "i", "imageID": "", "ready": False, "restartCount": 0},
+            "state": {"terminated": state},
+        }
+        return _changed(pod, phase="Failed", containerStatuses=[container])
+
+    stopped, crashed = ended(POD, 75, 9), ended(other, 137, 1)
+    server, cache = Server(jobs=[job], pods=[stopped, crashed]), Cache()
+    cache.run_event(None, run)
+    cache.child_event("Job", None, job)
+    cache.child_event("Pod", None, stopped)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    (status,) = [body["status"] for method, _, body in server.writes if method == "PUT"]
+    assert (status["restarts"], status["lastFailure"]["exitCode"]) == (1, 137)
+
+
+async def test_a_job_whose_deletion_nobody_told_is_missed() -> None:
+    """A watch that starts anew tells of no deletion: the cache is compared, and the run goes on."""
+    server, cache = Server(), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert server.writes[-1][2]["status"]["attempt"] == 2
+    assert cache.children("Job", KEY) == cache.children("Pod", KEY) == []
+
+
+async def test_many_events_do_not_add_up_to_many_looks() -> None:
+    """However often a run was looked at because of an event, it is polled once a second."""
+    server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    async with serving(server, cache) as controller:
+        controller.start()
+        for _ in range(8):
+            controller.enqueue(KEY)
+            await asyncio.sleep(0.1)  # events that come one after the other
+        while not server.asked.empty():
+            server.asked.get_nowait()
+        first, *_, last = [await server.asked.get() for _ in range(4)]
+    assert last - first > 2
+
+
+def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
+    """Events of two objects of one name may come in the wrong order."""
+    cache = Cache()
+    new = {"metadata": RUN["metadata"] | {"uid": "new"}}
+    cache.run_event("ADDED", new)
+    cache.run_event("DELETED", RUN)
+    assert cache.runs[KEY] is new
+    job = {"metadata": JOB["metadata"] | {"uid": "new"}}
+    cache.child_event("Job", "ADDED", job)
+    cache.child_event("Job", "DELETED", JOB)
+    assert cache.children("Job", KEY) == [job]
+    cache.child_event("Job", "DELETED", job)
+    assert cache.children("Job", KEY) == []
+
+
+@pytest.mark.parametrize("failures", [1, 2, 10, 10_000])
+def test_the_back_off_grows_to_a_minute_and_no_further(failures: int) -> None:
+    """A run that fails for days is still tried once a minute, and ends no worker of the queue."""
+    assert 0.2 <= back_off_seconds(failures) <= 60
+    assert back_off_seconds(failures) <= back_off_seconds(failures + 1)
