@@ -93,12 +93,14 @@ def test_the_operator_meets_the_restricted_level(rendered: list[Manifest]) -> No
 
 
 def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
-    """PodMonitors select the operator and the workers of every namespace that it serves; the
-    ConfigMap holds the dashboards byte for byte."""
+    """PodMonitors select the operator and the workers of every namespace that it serves; alerts and
+    dashboards are those of the chart's files."""
     manifests = render(
         *("--set", "podMonitors.enabled=true", "--set", "podMonitors.labels.release=prom"),
-        *("--set", "dashboards.enabled=true"),
+        *("--set", "alerts.enabled=true", "--set", "dashboards.enabled=true"),
     )
+    (alerts,) = by_kind(manifests, "PrometheusRule")
+    assert alerts["spec"] == yaml.safe_load((CHART / "alerts" / "rules.yaml").read_text())
     operator, workers = by_kind(manifests, "PodMonitor")
     (deployment,) = by_kind(manifests, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
