@@ -39,7 +39,10 @@ mkdir -p build
 [ "$(uname -s)" = Linux ] || fail "the development cluster runs on Linux only; this is $(uname -s)"
 debian_package bwrap bubblewrap "runs the pods of the development cluster"
 if [ "${1:-}" = "--test-tools" ]; then
+  command -v prometheus >/dev/null && exit
   debian_package prometheus prometheus "the dashboard's queries are tried against a real Prometheus"
+  # The package also starts a server, which nobody here asked for.
+  [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus
   exit 0
 fi
 
