@@ -16,6 +16,9 @@ class Cache:
     def __init__(self) -> None:
         self.runs: dict[Key, Body] = {}
         self._children: dict[str, dict[Key, dict[str, Body]]] = {"Job": {}, "Pod": {}}
+        self._last_words: dict[Key, dict[str, Body]] = {}
+        """Pods that were deleted after they had ended, by UID, until a Job of their run goes: they
+        tell why the attempt ended, and a pod may be gone before anybody has looked."""
 
     def run_event(self, kind: str | None, body: Body) -> Key:
         """Notes a run's event and returns its key."""
@@ -24,6 +27,7 @@ class Cache:
             self.runs[key] = body
         elif _uid(self.runs.get(key)) == _uid(body):
             del self.runs[key]
+            self._last_words.pop(key, None)
         return key
 
     def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:
@@ -34,24 +38,38 @@ class Cache:
             return None
         key = (metadata["namespace"], name)
         members = self._children[kind].setdefault(key, {})
-        if event != "DELETED":
+        if event == "DELETED":
+            self._drop(kind, key, body)
+        else:
             members[metadata["name"]] = body
-        elif _uid(members.get(metadata["name"])) == _uid(body):
-            del members[metadata["name"]]
         if not members:
             del self._children[kind][key]
         return key
 
     def children(self, kind: str, key: Key) -> list[Body]:
+        """Those that exist, as far as the watches have told."""
         return list(self._children[kind].get(key, {}).values())
 
+    def last_words(self, key: Key) -> list[Body]:
+        """Pods that have ended and exist no more."""
+        return list(self._last_words.get(key, {}).values())
+
     def forget(self, kind: str, key: Key, gone: Container[str]) -> None:
-        """Drops the children with these UIDs: a watch that starts anew tells of no deletion."""
-        members = self._children[kind].get(key, {})
-        for name in [name for name, body in members.items() if _uid(body) in gone]:
+        """The children with these UIDs do not exist: a watch that starts anew tells of no
+        deletion."""
+        for body in [body for body in self.children(kind, key) if _uid(body) in gone]:
+            self._drop(kind, key, body)
+        if not self._children[kind].get(key, True):
+            del self._children[kind][key]
+
+    def _drop(self, kind: str, key: Key, body: Body) -> None:
+        members, name = self._children[kind][key], body["metadata"]["name"]
+        if _uid(members.get(name)) == _uid(body):
             del members[name]
-        if not members:
-            self._children[kind].pop(key, None)
+        if kind == "Job":
+            self._last_words.pop(key, None)
+        elif (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = body
 
 
 def _uid(body: Body | None) -> str | None:

@@ -32,7 +32,7 @@ class Observer:
         """When the cache is compared with the API server again (monotonic clock)."""
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
-        jobs, pods = _views(run, {kind: self._cache.children(kind, key) for kind in KINDS})
+        jobs, pods = _views(run, self._cached(key))
         due = self._ask_at.get(key, 0.0) <= time.monotonic()
         settled = run.deleting or run.status.phase in TERMINAL
         if not settled and (due or not _undisturbed(run, jobs, pods)):
@@ -55,14 +55,19 @@ class Observer:
             now=datetime.now(UTC),
         )
 
+    def _cached(self, key: Key) -> Bodies:
+        jobs, pods = (self._cache.children(kind, key) for kind in KINDS)
+        return {"Job": jobs, "Pod": [*pods, *self._cache.last_words(key)]}
+
     async def _ask(self, key: Key, run: TrainingRun) -> Bodies:
-        """The API server's own answer. What it does not know any more leaves the cache."""
+        """The API server's own answer, and last words of pods that it does not know any more. What
+        it does not know leaves the cache."""
         cached = {kind: _uids(self._cache.children(kind, key)) for kind in KINDS}
         found = await self._cluster.children(run)
         for kind in KINDS:
             self._cache.forget(kind, key, cached[kind] - _uids(found[kind]))
         self._ask_at[key] = time.monotonic() + _ASK_SECONDS
-        return found
+        return {"Job": found["Job"], "Pod": [*found["Pod"], *self._cache.last_words(key)]}
 
     def forget(self, key: Key) -> None:
         """The run is gone."""

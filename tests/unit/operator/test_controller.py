@@ -116,6 +116,15 @@ def _changed(body: dict[str, Any], **status: Any) -> dict[str, Any]:
     return changed
 
 
+def _ended(pod: dict[str, Any], code: int, second: int) -> dict[str, Any]:
+    state = {"exitCode": code, "finishedAt": f"2026-01-01T00:00:{second:02}Z"}
+    container = {
+        **{"name": "trainer", "image": "i", "imageID": "", "ready": False, "restartCount": 0},
+        "state": {"terminated": state},
+    }
+    return _changed(pod, phase="Failed", containerStatuses=[container])
+
+
 async def test_a_job_that_the_cache_does_not_know_yet_is_not_replaced() -> None:
     """After a start the run may be known before its Job: the attempt goes on, alone."""
     server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
@@ -137,15 +146,7 @@ async def test_a_failure_is_judged_by_all_pods() -> None:
     run = _changed(RUN)
     run["spec"]["workers"]["nodes"] = 2
 
-    def ended(pod: dict[str, Any], code: int, second: int) -> dict[str, Any]:
-        state = {"exitCode": code, "finishedAt": f"2026-01-01T00:00:{second:02}Z"}
-        container = {
-            **{"name": "trainer", "image": "i", "imageID": "", "ready": False, "restartCount": 0},
-            "state": {"terminated": state},
-        }
-        return _changed(pod, phase="Failed", containerStatuses=[container])
-
-    stopped, crashed = ended(POD, 75, 9), ended(other, 137, 1)
+    stopped, crashed = _ended(POD, 75, 9), _ended(other, 137, 1)
     server, cache = Server(jobs=[job], pods=[stopped, crashed]), Cache()
     cache.run_event(None, run)
     cache.child_event("Job", None, job)
@@ -166,6 +167,25 @@ async def test_a_job_whose_deletion_nobody_told_is_missed() -> None:
         await controller.reconcile(KEY)
     assert server.writes[-1][2]["status"]["attempt"] == 2
     assert cache.children("Job", KEY) == cache.children("Pod", KEY) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_the_last_words_of_a_deleted_pod_count(told: bool) -> None:
+    """A pod that was deleted ends and is gone before anybody looks: why it ended is known from its
+    deletion's event, or from the cache where there was none."""
+    server, cache = Server(), Cache()
+    condition = {"type": "Failed", "status": "True", "message": "a pod failed"}
+    server.jobs = [_changed(JOB, conditions=[condition])]
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD if told else _ended(POD, 75, 9))
+    if told:
+        cache.child_event("Pod", "DELETED", _ended(POD, 75, 9))
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert server.writes[-1][2]["status"]["lastFailure"]["exitCode"] == 75
+    cache.child_event("Job", "DELETED", JOB)
+    assert cache.last_words(KEY) == []
 
 
 async def test_many_events_do_not_add_up_to_many_looks() -> None:
