@@ -41,7 +41,7 @@ from daybreak_trainer.finish import Finisher
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.models.text import encode
 from daybreak_trainer.objectives import flow
-from daybreak_trainer.optim import adamw
+from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
 from daybreak_trainer.parallel.process_group import Rank, joined
@@ -78,7 +78,7 @@ class Trainer:
         self.text.encoder.to(rank.device)
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         self.model = shard(model.to(rank.device), rank, self.dtype)
-        self.optimizer = adamw.build(self.model, self.recipe.optimizer)
+        self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
         self.ema = Ema(self.model, self.recipe.ema.decay)
         self.journal: list[HistoryLine] = []
         self.step = 0
@@ -177,19 +177,21 @@ class Trainer:
         """One optimizer step; returns this rank's share of the global batch's mean loss."""
         rate = self.recipe.optimizer.learning_rate
         factor = wsd.factor(self.recipe.schedule, self.step, self.recipe.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
         self.progress.learning_rate = rate * factor
         loss_share = self.loss(batch)
         # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
         (loss_share * self.rank.world).backward()  # type: ignore[no-untyped-call]
         if self._clipped(loss_share):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.step += 1
             self.ema.update(self.step)
         else:
             self.step += 1
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         return loss_share
 
     def loss(self, batch: Batch) -> Tensor:
@@ -268,7 +270,7 @@ class Trainer:
             state = self.state()
             self.journal = self.checkpointer.restore(commit, state)
             set_optimizer_state_dict(
-                self.model, self.optimizer, optim_state_dict=state["optimizer"]
+                self.model, self.optimizers, optim_state_dict=state["optimizer"]
             )
             self.step, self.training_seconds = commit.step, commit.training_seconds
             self.standing.step, self.standing.samples = commit.step, commit.samples
@@ -279,7 +281,7 @@ class Trainer:
         """Everything a commit holds as tensors; model and EMA are the live ones, not copies."""
         return {
             "model": get_model_state_dict(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizers),
             "ema": dict(self.ema.shadow),
         }
 

@@ -6,12 +6,18 @@ One module means one FSDP root, one optimizer, one EMA and one set of names in a
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor, nn
 
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import text as texts
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.recipe import Recipe
+
+_BLOCK = re.compile(r"\bblocks?\.\d+\.")
+_NOT_HIDDEN = re.compile(r"\bmodulation\b|\brelative_attention_bias\b")
+_FUSED = {"img_qkv_proj.weight": 3, "txt_kv_proj.weight": 2}
 
 
 class TextToImage(nn.Module):
@@ -46,6 +52,16 @@ class TextToImage(nn.Module):
             return_dict=False,
         )[0]
         return image
+
+    def block_matrices(self) -> dict[str, int]:
+        """The weight matrices of the transformer blocks by parameter name, and in how many parts
+        each is to be orthogonalised (Muon): what turns hidden states into hidden states, not
+        embeddings, modulation, projections in and out, biases and gains."""
+        return {
+            name: next((n for ending, n in _FUSED.items() if name.endswith(ending)), 1)
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 2 and _BLOCK.search(name) and not _NOT_HIDDEN.search(name)
+        }
 
 
 def build(recipe: Recipe, vocabulary: list[str]) -> tuple[TextToImage, TextTower]:

@@ -113,8 +113,13 @@ class Objective(RecipeModel):
 
 
 class Optimizer(RecipeModel):
-    kind: Literal["adamw"] = Field(description="Optimizer of all parameters.")
+    kind: Literal["adamw", "muon"] = Field(
+        description="adamw for all parameters; or muon for the matrices of the blocks (K. Jordan "
+        "2024, scaled as in arXiv 2502.16982, so that learningRate is AdamW's) and adamw for the "
+        "rest."
+    )
     learning_rate: Positive
+    momentum: Share = Field(default=0.95, description="muon: decay of its Nesterov momentum.")
     beta1: Share
     beta2: Share
     epsilon: Positive

@@ -1,0 +1,181 @@
+"""Muon: momentum whose update is made orthogonal, for the matrices of the blocks.
+
+A matrix's update needs the whole matrix, and a sharded model has it nowhere. Here every matrix has
+an owner among the ranks that share it: one exchange brings an owner its matrices' pieces, the owner
+does all iterations by itself, and a second exchange sends the pieces back. So a step costs two
+collectives, not some for each iteration of each matrix, and the ranks share the work.
+
+Source: K. Jordan et al., "Muon", 2024; the scale that lets AdamW's learning rate be used is
+Moonlight's (arXiv 2502.16982, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim import Optimizer
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_SCALE = 0.2
+"""Root mean square of an update over the learning rate: about what AdamW's is."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A parameter `(rows, columns)` that is `parts` matrices on top of each other (fused Q, K, V:
+    each is made orthogonal by itself)."""
+
+    parameter: torch.nn.Parameter
+    parts: int = 1
+
+
+class Muon(Optimizer):
+    """Muon over sharded or plain parameters, on any mesh that shards rows in one dimension."""
+
+    def __init__(
+        self,
+        matrices: Iterable[Matrix],
+        *,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        """
+        Raises:
+            ValueError: a parameter that is no matrix, or whose rows the parts do not divide.
+        """
+        given = list(matrices)
+        for matrix in given:
+            shape = tuple(matrix.parameter.shape)
+            if len(shape) != 2 or shape[0] % matrix.parts:
+                raise ValueError(f"Muon takes matrices of {matrix.parts} equal parts, not {shape}")
+        defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__([m.parameter for m in given], defaults)
+        self._parts: dict[Tensor, int] = {m.parameter: m.parts for m in given}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient; a collective where they are sharded."""
+        assert closure is None  # no line search here
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = [self._momentum(p, group["momentum"]) for p in parameters]
+            self._orthogonalise(parameters, updates)
+            locals_ = [_local(p) for p in parameters]
+            if group["weight_decay"]:
+                torch._foreach_mul_(locals_, 1.0 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(locals_, updates, alpha=-group["lr"])
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov momentum of this rank's rows, a new tensor."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None  # asked before
+        gradient, average = _local(parameter.grad), _local(state["momentum_buffer"])
+        average.lerp_(gradient, 1.0 - momentum)
+        return gradient.lerp(average, momentum)
+
+    def _orthogonalise(self, parameters: list[Tensor], updates: list[Tensor]) -> None:
+        """Replaces each update, in place, by this rank's rows of the orthogonalised matrix."""
+        by_group: dict[dist.ProcessGroup | None, list[int]] = {}
+        for number, parameter in enumerate(parameters):
+            by_group.setdefault(_shard_group(parameter), []).append(number)
+        for group, numbers in by_group.items():
+            if group is None:
+                for n in numbers:
+                    updates[n].copy_(_scaled(updates[n], self._parts[parameters[n]]))
+                continue
+            # Work is dealt out by size, largest first, so that owners end at about the same time.
+            numbers.sort(key=lambda n: (-parameters[n].numel(), n))
+            self._exchange(group, [(parameters[n], updates[n]) for n in numbers])
+
+    def _exchange(self, group: dist.ProcessGroup, work: list[tuple[Tensor, Tensor]]) -> None:
+        """Brings owners whole matrices, and everybody their rows of the results."""
+        world, rank = dist.get_world_size(group), dist.get_rank(group)
+        dealt = [work[owner::world] for owner in range(world)]
+        mine = dealt[rank]
+        rows = {p: _rows(p.shape[0], world) for p, _ in work}
+        sent = [[p.shape[1] * rows[p][rank] for p, _ in owned] for owned in dealt]
+        received = [[p.shape[1] * rows[p][source] for p, _ in mine] for source in range(world)]
+        dtype = torch.bfloat16 if work[0][1].is_cuda else torch.float32
+        flat = torch.cat([u.to(dtype).reshape(-1) for owned in dealt for _, u in owned])
+        pieces = _all_to_all(flat, sent, received, group)
+        results: list[list[Tensor]] = [[] for _ in range(world)]
+        for number, (parameter, _) in enumerate(mine):
+            columns = parameter.shape[1]
+            whole = torch.cat([pieces[s][number].reshape(-1, columns) for s in range(world)])
+            whole = _scaled(whole, self._parts[parameter])
+            for destination, part in enumerate(torch.split(whole, rows[parameter])):
+                results[destination].append(part.reshape(-1))
+        empty = flat.new_empty(0)
+        back = torch.cat([empty, *(part for parts in results for part in parts)])
+        pieces = _all_to_all(back, received, sent, group)
+        for owner, owned in enumerate(dealt):
+            for number, (_, update) in enumerate(owned):
+                update.copy_(pieces[owner][number].view_as(update))
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2; the quintic
+    Newton-Schulz iteration trades accuracy for speed). Computed in bf16 on GPUs, else as it is."""
+    a, b, c = _COEFFICIENTS
+    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def _scaled(update: Tensor, parts: int) -> Tensor:
+    """The update of a matrix in `parts`, each orthogonal and scaled to AdamW's size."""
+    done = [orthogonalised(part) * (_SCALE * sqrt(max(part.shape))) for part in update.chunk(parts)]
+    return torch.cat(done).to(update.dtype)
+
+
+def _all_to_all(
+    flat: Tensor, sent: list[list[int]], received: list[list[int]], group: dist.ProcessGroup
+) -> list[list[Tensor]]:
+    """Sends pieces of `sent[destination]` elements each; returns those of every source."""
+    totals = [sum(sizes) for sizes in received]
+    out = flat.new_empty(sum(totals))
+    dist.all_to_all_single(out, flat, totals, [sum(sizes) for sizes in sent], group=group)
+    parts = zip(torch.split(out, totals), received, strict=True)
+    return [list(torch.split(part, sizes)) for part, sizes in parts]
+
+
+def _rows(rows: int, world: int) -> list[int]:
+    """How many rows of a matrix each rank holds: `torch.chunk`'s split, as FSDP2 shards."""
+    size = -(-rows // world)
+    return [max(0, min(size, rows - rank * size)) for rank in range(world)]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shard_group(parameter: Tensor) -> dist.ProcessGroup | None:
+    """The ranks that together hold the parameter once; None where this rank holds it whole.
+
+    Under HSDP these are the ranks of one replica, and every replica computes the same.
+    """
+    if not isinstance(parameter, DTensor):
+        return None
+    sharded = [n for n, place in enumerate(parameter.placements) if isinstance(place, Shard)]
+    if not sharded or prod(parameter.device_mesh.size(n) for n in sharded) == 1:
+        return None
+    if len(sharded) > 1 or parameter.placements[sharded[0]] != Shard(0):
+        raise ValueError(f"Muon needs rows sharded in one mesh dimension: {parameter.placements}")
+    return parameter.device_mesh.get_group(sharded[0])
