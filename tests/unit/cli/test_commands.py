@@ -1,0 +1,92 @@
+"""The `daybreak` command: what a person or a script gets back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from daybreak_cli.main import app
+
+COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate")
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert not isinstance(result.exception, Exception) or isinstance(result.exception, SystemExit)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_help_names_every_command() -> None:
+    """`daybreak --help` is where a newcomer starts."""
+    code, out = run("--help")
+    assert code == 0
+    assert [name for name in COMMANDS if name not in out] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    """`daybreak COMMAND --help` says what it does."""
+    code, out = run(command, "--help")
+    assert code == 0
+    assert len(out) > 100
+
+
+def test_help_needs_no_heavy_imports() -> None:
+    """The command answers at once: torch, diffusers and kubernetes are imported when needed."""
+    code = (
+        "import sys, daybreak_cli.main\n"
+        "print([m for m in ('torch', 'diffusers', 'kubernetes', 'numpy') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_prepare_writes_a_dataset_and_overwrites_none(tmp_path: Path) -> None:
+    """A second call with the same folder is refused: exit code 2 and what to do."""
+    out = tmp_path / "digits"
+    code, said = run("prepare", "digits", out, "--count", "12")
+    assert code == 0
+    assert "12 samples of 16 px" in said
+    assert json.loads((out / "dataset.json").read_text())["samples"] == 12
+    code, said = run("prepare", "digits", out)
+    assert code == 2
+    assert "exists already; choose another folder" in said
+
+
+@pytest.mark.parametrize("source", ["nowhere", "/dev/null"])
+def test_prepare_of_what_is_no_source_is_said(source: str, tmp_path: Path) -> None:
+    """No traceback: one line that names the source."""
+    code, said = run("prepare", source, tmp_path / "out", "--resolution", "16")
+    assert code == 2
+    assert source in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [("sample", "a red circle"), ("evaluate", "digits")])
+def test_what_is_no_model_is_said(command: tuple[str, str], tmp_path: Path) -> None:
+    """A folder without a pipeline is refused by name."""
+    name, argument = command
+    code, said = run(name, tmp_path, argument)
+    assert code == 2
+    assert "is not an exported model: it has no model_index.json" in said
+
+
+def test_watch_without_a_cluster_is_said(tmp_path: Path) -> None:
+    """A kubeconfig that is none ends in one line, not in a traceback."""
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text("{}")
+    code, said = run("watch", "digits", "--kubeconfig", kubeconfig)
+    assert code == 2
+    assert "kubeconfig" in said
+
+
+def test_down_without_a_cluster_is_fine(tmp_path: Path) -> None:
+    """Scripts may call it to be sure."""
+    code, said = run("down", "--state-dir", tmp_path / "none")
+    assert code == 0
+    assert "there was no cluster" in said
