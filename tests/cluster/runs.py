@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 from daybreak_devcluster.cluster import Cluster
+from daybreak_trainer.contract import HTTP_PORT, Progress
 
 ROOT = Path(__file__).parents[2]
 VOLUMES = ("datasets", "checkpoints", "models")
@@ -22,6 +25,16 @@ def install_operator(cluster: Cluster) -> None:
     cluster.kubectl(
         *("wait", "-n", "daybreak-system", "--for=condition=Available"),
         *("deployment/daybreak-operator", "--timeout=90s"),
+    )
+
+
+def install_rights(cluster: Cluster) -> None:
+    """All of `manifests/base` but the operator: its ServiceAccount and rights, and the CRD."""
+    base = ROOT / "manifests/base"
+    for part in ("namespace", "crd", "rbac"):
+        cluster.kubectl("apply", "-n", "daybreak-system", "-f", str(base / f"{part}.yaml"))
+    cluster.kubectl(
+        *("wait", "--for=condition=Established", "crd/trainingruns.daybreak.dev", "--timeout=60s")
     )
 
 
@@ -41,6 +54,12 @@ def claim(cluster: Cluster, namespace: str, name: str, folder: Path) -> None:
         },
     }
     cluster.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(body))
+
+
+def _step(address: str) -> int:
+    """What the worker at an address says of its progress; raises OSError where nobody answers."""
+    with urlopen(f"http://{address}:{HTTP_PORT}/progress", timeout=2) as answer:
+        return Progress.model_validate_json(answer.read()).step
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,21 @@ class Bench:
 
     def at_step(self, name: str, step: int) -> Run:
         return self.wait(name, lambda s: s.get("progress", {}).get("step", 0) >= step)
+
+    def worker_at_step(self, name: str, step: int) -> str:
+        """The name of worker 0's pod of the first attempt, as soon as it says that it is there."""
+        chosen = f"-ldaybreak.dev/run={name},batch.kubernetes.io/job-completion-index=0"
+        path = "-ojsonpath={range .items[*]}{.metadata.name} {.status.podIP}{end}"
+        deadline = time.monotonic() + 150
+        while time.monotonic() < deadline:
+            get = ("get", "pods", "-n", self.namespace, chosen, path)
+            pod, _, address = self.cluster.kubectl(*get).stdout.partition(" ")
+            with suppress(OSError):
+                while _step(address) < step:
+                    time.sleep(0.02)
+                return pod
+            time.sleep(0.3)
+        raise AssertionError(f"{name}: worker 0 was not at step {step} within 150 s")
 
     def pods(self, name: str) -> list[str]:
         out = self.cluster.kubectl(

@@ -1,0 +1,277 @@
+"""Whole lives of runs with the scripted worker, under an operator that is killed on purpose."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import yaml
+from crashing_operator import KILLED, Plan
+from kubernetes import client, watch
+from runs import Bench, claim
+
+from daybreak_devcluster.cluster import Cluster
+
+GROUP = ("daybreak.dev", "v1alpha1")
+STEPS = 40
+FAILS_AT, HOLDS_AT = 12, 25
+_HERE = Path(__file__).parent
+Json = dict[str, Any]
+
+
+def template(script: dict[int, Json]) -> Json:
+    """A pod template that has the worker follow a script, by attempt."""
+    container = {
+        "name": "trainer",
+        "command": ["python", str(_HERE / "scripted_worker.py")],
+        "env": [{"name": "SCRIPT", "value": json.dumps(script)}],
+    }
+    return {"spec": {"containers": [container]}}
+
+
+def spec(nodes: int, script: dict[int, Json]) -> Json:
+    """The changes to `Bench.apply`'s run that make it a scripted one."""
+    image = "ghcr.io/daybreak/trainer:0.1.0"
+    return {
+        "workers": {"image": image, "nodes": nodes, "template": template(script)},
+        "recipe": {
+            "preset": "smoke",
+            "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 6}],
+        },
+    }
+
+
+def operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
+    """A kubeconfig with the rights of the operator's own ServiceAccount and no others."""
+    document = yaml.safe_load(cluster.kubeconfig.read_text())
+    token = cluster.kubectl("create", "token", "daybreak-operator", "-n", "daybreak-system").stdout
+    document["users"][0]["user"] = {"token": token.strip()}
+    path = folder / "operator.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@dataclass(frozen=True)
+class Life:
+    """What is left of a run when it is over, and how many calls it took."""
+
+    status: Json
+    journal: list[tuple[int, int, int, str]]
+    jobs: dict[str, list[str]]
+    """Name → the UID of each Job that ever had it, in order of creation."""
+    together: int
+    """Most Jobs there were at a time."""
+    events: Counter[tuple[str, str]]
+    calls: list[str]
+    log: str = field(repr=False)
+
+    @property
+    def killed(self) -> list[str]:
+        return [call for call in self.calls if KILLED in call]
+
+
+class Stage:
+    """A namespace with an operator of its own, where lives are played one after the other."""
+
+    def __init__(self, bench: Bench, kubeconfig: Path, api: client.ApiClient) -> None:
+        self.bench = bench
+        self._api = api
+        self._runs, self._batch = client.CustomObjectsApi(api), client.BatchV1Api(api)
+        self._folder = bench.folder / "operator"
+        self._folder.mkdir()
+        self._operator = subprocess.Popen(
+            [sys.executable, _HERE / "crashing_operator.py", bench.namespace, self._folder],
+            stdin=subprocess.PIPE,
+            text=True,
+            env=bench.cluster.environment() | {"KUBECONFIG": str(kubeconfig)},
+        )
+
+    def close(self) -> None:
+        assert self._operator.stdin is not None
+        self._operator.stdin.close()
+        self._operator.wait()
+
+    def operate(self, plan: Plan) -> None:
+        """Replaces the operator by one that follows the plan."""
+        assert self._operator.stdin is not None
+        self._operator.stdin.write(json.dumps(asdict(plan)) + "\n")
+        self._operator.stdin.flush()
+
+    def play(self, name: str, plan: Plan) -> Life:
+        """A run on two nodes whose first attempt fails, whose second is scaled to one node, and
+        whose third completes."""
+        before = self._jobs().metadata.resource_version
+        self.operate(plan)
+        script = {1: {"fail_at": FAILS_AT}, 2: {"hold_at": HOLDS_AT}}
+        self.bench.apply(name, **spec(2, script))
+        for run in self.states(name):
+            status = run.get("status", {})
+            if status.get("phase") in ("Complete", "Failed"):
+                break
+            second = status.get("attempt") == 2 and status["phase"] == "Running"
+            if second and run["spec"]["workers"]["nodes"] == 2:
+                self.scale(name, 1)
+        return self._life(name, status, before)
+
+    def states(self, name: str, seconds: int = 150) -> Iterator[Json]:
+        """The run, each time it changed, and at first as it is."""
+        deadline = time.monotonic() + seconds
+        run = self._run(name)
+        while time.monotonic() < deadline:
+            yield run
+            since = run["metadata"]["resourceVersion"]
+            for change in watch.Watch().stream(
+                self._runs.list_namespaced_custom_object,
+                *(*GROUP, self.bench.namespace, "trainingruns"),
+                field_selector=f"metadata.name={name}",
+                resource_version=since,
+                timeout_seconds=max(1, int(deadline - time.monotonic())),
+            ):
+                run = change["object"]
+                yield run
+        pods = self.bench.cluster.kubectl("describe", "pods", "-n", self.bench.namespace).stdout
+        told = f"{run.get('status')}\n{pods}\n{self._log()}"
+        raise AssertionError(f"{name}: not within {seconds} s: {told}")
+
+    def scale(self, name: str, nodes: int) -> None:
+        self._runs.patch_namespaced_custom_object_scale(
+            *(*GROUP, self.bench.namespace, "trainingruns", name),
+            {"spec": {"replicas": nodes}},
+        )
+
+    def delete(self, name: str) -> None:
+        self._runs.delete_namespaced_custom_object(
+            *(*GROUP, self.bench.namespace, "trainingruns", name)
+        )
+
+    def delete_job(self, job: str, how: str) -> None:
+        """As a user would, and returns when it is gone; `how` is kubectl's `--cascade`."""
+        self.bench.cluster.kubectl(
+            *("delete", "job", job, f"--cascade={how}", "-n", self.bench.namespace)
+        )
+
+    def end(self, name: str) -> Json:
+        """The run's status when it is over."""
+        for run in self.states(name):
+            status: Json = run.get("status", {})
+            if status.get("phase") in ("Complete", "Failed"):
+                return status
+        raise AssertionError("unreachable: states() ends with an error")
+
+    def journal(self, name: str) -> list[tuple[int, int, int, str]]:
+        """Step, position, size and signature of the samples, of each step."""
+        keys = ("step", "position", "size", "samples")
+        return [tuple(line[k] for k in keys) for line in self.bench.journal(name)]
+
+    def wait_until_empty(self) -> None:
+        """Returns when nothing of any run is left in the namespace."""
+        for kind in ("trun", "jobs", "pods", "services", "configmaps"):
+            chosen = ("--all",) if kind == "trun" else ("-l", "daybreak.dev/run")
+            self.bench.cluster.kubectl(
+                *("wait", "--for=delete", kind, *chosen, "-n", self.bench.namespace),
+                "--timeout=60s",
+            )
+
+    @contextmanager
+    def meddling(self, name: str) -> Iterator[None]:
+        """Somebody else writes to the run, ten times a second, as long as the block lasts."""
+        over = Event()
+
+        def meddle() -> None:
+            for number in itertools.count():
+                body = {"metadata": {"annotations": {"meddled": str(number)}}}
+                try:
+                    self._runs.patch_namespaced_custom_object(
+                        *(*GROUP, self.bench.namespace, "trainingruns", name), body
+                    )
+                except client.ApiException as error:
+                    if error.status != 404:  # not yet there
+                        raise
+                if over.wait(0.1):
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            meddler = pool.submit(meddle)
+            try:
+                yield
+            finally:
+                over.set()
+            meddler.result()
+
+    def _run(self, name: str) -> Json:
+        run: Json = self._runs.get_namespaced_custom_object(
+            *(*GROUP, self.bench.namespace, "trainingruns", name)
+        )
+        return run
+
+    def _jobs(self) -> Any:
+        return self._batch.list_namespaced_job(self.bench.namespace)
+
+    def _log(self) -> str:
+        return "\n".join((self._folder / "log").read_text().splitlines()[-40:])
+
+    def _life(self, name: str, status: Json, before: str) -> Life:
+        jobs: dict[str, list[str]] = {}
+        alive: set[str] = set()
+        together = 0
+        # The API server remembers: all that happened to Jobs since the run began.
+        for change in watch.Watch().stream(
+            self._batch.list_namespaced_job,
+            self.bench.namespace,
+            label_selector=f"daybreak.dev/run={name}",
+            resource_version=before,
+            timeout_seconds=1,
+        ):
+            metadata = change["object"].metadata
+            if change["type"] == "ADDED":
+                jobs.setdefault(metadata.name, []).append(metadata.uid)
+                alive.add(metadata.uid)
+            elif change["type"] == "DELETED":
+                alive.discard(metadata.uid)
+            together = max(together, len(alive))
+        pairs = (line.partition(": ")[::2] for line in self.bench.events(name).splitlines())
+        return Life(
+            status=status,
+            journal=self.journal(name),
+            jobs=jobs,
+            together=together,
+            events=Counter((reason, message) for reason, message in pairs),
+            calls=(self._folder / "calls").read_text().splitlines(),
+            log=self._log(),
+        )
+
+
+@contextmanager
+def set_up(cluster: Cluster, namespace: str, folder: Path, kubeconfig: Path) -> Iterator[Stage]:
+    """A fresh namespace; at the end it is deleted, and its deletion not waited for."""
+    folder.mkdir(mode=0o755)
+    body = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace,
+            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+        },
+    }
+    cluster.kubectl("create", "-f", "-", input=json.dumps(body))
+    for name in ("datasets", "checkpoints"):
+        claim(cluster, namespace, name, folder / name)
+    with cluster.admin_api() as api:
+        played = Stage(Bench(cluster, namespace, folder), kubeconfig, api)
+        try:
+            yield played
+        finally:
+            played.close()
+            cluster.kubectl("delete", "namespace", namespace, "--wait=false")
