@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -98,13 +99,12 @@ def test_a_killed_rank_costs_an_attempt_and_nothing_else(
 
 @pytest.mark.e2e
 @pytest.mark.training
-def test_a_deleted_pod_is_a_checkpoint_and_a_free_restart(
-    bench: Bench, undisturbed: list[dict[str, Any]]
+def test_a_pod_deleted_at_any_step_is_a_checkpoint_and_a_free_restart(
+    bench: Bench, undisturbed: list[dict[str, Any]], seed: int
 ) -> None:
     """Deleting a worker pod stops all ranks at one step, commits, and charges nothing."""
     bench.apply("deleted")
-    bench.at_step("deleted", 30)
-    pod = bench.pods("deleted")[0]
+    pod = bench.worker_at_step("deleted", Random(seed).randrange(1, 100))
     bench.cluster.kubectl("delete", "pod", pod, "-n", bench.namespace, "--wait=false")
     status = bench.end("deleted")
     assert status["phase"] == "Complete", bench.events("deleted")
