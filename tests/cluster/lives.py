@@ -141,8 +141,9 @@ class Stage:
             ):
                 run = change["object"]
                 yield run
-        pods = self.bench.cluster.kubectl("describe", "pods", "-n", self.bench.namespace).stdout
-        told = f"{run.get('status')}\n{pods}\n{self._log()}"
+        kinds = ("nodes,persistentvolumeclaims,jobs,pods,events", "-n", self.bench.namespace)
+        around = self.bench.cluster.kubectl("get", *kinds).stdout
+        told = f"{run.get('status')}\n{around}\n{self._log()}"
         raise AssertionError(f"{name}: not within {seconds} s: {told}")
 
     def scale(self, name: str, nodes: int) -> None:
