@@ -27,6 +27,9 @@ _ITERATIONS = 5
 _SCALE = 0.2
 """Root mean square of an update over the learning rate: about what AdamW's is."""
 
+_BATCH_ELEMENTS = 1 << 26
+"""Of matrices that are iterated on together: bounds the memory for the iteration's products."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -91,12 +94,31 @@ class Muon(Optimizer):
             by_group.setdefault(_shard_group(parameter), []).append(number)
         for group, numbers in by_group.items():
             if group is None:
-                for n in numbers:
-                    updates[n].copy_(_scaled(updates[n], self._parts[parameters[n]]))
+                self._finish([(parameters[n], updates[n]) for n in numbers])
                 continue
             # Work is dealt out by size, largest first, so that owners end at about the same time.
             numbers.sort(key=lambda n: (-parameters[n].numel(), n))
             self._exchange(group, [(parameters[n], updates[n]) for n in numbers])
+
+    def _finish(self, work: list[tuple[Tensor, Tensor]]) -> None:
+        """Makes whole updates orthogonal and of AdamW's size, in place: on a GPU those of one shape
+        at once, for launching many small products takes longer than computing them."""
+        by_shape: dict[torch.Size, list[Tensor]] = {}
+        for parameter, update in work:
+            for part in torch.chunk(update, self._parts[parameter]):
+                by_shape.setdefault(part.shape, []).append(part)
+        for shape, parts in by_shape.items():
+            scale = _SCALE * sqrt(max(shape))
+            if not parts[0].is_cuda:
+                for part in parts:
+                    part.copy_(orthogonalised(part)).mul_(scale)
+                continue
+            size = max(1, _BATCH_ELEMENTS // shape.numel())
+            for start in range(0, len(parts), size):
+                batch = parts[start : start + size]
+                done = orthogonalised(torch.stack(batch)) * scale
+                for part, result in zip(batch, done, strict=True):
+                    part.copy_(result)
 
     def _exchange(self, group: dist.ProcessGroup, work: list[tuple[Tensor, Tensor]]) -> None:
         """Brings owners whole matrices, and everybody their rows of the results."""
@@ -109,12 +131,14 @@ class Muon(Optimizer):
         dtype = torch.bfloat16 if work[0][1].is_cuda else torch.float32
         flat = torch.cat([u.to(dtype).reshape(-1) for owned in dealt for _, u in owned])
         pieces = _all_to_all(flat, sent, received, group)
+        whole = [
+            torch.cat([pieces[source][number].view(-1, p.shape[1]) for source in range(world)])
+            for number, (p, _) in enumerate(mine)
+        ]
+        self._finish([(p, matrix) for (p, _), matrix in zip(mine, whole, strict=True)])
         results: list[list[Tensor]] = [[] for _ in range(world)]
-        for number, (parameter, _) in enumerate(mine):
-            columns = parameter.shape[1]
-            whole = torch.cat([pieces[s][number].reshape(-1, columns) for s in range(world)])
-            whole = _scaled(whole, self._parts[parameter])
-            for destination, part in enumerate(torch.split(whole, rows[parameter])):
+        for (parameter, _), matrix in zip(mine, whole, strict=True):
+            for destination, part in enumerate(torch.split(matrix, rows[parameter])):
                 results[destination].append(part.reshape(-1))
         empty = flat.new_empty(0)
         back = torch.cat([empty, *(part for parts in results for part in parts)])
@@ -124,25 +148,20 @@ class Muon(Optimizer):
                 update.copy_(pieces[owner][number].view_as(update))
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2; the quintic
-    Newton-Schulz iteration trades accuracy for speed). Computed in bf16 on GPUs, else as it is."""
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Matrices `(..., rows, columns)` with the same singular vectors and singular values near 1
+    (0.7 to 1.2: the quintic Newton-Schulz iteration trades accuracy for speed). Computed in bf16 on
+    GPUs, else as they are."""
     a, b, c = _COEFFICIENTS
-    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix
-    tall = x.shape[0] > x.shape[1]
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
     if tall:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
-
-
-def _scaled(update: Tensor, parts: int) -> Tensor:
-    """The update of a matrix in `parts`, each orthogonal and scaled to AdamW's size."""
-    done = [orthogonalised(part) * (_SCALE * sqrt(max(part.shape))) for part in update.chunk(parts)]
-    return torch.cat(done).to(update.dtype)
+    return x.mT if tall else x
 
 
 def _all_to_all(

@@ -47,6 +47,13 @@ def test_the_update_keeps_the_singular_vectors() -> None:
     assert float((inner - torch.diag(inner.diag())).abs().max()) < 1e-3
 
 
+def test_many_matrices_at_once_are_each_by_itself() -> None:
+    """A stack of matrices, as a GPU gets them, is the same as one after the other."""
+    stack = torch.stack([_gaussian(48, 16, n) * 10.0**n for n in range(3)])
+    alone = torch.stack([orthogonalised(matrix) for matrix in stack])
+    torch.testing.assert_close(orthogonalised(stack), alone, rtol=1e-4, atol=1e-4)
+
+
 def test_fused_matrices_are_orthogonal_one_by_one() -> None:
     """Q, K and V of very unlike size all get an update of the same size."""
     fused = nn.Parameter(torch.zeros(96, 32))
