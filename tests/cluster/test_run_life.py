@@ -137,30 +137,44 @@ def test_scaling_goes_on_with_the_same_global_batches(
 
 @pytest.mark.e2e
 @pytest.mark.training
+@pytest.mark.parametrize("damage", ["flipped", "uncommitted"])
 def test_a_damaged_checkpoint_is_passed_over(
-    bench: Bench, undisturbed: list[dict[str, Any]]
+    bench: Bench, undisturbed: list[dict[str, Any]], damage: str
 ) -> None:
-    """The newest checkpoint has a damaged file: an Event names it, and an older one is used."""
+    """The newest checkpoint has a damaged file, or no COMMIT.json: an Event says so and names it,
+    and an older one is used."""
     bench.apply("damaged")
     bench.at_step("damaged", 50)
     patch = ("patch", "trun/damaged", "-n", bench.namespace, "--type=merge", "-p")
     bench.cluster.kubectl(*patch, '{"spec":{"suspend":true}}')
     bench.wait("damaged", lambda s: s.get("phase") == "Suspended" and not bench.pods("damaged"))
     newest = max((bench.folder / "checkpoints/damaged").glob("run-*/attempt-*/step-*"))
-    shard = newest / "__0_0.distcp"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    if damage == "flipped":
+        shard = newest / "__0_0.distcp"
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+        problem = "file __0_0.distcp is damaged"
+    else:
+        (newest / "COMMIT.json").unlink()
+        problem = "it has no COMMIT.json"
     bench.cluster.kubectl(*patch, '{"spec":{"suspend":false}}')
     status = bench.end("damaged")
     assert status["phase"] == "Complete", bench.events("damaged")
-    assert f"{newest.name} was passed over: file __0_0.distcp is damaged" in bench.events("damaged")
+    assert f"{newest.name} was passed over: {problem}" in bench.events("damaged")
     assert bench.origin("damaged", 2) is not None
     _same(bench.journal("damaged"), undisturbed)
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("damage", ["flipped", pytest.param("missing", marks=pytest.mark.e2e)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flipped",
+        pytest.param("truncated", marks=pytest.mark.e2e),
+        pytest.param("missing", marks=pytest.mark.e2e),
+    ],
+)
 def test_a_bad_shard_ends_the_run_and_is_named(bench: Bench, damage: str) -> None:
     """No training on damaged data, no hang, no endless restarts."""
     shard = sorted((bench.folder / "datasets").glob("*.mds"))[1]
@@ -168,6 +182,8 @@ def test_a_bad_shard_ends_the_run_and_is_named(bench: Bench, damage: str) -> Non
         content = bytearray(shard.read_bytes())
         content[-9] ^= 4
         shard.write_bytes(content)
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-9])
     else:
         shard.unlink()
     bench.apply("bad")
