@@ -17,6 +17,7 @@ RELEASE, SYSTEM = "daybreak", "daybreak-system"
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 CLAIMS = ("datasets", "checkpoints", "models")
+JOB_SECONDS = 600
 Json = dict[str, Any]
 
 
@@ -117,12 +118,21 @@ class Kube:
         """Run a command in the trainer's image with the claims under /data; what it printed."""
         image = f"{self.image_prefix}/trainer:{self.image_tag}"
         self.apply(_job(name, image, command), namespace=namespace)
+        # A Job has no condition before it ends, one way or the other.
         self.kubectl(
-            *("-n", namespace, "wait", "--for=condition=Complete", f"job/{name}"),
-            "--timeout=300s",
-            seconds=320,
+            *(
+                "-n",
+                namespace,
+                "wait",
+                "--for=jsonpath={.status.conditions[0].type}",
+                f"job/{name}",
+            ),
+            f"--timeout={JOB_SECONDS}s",
+            seconds=JOB_SECONDS + 20,
         )
-        return self.kubectl("-n", namespace, "logs", f"job/{name}")
+        said = self.kubectl("-n", namespace, "logs", f"job/{name}")
+        assert "failed" not in self.get("job", name, namespace)["status"], said
+        return said
 
     @contextmanager
     def namespace(self, name: str) -> Iterator[str]:
