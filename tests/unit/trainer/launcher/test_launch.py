@@ -1,13 +1,10 @@
 """The launcher as a process: what it exits with and what its termination message says, whatever
 its ranks, its neighbours and the kernel do to it.
-
-torch is imported once, by a process that every pod here is forked from.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import runpy
 import shutil
@@ -19,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -30,19 +27,9 @@ from daybreak_trainer.recipe import resolve
 
 SCRIPT = Path(__file__).with_name("worker_pod.py")
 RECIPE = resolve({"preset": "smoke"})
-_SECONDS = 60.0
+_SECONDS = 200.0
 _ADDRESSES = (f"127.{os.getpid() % 200 + 20}.{n // 250}.{n % 250 + 1}" for n in count())
 """One a pod: each serves on its own address and the contract's port."""
-
-
-@pytest.fixture(scope="module")
-def server() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # torch._dynamo: torch imports it as soon as it logs.
-    context.set_forkserver_preload(
-        ["torch.distributed.launcher.api", "torch._dynamo", "daybreak_trainer.pod"]
-    )
-    return context
 
 
 @dataclass
@@ -55,10 +42,10 @@ class Pod:
     process: ForkServerProcess = field(init=False)
     ready: Connection = field(init=False)
 
-    def start(self, server: multiprocessing.context.ForkServerContext, ranks: list[str]) -> None:
-        self.ready, theirs = server.Pipe(duplex=False)
+    def start(self, fork_server: ForkServerContext, ranks: list[str]) -> None:
+        self.ready, theirs = fork_server.Pipe(duplex=False)
         given = {"environment": self.environment, "ranks": ranks, "ready": theirs}
-        self.process = server.Process(target=runpy.run_path, args=(str(SCRIPT), given))
+        self.process = fork_server.Process(target=runpy.run_path, args=(str(SCRIPT), given))
         self.process.start()
         theirs.close()
 
@@ -136,7 +123,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
     ],
 )
 def test_the_first_cause_is_the_pods_end(
-    server: multiprocessing.context.ForkServerContext,
+    fork_server: ForkServerContext,
     pod: Pod,
     ranks: list[str],
     code: int,
@@ -146,7 +133,7 @@ def test_the_first_cause_is_the_pods_end(
     """Exit code and message are those of the rank that began it: not torchrun's 1, not those of a
     rank that only lost its peer. Where one rank says that this stop is committed, the other's death
     changes nothing."""
-    pod.start(server, ranks)
+    pod.start(fork_server, ranks)
     ended, termination = pod.end()
     assert (ended, termination.reason) == (code, reason)
     assert message in termination.message
@@ -155,10 +142,10 @@ def test_the_first_cause_is_the_pods_end(
 
 
 def test_a_stop_reaches_the_ranks_and_tells_of_their_commit(
-    server: multiprocessing.context.ForkServerContext, pod: Pod
+    fork_server: ForkServerContext, pod: Pod
 ) -> None:
     """SIGTERM to PID 1 alone: all ranks commit, the pod exits 75 and names the checkpoint."""
-    pod.start(server, ["checkpoint", "checkpoint"])
+    pod.start(fork_server, ["checkpoint", "checkpoint"])
     pod.rank(), pod.rank()
     assert pod.process.pid is not None
     os.kill(pod.process.pid, signal.SIGTERM)
@@ -169,10 +156,10 @@ def test_a_stop_reaches_the_ranks_and_tells_of_their_commit(
 
 
 def test_a_stop_that_no_commit_follows_is_no_checkpoint(
-    server: multiprocessing.context.ForkServerContext, pod: Pod
+    fork_server: ForkServerContext, pod: Pod
 ) -> None:
     """Ranks that do not leave within the grace period are killed, and the pod says 143."""
-    pod.start(server, ["hang", "hang"])
+    pod.start(fork_server, ["hang", "hang"])
     pod.rank(), pod.rank()
     assert pod.process.pid is not None
     os.kill(pod.process.pid, signal.SIGTERM)
@@ -181,7 +168,7 @@ def test_a_stop_that_no_commit_follows_is_no_checkpoint(
 
 
 def test_a_stop_during_rendezvous_ends_the_pod_at_once(
-    server: multiprocessing.context.ForkServerContext, tmp_path: Path
+    fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
     """It blocks in C++, where no Python handler runs, for up to a quarter of an hour."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -189,7 +176,7 @@ def test_a_stop_during_rendezvous_ends_the_pod_at_once(
         pod = make_pod(tmp_path, nodes=2, master_port=silent.getsockname()[1])
         pod.environment[contract.ENV_NODE_INDEX] = "1"
         try:
-            pod.start(server, ["complete", "complete"])
+            pod.start(fork_server, ["complete", "complete"])
             with silent.accept()[0]:
                 assert pod.process.pid is not None
                 os.kill(pod.process.pid, signal.SIGTERM)
@@ -200,11 +187,11 @@ def test_a_stop_during_rendezvous_ends_the_pod_at_once(
     assert "before a checkpoint" in termination.message
 
 
-def test_a_taken_port_is_named(server: multiprocessing.context.ForkServerContext, pod: Pod) -> None:
+def test_a_taken_port_is_named(fork_server: ForkServerContext, pod: Pod) -> None:
     """Two workers on one host's network: the second says which address it could not have."""
     address = (pod.environment[contract.ENV_POD_IP], contract.HTTP_PORT)
     with socket.create_server(address):
-        pod.start(server, ["complete", "complete"])
+        pod.start(fork_server, ["complete", "complete"])
         ended, termination = pod.end()
     assert (ended, termination.reason) == (ExitCode.FAILED, "StartFailed")
     assert "cannot serve on {}:{}: ".format(*address) in termination.message
@@ -212,12 +199,10 @@ def test_a_taken_port_is_named(server: multiprocessing.context.ForkServerContext
     assert termination.traceback == ""
 
 
-def test_a_taken_rendezvous_port_is_said(
-    server: multiprocessing.context.ForkServerContext, pod: Pod
-) -> None:
+def test_a_taken_rendezvous_port_is_said(fork_server: ForkServerContext, pod: Pod) -> None:
     """Another process listens where worker 0's store should."""
     with socket.create_server(("", pod.settings.master_port)):
-        pod.start(server, ["complete", "complete"])
+        pod.start(fork_server, ["complete", "complete"])
         ended, termination = pod.end()
     assert (ended, termination.reason) == (ExitCode.FAILED, "StartFailed")
     assert str(pod.settings.master_port) in termination.message
@@ -233,7 +218,7 @@ def test_a_taken_rendezvous_port_is_said(
     ],
 )
 def test_what_the_pod_was_given_wrong_is_said(
-    server: multiprocessing.context.ForkServerContext,
+    fork_server: ForkServerContext,
     pod: Pod,
     name: str,
     value: str,
@@ -242,7 +227,7 @@ def test_what_the_pod_was_given_wrong_is_said(
 ) -> None:
     """One sentence that names it, no traceback."""
     pod.environment[name] = value
-    pod.start(server, ["complete", "complete"])
+    pod.start(fork_server, ["complete", "complete"])
     ended, termination = pod.end()
     assert (ended, termination.traceback) == (code, "")
     assert message in termination.message
