@@ -1,4 +1,5 @@
-"""FSDP2 over one flat mesh of all ranks: a unit per transformer block, one for the rest."""
+"""FSDP2 over one flat mesh of all ranks: a unit per transformer block and one for the rest; a small
+model is one unit."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.parallel.process_group import Rank
+
+_ONE_UNIT_PARAMETERS = 1 << 24
+"""Gathering block by block saves memory that a smaller model does not need, and its collectives
+cost more than they move: with 2.6 M parameters on two cores a step took a quarter longer."""
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -31,7 +36,8 @@ def shard(model: TextToImage, rank: Rank, dtype: torch.dtype) -> TextToImage:
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for unit in model.denoiser.fsdp_units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    if sum(p.numel() for p in model.parameters()) > _ONE_UNIT_PARAMETERS:
+        for unit in model.denoiser.fsdp_units:
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model
