@@ -146,13 +146,13 @@ class Trainer:
                 loss_share = self.train_step(batch)
                 now = time.monotonic()
                 self.training_seconds += now - mark
-                self.progress.local_step(len(batch.captions), now - mark)
+                self.progress.local_step(batch.own, now - mark)
                 mark = now
                 agreed = agreement.exchange(
                     self.step,
                     stop=self.stop.is_set,
                     checkpoint_due=self.rank.is_first and self.due.is_due(self.step),
-                    signature=signature(batch.positions, batch.indices),
+                    signature=signature(batch.positions[: batch.own], batch.indices[: batch.own]),
                     loss_share=loss_share,
                 )
                 if agreed is not None and self.record(agreed):
@@ -217,7 +217,7 @@ class Trainer:
                 text = encode(self.text.encoder, input_ids, mask).to(self.dtype)
             prediction = self.model(noised, draws.timesteps, mask, text=text)
         losses = flow.loss_per_sample(recipe.objective, prediction, images, draws.timesteps)
-        return losses.sum() / batch.global_size
+        return losses[: batch.own].sum() / batch.global_size
 
     def _clipped(self, loss_share: Tensor) -> bool:
         """Clips the gradient; False where it is not finite, and the step is to be skipped.

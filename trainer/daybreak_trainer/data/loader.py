@@ -46,6 +46,9 @@ class Batch:
     """`(local, 3, height, width)`."""
     captions: tuple[str, ...]
     global_size: int
+    own: int
+    """How many of these samples count: all of them, or none. With more ranks than samples a rank
+    may have none of its own; it gets another's, for every rank takes part in every collective."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def assemble(source: SampleSource, seed: int, plan: StepPlan, rank: int, world: 
         BadDataError: what the source raises for a missing or damaged shard.
     """
     part = rank_slice(plan.size, rank, world)
+    own = part.stop - part.start
+    if not own:
+        part = slice(0, 1)
     indices = global_batch(seed, len(source), plan.start, plan.size)[part]
     samples = [source.get(int(index)) for index in indices]
     return Batch(
@@ -73,6 +79,7 @@ def assemble(source: SampleSource, seed: int, plan: StepPlan, rank: int, world: 
         images=np.stack([sample.image for sample in samples]),
         captions=tuple(sample.caption for sample in samples),
         global_size=plan.size,
+        own=own,
     )
 
 

@@ -138,3 +138,15 @@ def test_it_reads_no_further_ahead_than_its_depth() -> None:
         assert source.read.acquire(timeout=10)
     assert not source.read.acquire(timeout=0.3)
     loader.close()
+
+
+def test_ranks_beyond_the_batch_have_no_samples_of_their_own() -> None:
+    """Seven ranks share five samples: each is somebody's own once, and the ranks without one have
+    something to compute that counts for nothing."""
+    parts = [handed_out(2, depth=1, rank=rank, world=7) for rank in range(7)]
+    for step in range(2):
+        batches = [part[step] for part in parts]
+        own = [int(i) for batch in batches for i in batch.indices[: batch.own]]
+        assert own == global_batch(3, SIZE, step * 5, 5).tolist()
+        assert sorted(batch.own for batch in batches) == [0, 0, 1, 1, 1, 1, 1]
+        assert all(len(batch.images) == 1 for batch in batches)

@@ -21,7 +21,7 @@ from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ExitCode, RunSettings, StreamSettings
 from daybreak_trainer.export.publish import check
 from daybreak_trainer.prepare.prepare import prepare
-from daybreak_trainer.recipe import resolve
+from daybreak_trainer.recipe import Recipe, resolve
 from daybreak_trainer.settings import Settings
 
 SCRIPT = Path(__file__).with_name("one_rank.py")
@@ -45,8 +45,11 @@ sums: fp32 rounding, 1e-7 of a gradient, which fourteen AdamW steps carry on. Me
 class Bench:
     """One run's storage, and the means to run attempts of it."""
 
-    def __init__(self, folder: Path, dataset: Path, context: ForkServerContext) -> None:
+    def __init__(
+        self, folder: Path, dataset: Path, context: ForkServerContext, recipe: Recipe = RECIPE
+    ) -> None:
         self.folder, self._dataset, self._context = folder, dataset, context
+        self.recipe = recipe
         self.storage = Storage(str(folder / "checkpoints" / "run-u"))
 
     def attempt(self, number: int, ranks: int, stop_at: int | None = None) -> list[int | None]:
@@ -59,7 +62,7 @@ class Bench:
             nodes=1,
             master_address="127.0.0.1",
             master_port=free_port(),
-            recipe_hash=RECIPE.hash,
+            recipe_hash=self.recipe.hash,
             streams=(StreamSettings(url=str(self._dataset), role="data-0"),),
             checkpoint_url=str(self.folder / "checkpoints"),
             export_url=str(self.folder / "models"),
@@ -77,7 +80,7 @@ class Bench:
             }
             given = {
                 "environment": environment,
-                "settings": Settings(run, 0, RECIPE, work, work / "secrets"),
+                "settings": Settings(run, 0, self.recipe, work, work / "secrets"),
                 "stop_at": stop_at if rank == ranks - 1 else None,
             }
             processes.append(
@@ -156,3 +159,33 @@ def test_a_complete_run_completes_again_at_once(benches: tuple[Bench, Bench]) ->
     assert calm.attempt(2, ranks=1) == [ExitCode.DONE]
     assert calm.storage.folders(attempt_folder(2)) == []
     assert check(models, "run", "u") == before
+
+
+def test_more_ranks_than_images_train_the_same(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """One image a step on two ranks: the rank without one takes part and changes nothing. Muon's
+    state, which only owners use whole, travels too."""
+    prepare("digits", tmp_path / "dataset", count=16)
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "stages": [{"resolution": 16, "steps": 6, "batchSize": 1}],
+            "optimizer": {"kind": "muon"},
+        }
+    )
+    journals = []
+    for name, sizes in (("one", (1,)), ("two", (2, 1))):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name, tmp_path / "dataset", fork_server, recipe)
+        for number, ranks in enumerate(sizes, start=1):
+            last = number == len(sizes)
+            ending = ExitCode.DONE if last else ExitCode.CHECKPOINTED
+            stop_at = None if last else 2
+            assert bench.attempt(number, ranks, stop_at) == [ending] * ranks
+        journals.append(bench.journal(len(sizes)))
+    one, two = journals
+    assert [line.world for line in two] == [2] * 3 + [1] * 3
+    assert [_sampled(line) for line in two] == [_sampled(line) for line in one]
+    losses = [line.loss for line in two]
+    assert losses == pytest.approx([line.loss for line in one], rel=_LOSS_TOLERANCE)
