@@ -32,8 +32,13 @@ class StopWithoutRanks:
         Thread(target=self._wait, name="stop", daemon=True).start()
 
     def over(self) -> None:
-        """The ranks have ended: how is decided, and a late SIGTERM changes nothing about it."""
+        """The ranks have ended: how is decided, and a late SIGTERM changes nothing about it.
+
+        torchrun's agent leaves a handler that raises. The first pod that fails has the others
+        deleted, so a SIGTERM just now is nothing rare.
+        """
         self._is_over = True
+        signal.signal(signal.SIGTERM, lambda *_: None)
 
     def _wait(self) -> None:
         while data := self._sockets[0].recv(1):
