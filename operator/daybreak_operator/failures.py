@@ -46,8 +46,11 @@ def classify(job: JobView, pods: Sequence[PodView]) -> Failure | None:
     return _of_pod(min(telling or failed, key=_end))
 
 
-def _end(pod: PodView) -> tuple[datetime, int]:
-    return (pod.finished_at or datetime.max.replace(tzinfo=UTC), pod.index)
+def _end(pod: PodView) -> tuple[datetime, bool, int]:
+    """Sorts by time, in whole seconds: of pods that ended in the same one, those that were only told
+    to stop come last, for the failure of another is what stops them."""
+    end = pod.finished_at or datetime.max.replace(tzinfo=UTC)
+    return (end, pod.exit_code in UNCHARGED_EXIT_CODES, pod.index)
 
 
 def _lost_peers(pod: PodView) -> bool:

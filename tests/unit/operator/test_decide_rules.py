@@ -214,6 +214,18 @@ def test_a_lost_peer_waits_for_the_cause() -> None:
     assert world.status.last_failure.reason == "BadData"
 
 
+def test_of_two_ends_in_one_second_the_stop_is_not_the_cause() -> None:
+    """A failed pod has the others stopped at once, and times are whole seconds: the run does not
+    take the stop for a reason to try again."""
+    world = World()
+    world.settle()
+    world.fail(1, 65, "BadData")
+    world.fail(0, 143, "Terminated")
+    world.settle()
+    assert world.status.last_failure is not None
+    assert (world.status.phase, world.status.last_failure.reason) == ("Failed", "BadData")
+
+
 def test_missing_objects_are_waited_for() -> None:
     """No attempt starts while something the spec names does not exist."""
     world = World(missing=("PersistentVolumeClaim x does not exist.",))
