@@ -35,7 +35,8 @@ def conclude(ending: Ending, records: Mapping[int, tuple[float, Termination]]) -
     """The pod's own termination from its ranks' records (by global rank, with the time each was
     written) and how their processes ended. Pure.
 
-    The first cause wins; a stop explains only what no rank's record does. A rank that merely lost
+    The first cause wins. A stop without a commit is a stop, unless a rank says that another attempt
+    would end the same way; what ranks died of meanwhile is in its message. A rank that merely lost
     its peers says so in its record and explains nothing while another rank of this pod died of
     something else.
     """
@@ -43,16 +44,18 @@ def conclude(ending: Ending, records: Mapping[int, tuple[float, Termination]]) -
     if ending.problem is not None and not ordered:
         return Termination(reason="StartFailed", message=ending.problem, exit_code=ExitCode.FAILED)
     codes = {record.exit_code for record in ordered}
+    causes = [r for r in ordered if r.exit_code != ExitCode.DONE and r.reason != "PeerLost"]
     if ending.stopped:
         final = [record for record in ordered if record.exit_code in FINAL_EXIT_CODES]
         if final or codes in ({ExitCode.CHECKPOINTED}, {ExitCode.DONE}):
             return (final or ordered)[0]
+        others = [f"; {r.reason}: {r.message}" for r in causes if r.exit_code == ExitCode.FAILED]
         return Termination(
             reason="Terminated",
-            message="stopped on request before a checkpoint of this stop was committed",
+            message="stopped on request before a checkpoint of this stop was committed"
+            + "".join(others[:1]),
             exit_code=ExitCode.TERMINATED,
         )
-    causes = [r for r in ordered if r.exit_code != ExitCode.DONE and r.reason != "PeerLost"]
     if causes:
         return causes[0]
     for local_rank, exitcode in ending.failures:

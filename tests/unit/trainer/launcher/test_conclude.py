@@ -49,7 +49,9 @@ def test_a_stop_counts_as_checkpointed_only_if_all_ranks_say_so() -> None:
     done = {0: (1.0, record("Checkpointed", 75)), 1: (1.0, record("Checkpointed", 75))}
     assert conclude(Ending(stopped=True), done).exit_code == ExitCode.CHECKPOINTED
     half = {**done, 1: (1.0, record("TrainerError", 1))}
-    assert conclude(Ending(stopped=True), half).exit_code == ExitCode.TERMINATED
+    ended = conclude(Ending(stopped=True), half)
+    assert ended.exit_code == ExitCode.TERMINATED
+    assert ended.message.endswith("was committed; TrainerError: TrainerError"), "why there is none"
     assert conclude(Ending(stopped=True), {}).exit_code == ExitCode.TERMINATED
 
 
