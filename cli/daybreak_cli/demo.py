@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from daybreak_cli.errors import CommandError
 from daybreak_cli.watch import reason, watch
 from daybreak_devcluster.binaries import BinariesNotFoundError
 from daybreak_devcluster.cluster import Cluster, KubectlError
@@ -47,7 +48,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _say("stopped; nothing is left running")
         return 130
-    except (BinariesNotFoundError, StartError, KubectlError) as error:
+    except (BinariesNotFoundError, CommandError, StartError, KubectlError) as error:
         console.print(f"demo: {error}", style="red", highlight=False)
         return 1
     return _collect(run, out)
@@ -121,6 +122,7 @@ def _install(cluster: Cluster, out: Path) -> None:
         "--for=condition=Available",
         "deployment/daybreak-operator",
         "--timeout=90s",
+        timeout=100,
     )
     _say("the operator runs under its own ServiceAccount")
 

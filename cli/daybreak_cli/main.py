@@ -32,14 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a text-to-image model from scratch on whatever GPUs a Kubernetes cluster has.\n\n"
     "A cluster on this machine, without Docker or GPUs: `daybreak up`, then "
-    "`daybreak prepare digits data/digits`, `kubectl apply -f manifests/examples/digits.yaml`, "
-    "`daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
+    "`kubectl apply -k manifests/base` for the operator, `daybreak prepare digits data/digits`, the "
+    "claims that manifests/examples/digits.yaml names (devcluster/AGENT.md: Storage) and that file "
+    "itself, `daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
 console = Console()
 
 StateDir = Annotated[
-    Path | None, typer.Option(help="Where the cluster keeps its files; default: in the user cache.")
+    Path | None, typer.Option(help="Where the cluster keeps its files; default: build/devcluster.")
 ]
 
 
@@ -76,7 +77,7 @@ def up(
 
     try:
         info = background.up(nodes=nodes, state_dir=state_dir, console=Console(stderr=True))
-    except (BinariesNotFoundError, StartError, StateDirError) as error:
+    except (BinariesNotFoundError, FileNotFoundError, StartError, StateDirError) as error:
         raise CommandError(str(error), exit_code=1) from None
     console.print(
         f"Kubernetes {info.version} is ready after {info.start_seconds:.1f} s. For this shell:"
@@ -164,6 +165,7 @@ def sample(
     from daybreak_trainer.evaluate.grid import save_grid
     from daybreak_trainer.evaluate.sampler import sample as draw
 
+    _check_png(out)
     pipeline, sampling = _pipeline(model)
     with _bar("images") as (bar, task):
         images = draw(
@@ -193,6 +195,8 @@ def evaluate(
     from daybreak_trainer.evaluate.sampler import sample as draw
     from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 
+    if samples is not None:
+        _check_png(samples)
     pipeline, sampling = _pipeline(model)
     prompts = heldout_prompts(benchmark)
     texts = [prompt.prompt for prompt in prompts]
@@ -216,6 +220,14 @@ def evaluate(
     typer.echo(json.dumps(result))
 
 
+def _check_png(path: Path) -> None:
+    """Before anything is drawn: raises CommandError where the image could not be written."""
+    if path.suffix.lower() != ".png":
+        raise CommandError(f"{path}: images are written as PNG; give it a name that ends in .png")
+    if not path.parent.is_dir():
+        raise CommandError(f"{path}: there is no folder {path.parent}; make it first")
+
+
 def _pipeline(model: Path) -> tuple[object, dict[str, Any]]:
     """An exported pipeline, and how its recipe samples."""
     from daybreak_trainer.export.pipeline import RECIPE_FILE
@@ -223,15 +235,16 @@ def _pipeline(model: Path) -> tuple[object, dict[str, Any]]:
     if not (model / "model_index.json").is_file():
         raise CommandError(f"{model} is not an exported model: it has no model_index.json")
     try:
-        sampling = json.loads((model / RECIPE_FILE).read_text())["sampling"]
-    except (OSError, ValueError, KeyError) as error:
+        told = json.loads((model / RECIPE_FILE).read_text())["sampling"]
+        sampling = {"steps": told["steps"], "guidance": told["guidance"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CommandError(f"{model / RECIPE_FILE}: not a Daybreak export: {error!r}") from None
     from diffusers import PRXPixelPipeline
 
     with console.status("loading the model"):
         pipeline = PRXPixelPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline, {"steps": sampling["steps"], "guidance": sampling["guidance"]}
+    return pipeline, sampling
 
 
 class _bar:  # noqa: N801 (used as a function)

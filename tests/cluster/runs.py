@@ -25,6 +25,7 @@ def install_operator(cluster: Cluster) -> None:
     cluster.kubectl(
         *("wait", "-n", "daybreak-system", "--for=condition=Available"),
         *("deployment/daybreak-operator", "--timeout=90s"),
+        timeout=100,
     )
 
 

@@ -76,6 +76,32 @@ def test_what_is_no_model_is_said(command: tuple[str, str], tmp_path: Path) -> N
     assert "is not an exported model: it has no model_index.json" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "problem"), [("grid.jpeg.gz", "ends in .png"), ("no/grid.png", "there is no folder")]
+)
+@pytest.mark.parametrize(
+    "command", [("sample", "a red circle", "--out"), ("evaluate", "digits", "--samples")]
+)
+def test_where_no_image_can_be_written_is_said_first(
+    command: tuple[str, str, str], name: str, problem: str, tmp_path: Path
+) -> None:
+    """Before minutes of drawing, and by name."""
+    verb, argument, option = command
+    code, said = run(verb, tmp_path, argument, option, tmp_path / name)
+    assert code == 2
+    assert problem in said
+
+
+def test_an_export_whose_recipe_is_none_is_said(tmp_path: Path) -> None:
+    """Somebody else's pipeline may have a recipe.json of its own."""
+    (tmp_path / "model_index.json").write_text("{}")
+    for text in ("[]", "{}", '{"sampling": {"steps": 3}}'):
+        (tmp_path / "recipe.json").write_text(text)
+        code, said = run("sample", tmp_path, "a red circle")
+        assert code == 2
+        assert "recipe.json: not a Daybreak export" in said
+
+
 def test_watch_without_a_cluster_is_said(tmp_path: Path) -> None:
     """A kubeconfig that is none ends in one line, not in a traceback."""
     kubeconfig = tmp_path / "kubeconfig"
