@@ -47,7 +47,6 @@ lint: .venv/.ready ## ruff, mypy, import-linter
 .PHONY: generate
 generate: .venv/.ready ## CRD and API reference from the pydantic models
 	@$(VENV)/python -m daybreak_operator.api.crd
-	@cp manifests/base/crd.yaml charts/daybreak/files/crd.yaml
 
 .PHONY: bench
 bench: .venv/.ready ## run one benchmark: make bench NAME=...

@@ -50,13 +50,14 @@ def run_ranks(settings: contract.RunSettings, node: int, rank_main: RankMain) ->
         return Ending(tuple((f.local_rank, f.exitcode) for f in failures))
     except SignalException:
         return Ending(stopped=True)
-    except (RuntimeError, OSError, TimeoutError) as error:
+    except (RuntimeError, OSError) as error:
         return Ending(problem=f"{type(error).__name__}: {error}")
     return Ending()
 
 
 def _rank_process(rank_main: RankMain) -> None:
-    """A rank, in its own process. Non-zero codes leave past torchrun, which would make them 1."""
+    """A rank, in its own process. Non-zero codes leave past torchrun, which would make them 1, and
+    past destructors: after an error NCCL's and gloo's wait for peers that may be gone."""
     signal.set_wakeup_fd(-1)
     code = rank_main()
     if code != ExitCode.DONE:

@@ -19,6 +19,7 @@ from daybreak_trainer.gang import RankMain
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import Settings, SettingsError
 from daybreak_trainer.stop import StopWithoutRanks
+from daybreak_trainer.telemetry.progress import FILE_NAME, ProgressFile
 
 _TRACEBACK_LINES = 12
 
@@ -41,7 +42,7 @@ def prepare(environment: MutableMapping[str, str]) -> Path:
         for stale in (work_dir / RANKS_FOLDER, Path(environment["PROMETHEUS_MULTIPROC_DIR"])):
             shutil.rmtree(stale, ignore_errors=True)
             stale.mkdir(exist_ok=True)
-        (work_dir / "progress.json").unlink(missing_ok=True)
+        (work_dir / FILE_NAME).unlink(missing_ok=True)
     except OSError as error:
         raise StartError(f"the work folder {work_dir} cannot be written: {error}") from error
     return work_dir
@@ -76,7 +77,6 @@ class Pod:
         work_dir = prepare(os.environ)
         settings = pod_settings.read()
         # After `prepare`: prometheus-client reads its folder at import.
-        from daybreak_trainer.telemetry.progress import ProgressFile
         from daybreak_trainer.telemetry.server import WorkerServer
 
         starting, progress_file = _starting(settings), ProgressFile(work_dir)

@@ -328,11 +328,3 @@ def main() -> int:
             print(record.traceback, file=sys.stderr)
     ranks.write_record(settings.work_dir, number, record)
     return record.exit_code
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Skips destructors: after an error NCCL's and gloo's wait for peers that may be gone.
-    os._exit(code)

@@ -53,7 +53,7 @@ def job(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def claims(run: TrainingRun) -> dict[str, PersistentVolumeClaim]:
-    """Role → the claim mounted for it, with the field that names it in the message of an error."""
+    """Role → the claim mounted for it."""
     found = {
         f"data-{number}": stream.persistent_volume_claim
         for number, stream in enumerate(run.spec.data.streams)

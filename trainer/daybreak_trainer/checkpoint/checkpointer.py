@@ -80,7 +80,7 @@ class Checkpointer:
         # An attempt whose pods start a second time keeps the origin it first wrote down.
         if self._rank.is_first and not self._run.exists(here):
             record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=self._parent)
-            self._run.write(f"{attempt_folder(self._attempt)}/{ATTEMPT}", record.to_json().encode())
+            self._run.write(here, record.to_json().encode())
 
     def restore(self, commit: Commit, state: dict[str, Any]) -> list[HistoryLine]:
         """Fills `state` from a commit that `find` has verified; returns its journal."""
