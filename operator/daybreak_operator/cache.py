@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
+from daybreak_operator.observation import owner_uid
 from daybreak_trainer.contract import LABEL_RUN
 
 Key = tuple[str, str]
@@ -17,8 +18,9 @@ class Cache:
         self.runs: dict[Key, Body] = {}
         self._children: dict[str, dict[Key, dict[str, Body]]] = {"Job": {}, "Pod": {}}
         self._last_words: dict[Key, dict[str, Body]] = {}
-        """Pods that were deleted after they had ended, by UID, until a Job of their run goes: they
-        tell why the attempt ended, and a pod may be gone before anybody has looked."""
+        """Pods that were deleted after they had ended and before their Job, by UID, until a Job of
+        their run goes: they tell why the attempt ended, and a pod may be gone before anybody has
+        looked."""
 
     def run_event(self, kind: str | None, body: Body) -> Key:
         """Notes a run's event and returns its key."""
@@ -68,7 +70,9 @@ class Cache:
             del members[name]
         if kind == "Job":
             self._last_words.pop(key, None)
-        elif (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        elif (body.get("status") or {}).get("phase") in ("Succeeded", "Failed") and any(
+            _uid(job) == owner_uid(body["metadata"]) for job in self.children("Job", key)
+        ):
             self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = body
 
 

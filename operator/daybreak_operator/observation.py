@@ -39,7 +39,7 @@ class JobView:
         failed = conditions.get("Failed") or conditions.get("FailureTarget")
         return cls(
             name=metadata["name"],
-            owner_uid=_owner(metadata),
+            owner_uid=owner_uid(metadata),
             attempt=int((metadata.get("labels") or {}).get(LABEL_ATTEMPT, 0)),
             parallelism=int(spec.get("parallelism", 1)),
             deleting="deletionTimestamp" in metadata,
@@ -122,7 +122,8 @@ class Observation:
     now: datetime
 
 
-def _owner(metadata: Mapping[str, Any]) -> str | None:
+def owner_uid(metadata: Mapping[str, Any]) -> str | None:
+    """The UID of the object that controls this one."""
     owners = metadata.get("ownerReferences") or []
     return next((o["uid"] for o in owners if o.get("controller")), None)
 

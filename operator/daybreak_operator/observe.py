@@ -16,7 +16,7 @@ from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.children.job import claims, secrets
 from daybreak_operator.cluster import Cluster
-from daybreak_operator.observation import JobView, Observation, PodView
+from daybreak_operator.observation import JobView, Observation, PodView, owner_uid
 from daybreak_operator.progress import ProgressClient
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 
@@ -90,10 +90,14 @@ class Observer:
 
 
 def _views(run: TrainingRun, bodies: Bodies) -> tuple[tuple[JobView, ...], tuple[PodView, ...]]:
-    jobs = (JobView.of(body) for body in bodies["Job"])
+    """The run's Jobs, their pods, and others with its label that are at work: those are waited for.
+    How the pods of other Jobs ended, a former run's of the same name say, tells nothing of ours."""
+    views = {body["metadata"]["uid"]: JobView.of(body) for body in bodies["Job"]}
+    jobs = {uid: job for uid, job in views.items() if job.owner_uid == run.uid}
+    pods = [(PodView.of(body), owner_uid(body["metadata"])) for body in bodies["Pod"]]
     return (
-        tuple(job for job in jobs if job.owner_uid == run.uid),
-        tuple(PodView.of(body) for body in bodies["Pod"]),
+        tuple(jobs.values()),
+        tuple(pod for pod, owner in pods if owner in jobs or not pod.over),
     )
 
 

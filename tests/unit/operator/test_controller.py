@@ -59,7 +59,21 @@ JOB: dict[str, Any] = {
     },
 }
 POD: dict[str, Any] = {
-    "metadata": {"name": "r-1-0", "namespace": "n", "uid": "pod", "labels": LABELS | {INDEX: "0"}},
+    "metadata": {
+        "name": "r-1-0",
+        "namespace": "n",
+        "uid": "pod",
+        "labels": LABELS | {INDEX: "0"},
+        "ownerReferences": [
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "name": "r-1",
+                "uid": "job",
+                "controller": True,
+            }
+        ],
+    },
     "spec": {"containers": [{"name": "trainer", "image": "i"}]},
     "status": {"phase": "Running", "podIP": POD_IP},
 }
@@ -186,6 +200,26 @@ async def test_the_last_words_of_a_deleted_pod_count(told: bool) -> None:
     assert server.writes[-1][2]["status"]["lastFailure"]["exitCode"] == 75
     cache.child_event("Job", "DELETED", JOB)
     assert cache.last_words(KEY) == []
+
+
+async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> None:
+    """It was deleted when it was complete and is made again: its Job is gone, its pod not quite, or
+    only the pod's deletion is told so late. Nothing of it is remembered."""
+    former = _changed(POD, phase="Succeeded")
+    former["metadata"]["uid"] = "former"
+    former["metadata"]["name"] = "r-1-0-former"
+    former["metadata"]["ownerReferences"][0]["uid"] = "job of the former run"
+    server, cache = Server(jobs=[JOB], pods=[former, POD]), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Pod", None, former)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+        cache.child_event("Pod", "DELETED", former)
+        assert cache.last_words(KEY) == []
+        await controller.reconcile(KEY)
+    assert {body["status"]["phase"] for _, _, body in server.writes} == {"Running"}
 
 
 async def test_many_events_do_not_add_up_to_many_looks() -> None:
