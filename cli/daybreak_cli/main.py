@@ -32,9 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a text-to-image model from scratch on whatever GPUs a Kubernetes cluster has.\n\n"
     "A cluster on this machine, without Docker or GPUs: `daybreak up`, then "
-    "`kubectl apply -k manifests/base` for the operator, `daybreak prepare digits data/digits`, the "
-    "claims that manifests/examples/digits.yaml names (devcluster/AGENT.md: Storage) and that file "
-    "itself, `daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
+    "`kubectl apply -k manifests/base` for the operator, `daybreak prepare digits data/digits`, "
+    "the claims that manifests/examples/digits.yaml names (devcluster/AGENT.md: Storage) and that "
+    "file itself, `daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
 console = Console()

@@ -47,8 +47,8 @@ def classify(job: JobView, pods: Sequence[PodView]) -> Failure | None:
 
 
 def _end(pod: PodView) -> tuple[datetime, bool, int]:
-    """Sorts by time, in whole seconds: of pods that ended in the same one, those that were only told
-    to stop come last, for the failure of another is what stops them."""
+    """Sorts by time, in whole seconds: of pods that ended in the same one, those that were only
+    told to stop come last, for the failure of another is what stops them."""
     end = pod.finished_at or datetime.max.replace(tzinfo=UTC)
     return (end, pod.exit_code in UNCHARGED_EXIT_CODES, pod.index)
 
