@@ -1,8 +1,10 @@
 """The text tower: a small encoder trained with the denoiser, or a frozen pretrained one.
 
-Both are Hugging Face classes that load without remote code. The joint tower is a T5 encoder over a
+Both are Hugging Face classes that load without remote code. The joint tower is a DistilBERT over a
 word-level vocabulary taken from the dataset's captions: a small, closed vocabulary needs no
-subwords, and the encoder costs a few percent of the step.
+subwords, and the encoder costs a few percent of the step. Its learned positions tell the first noun
+of a caption from the second at once; a T5 encoder of the same size, which knows distances only,
+drew fewer pairs and relations right after the same number of steps.
 """
 
 from __future__ import annotations
@@ -82,28 +84,26 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
     if recipe.kind == "pretrained":
         assert recipe.path is not None  # the recipe's own rule
         return _pretrained(recipe.path, recipe.max_tokens)
-    from transformers import T5Config, T5EncoderModel
+    from transformers import DistilBertConfig, DistilBertModel
 
     assert recipe.hidden_size is not None  # the recipe's own rule, as the next two
     assert recipe.depth is not None
     assert recipe.heads is not None
     tokenizer = word_tokenizer(vocabulary, recipe.max_tokens)
-    config = T5Config(
+    config = DistilBertConfig(
         vocab_size=len(tokenizer),
-        d_model=recipe.hidden_size,
-        d_kv=recipe.hidden_size // recipe.heads,
-        d_ff=4 * recipe.hidden_size,
-        num_layers=recipe.depth,
-        num_heads=recipe.heads,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
+        max_position_embeddings=recipe.max_tokens,
+        dim=recipe.hidden_size,
+        hidden_dim=4 * recipe.hidden_size,
+        n_layers=recipe.depth,
+        n_heads=recipe.heads,
+        dropout=0.0,
+        attention_dropout=0.0,
         pad_token_id=0,
-        eos_token_id=2,
-        use_cache=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = T5EncoderModel(config)
+        encoder = DistilBertModel(config)
     return TextTower(tokenizer, encoder, True, recipe.hidden_size, recipe.max_tokens)
 
 

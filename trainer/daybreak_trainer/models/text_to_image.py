@@ -15,7 +15,7 @@ from daybreak_trainer.models import text as texts
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.recipe import Recipe
 
-_BLOCK = re.compile(r"\bblocks?\.\d+\.")
+_BLOCK = re.compile(r"\b(blocks?|layers?)\.\d+\.")
 _NOT_HIDDEN = re.compile(r"\bmodulation\b|\brelative_attention_bias\b")
 _FUSED = {"img_qkv_proj.weight": 3, "txt_kv_proj.weight": 2}
 
