@@ -11,8 +11,10 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
-from daybreak_operator.children.names import selector
+from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.decide import EventNote
+from daybreak_operator.observation import FixedRecipe
+from daybreak_trainer.contract import RECIPE_PATH
 
 _TIMEOUT_SECONDS = 10
 COMPONENT = "daybreak-operator"
@@ -123,6 +125,19 @@ class Cluster:
             )
             found[kind] = self._api.sanitize_for_serialization(answer.items)
         return found
+
+    async def recipe(self, run: TrainingRun, recipe_hash: str) -> FixedRecipe | None:
+        """The recipe of that hash, as the run's ConfigMap has it; None where there is none."""
+        try:
+            found = await self._core.read_namespaced_config_map(
+                config_name(run, recipe_hash), run.namespace, _request_timeout=_TIMEOUT_SECONDS
+            )
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise
+        text = (found.data or {}).get(RECIPE_PATH.name)
+        return FixedRecipe(recipe_hash, text) if text is not None else None
 
     async def missing(self, run: TrainingRun, kind: str, name: str) -> bool:
         """Whether a PersistentVolumeClaim or Secret of the run's namespace does not exist."""

@@ -106,9 +106,22 @@ class PodView:
 
 
 @dataclass(frozen=True)
+class FixedRecipe:
+    """A run's recipe, word for word. It is resolved once, for the first attempt, and handed on: a
+    later version of Daybreak may resolve the same preset to another one."""
+
+    hash: str
+    text: str
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> FixedRecipe:
+        return cls(recipe.hash, recipe.to_json())
+
+
+@dataclass(frozen=True)
 class Observation:
     run: TrainingRun
-    recipe: Recipe | None
+    recipe: FixedRecipe | None
     recipe_problem: str | None
     """Why there is no recipe; names the field."""
     jobs: tuple[JobView, ...]

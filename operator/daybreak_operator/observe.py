@@ -15,10 +15,11 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.children.job import claims, secrets
+from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster
-from daybreak_operator.observation import JobView, Observation, PodView, owner_uid
+from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView, owner_uid
 from daybreak_operator.progress import ProgressClient
-from daybreak_trainer.recipe import Recipe, RecipeError, resolve
+from daybreak_trainer.recipe import RecipeError, resolve
 
 _ASK_SECONDS = 60.0
 KINDS = ("Job", "Pod")
@@ -30,6 +31,8 @@ class Observer:
         self._cache, self._cluster, self._progress = cache, cluster, progress
         self._ask_at: dict[Key, float] = {}
         """When the cache is compared with the API server again (monotonic clock)."""
+        self._recipes: dict[Key, FixedRecipe] = {}
+        """Of runs that have one. It never changes, so it is read once."""
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
         jobs, pods = _views(run, self._cached(key))
@@ -37,7 +40,7 @@ class Observer:
         settled = run.deleting or run.status.phase in TERMINAL
         if not settled and (due or not _undisturbed(run, jobs, pods)):
             jobs, pods = _views(run, await self._ask(key, run))
-        recipe, problem = _recipe(run)
+        recipe, problem = (None, None) if settled else await self._recipe(key, run)
         has_job = settled or any(job.attempt == run.status.attempt for job in jobs)
         zero = next(
             (p for p in pods if p.index == 0 and p.attempt == run.status.attempt and not p.over),
@@ -72,6 +75,28 @@ class Observer:
     def forget(self, key: Key) -> None:
         """The run is gone."""
         self._ask_at.pop(key, None)
+        self._recipes.pop(key, None)
+
+    async def _recipe(self, key: Key, run: TrainingRun) -> tuple[FixedRecipe | None, str | None]:
+        """The recipe that the run was given, else the one that it is to be given; or what is wrong
+        with it."""
+        wanted = run.status.recipe_hash
+        known = self._recipes.get(key)
+        if wanted is not None and (known is None or known.hash != wanted):
+            known = await self._cluster.recipe(run, wanted)
+        if wanted is None or known is None:
+            try:
+                known = FixedRecipe.of(resolve(run.raw_recipe))
+            except RecipeError as error:
+                return None, str(error)
+        if wanted is not None and known.hash != wanted:
+            return None, (
+                f"ConfigMap {config_name(run, wanted)}, which held this run's recipe, is gone, and "
+                f"this version of Daybreak resolves preset {run.raw_recipe.get('preset')} to "
+                "another one; create the run again"
+            )
+        self._recipes[key] = known
+        return known, None
 
     async def _missing(self, run: TrainingRun) -> tuple[str, ...]:
         """One sentence for each claim and Secret the spec names that does not exist."""
@@ -119,10 +144,3 @@ def _undisturbed(run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodVi
 
 def _field(role: str) -> str:
     return f"spec.data.streams[{role.removeprefix('data-')}]" if "data-" in role else f"spec.{role}"
-
-
-def _recipe(run: TrainingRun) -> tuple[Recipe | None, str | None]:
-    try:
-        return resolve(run.raw_recipe), None
-    except RecipeError as error:
-        return None, str(error)

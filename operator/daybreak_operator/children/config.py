@@ -6,18 +6,18 @@ from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.children import names
+from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.contract import RECIPE_PATH
-from daybreak_trainer.recipe import Recipe
 
 
-def config_map(run: TrainingRun, recipe: Recipe) -> dict[str, Any]:
+def config_map(run: TrainingRun, recipe: FixedRecipe) -> dict[str, Any]:
     """Named by the recipe's hash and immutable: every attempt trains the same recipe."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": names.metadata(run, names.config_name(run, recipe.hash)),
         "immutable": True,
-        "data": {RECIPE_PATH.name: recipe.to_json()},
+        "data": {RECIPE_PATH.name: recipe.text},
     }
 
 

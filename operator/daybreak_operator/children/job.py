@@ -10,16 +10,16 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names
 from daybreak_operator.children.overlay import overlaid
+from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
 from daybreak_trainer.contract import EvaluationSettings, RunSettings, StreamSettings
-from daybreak_trainer.recipe import Recipe
 
 TRAINER = "trainer"
 _COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _QUEUE_LABELS = ("kueue.x-k8s.io/", "scheduling.volcano.sh/", "volcano.sh/")
 
 
-def job(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
+def job(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
     """Created once and never re-applied. Kueue and Volcano see their labels copied onto it."""
     metadata = names.metadata(run, names.job_name(run, attempt), attempt)
     metadata["labels"] |= {k: v for k, v in run.labels.items() if k.startswith(_QUEUE_LABELS)}
@@ -73,7 +73,7 @@ def secrets(run: TrainingRun) -> dict[str, SecretRef]:
     return {role: secret for role, secret in found.items() if secret is not None}
 
 
-def settings(run: TrainingRun, attempt: int, recipe: Recipe) -> RunSettings:
+def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings:
     """What the workers of one attempt are told beside the recipe."""
     spec = run.spec
     interval = Interval.parse(spec.checkpoint.interval)
@@ -112,7 +112,7 @@ def _url(role: str, storage: str | None) -> str:
     return storage or str(contract.VOLUMES_DIR / role)
 
 
-def _pod(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
+def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
     """Meets Pod Security's `restricted` level; holds no API token."""
     volumes, mounts = _volumes(run, recipe)
     return {
@@ -137,7 +137,7 @@ def _pod(run: TrainingRun, attempt: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def _container(
-    run: TrainingRun, attempt: int, recipe: Recipe, mounts: list[dict[str, Any]]
+    run: TrainingRun, attempt: int, recipe: FixedRecipe, mounts: list[dict[str, Any]]
 ) -> dict[str, Any]:
     def field(name: str, path: str) -> dict[str, Any]:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -165,7 +165,9 @@ def _container(
     }
 
 
-def _volumes(run: TrainingRun, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _volumes(
+    run: TrainingRun, recipe: FixedRecipe
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     scratch = {"sizeLimit": run.spec.data.cache.size_limit}
     volumes: list[dict[str, Any]] = [
         {"name": "work", "emptyDir": scratch},

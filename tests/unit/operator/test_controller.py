@@ -85,6 +85,7 @@ class Server:
 
     jobs: list[dict[str, Any]] = field(default_factory=list)
     pods: list[dict[str, Any]] = field(default_factory=list)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     writes: list[tuple[str, str, Any]] = field(default_factory=list)
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
 
@@ -96,8 +97,11 @@ class Server:
             body = await request.json() if request.can_read_body else None
             self.writes.append((request.method, request.path, body))
             return web.json_response(body)
-        items = {"jobs": self.jobs, "pods": self.pods}[request.path.rpartition("/")[2]]
-        return web.json_response({"items": items})
+        name = request.path.rpartition("/")[2]
+        if "/configmaps/" in request.path:
+            found = self.configs.get(name)
+            return web.json_response(found or {}, status=200 if found else 404)
+        return web.json_response({"items": {"jobs": self.jobs, "pods": self.pods}[name]})
 
 
 @asynccontextmanager
@@ -220,6 +224,39 @@ async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> Non
         assert cache.last_words(KEY) == []
         await controller.reconcile(KEY)
     assert {body["status"]["phase"] for _, _, body in server.writes} == {"Running"}
+
+
+def _between_attempts(recipe_hash: str) -> Cache:
+    """A run whose second attempt is on record and has no Job yet."""
+    cache, run = Cache(), _changed(RUN, attempt=2, recipeHash=recipe_hash)
+    del run["status"]["workers"]
+    cache.run_event(None, run)
+    return cache
+
+
+async def test_a_later_version_trains_the_recipe_that_the_run_was_given() -> None:
+    """What this operator would make of the preset does not matter any more: the words of the first
+    attempt go into the next one's ConfigMap, and their hash into its settings."""
+    server = Server(configs={"r-recipe-then": {"data": {"recipe.json": "words of then"}}})
+    async with serving(server, _between_attempts("then")) as controller:
+        await controller.reconcile(KEY)
+    made = {body["kind"]: body for method, _, body in server.writes if method == "POST"}
+    assert made["ConfigMap"]["metadata"]["name"] == "r-recipe-then"
+    assert made["ConfigMap"]["data"] == {"recipe.json": "words of then"}
+    (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
+    assert json.loads(container["env"][0]["value"])["recipeHash"] == "then"
+
+
+async def test_a_recipe_that_is_lost_is_not_replaced_by_another() -> None:
+    """All checkpoints would be passed over, and the run would begin again without a word."""
+    server = Server()
+    async with serving(server, _between_attempts("then")) as controller:
+        await controller.reconcile(KEY)
+    (status,) = [body["status"] for method, _, body in server.writes if method == "PUT"]
+    assert (status["phase"], status["recipeHash"]) == ("Failed", "then")
+    (event,) = [body for method, _, body in server.writes if method == "POST"]
+    assert event["reason"] == "InvalidRecipe"
+    assert "ConfigMap r-recipe-then" in event["message"]
 
 
 async def test_many_events_do_not_add_up_to_many_looks() -> None:

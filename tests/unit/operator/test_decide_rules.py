@@ -15,11 +15,11 @@ from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.children.job import job as job_of
 from daybreak_operator.decide import Decision, decide
-from daybreak_operator.observation import JobView, Observation, PodView
+from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView
 from daybreak_trainer.contract import FINAL_EXIT_CODES, Termination
 from daybreak_trainer.recipe import resolve
 
-RECIPE = resolve({"preset": "smoke"})
+RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
 SPEC: dict[str, Any] = {
     "workers": {"image": "i", "nodes": 2},
     "data": {"streams": [{"url": "s3://d"}]},
