@@ -91,6 +91,8 @@ class Cache(ApiModel):
 
 
 class Data(ApiModel):
+    """What to train on."""
+
     streams: tuple[Stream, ...] = Field(
         min_length=1, max_length=1, description="The datasets to train on; one so far."
     )

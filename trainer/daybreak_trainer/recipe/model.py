@@ -97,7 +97,7 @@ class Objective(RecipeModel):
     """Flow matching with x-prediction and v-loss (JiT, arXiv 2511.13720).
 
     Time runs from t=0, data, to t=1, noise.
-    ."""
+    """
 
     prediction: Literal["x"] = Field(description="What the network puts out: the clean image.")
     timestep_mean: float = Field(description="Mean of the logit-normal timestep distribution.")
@@ -113,17 +113,21 @@ class Objective(RecipeModel):
 
 
 class Optimizer(RecipeModel):
+    """What turns gradients into updates."""
+
     kind: Literal["adamw", "muon"] = Field(
         description="adamw for all parameters; or muon for the matrices of the blocks (K. Jordan "
         "2024, scaled as in arXiv 2502.16982, so that learningRate is AdamW's) and adamw for the "
         "rest."
     )
-    learning_rate: Positive
+    learning_rate: Positive = Field(description="Highest rate, between warm-up and cooldown.")
     momentum: Share = Field(default=0.95, description="muon: decay of its Nesterov momentum.")
-    beta1: Share
-    beta2: Share
-    epsilon: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Share = Field(description="adamw: decay of the mean gradient.")
+    beta2: Share = Field(description="adamw: decay of the mean squared gradient.")
+    epsilon: Positive = Field(description="adamw: added to the divisor.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        description="Decoupled decay of matrices, a step, times the learning rate."
+    )
     clip_norm: Positive | None = Field(
         default=None, description="Global gradient norm; null to not clip."
     )
@@ -132,13 +136,17 @@ class Optimizer(RecipeModel):
 class Schedule(RecipeModel):
     """Warm-up, stable, decay (arXiv 2405.18392): linear, constant, then 1 - sqrt to zero."""
 
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        description="Steps in which the rate rises to its highest."
+    )
     cooldown_share: Share = Field(
         description="Share of all steps, at the end, in which the rate falls to 0."
     )
 
 
 class Ema(RecipeModel):
+    """The averaged weights, which are exported and judged."""
+
     decay: Share = Field(description="Per-step decay of the averaged weights, with warm-up.")
 
 
@@ -153,9 +161,11 @@ class Stage(RecipeModel):
 class Sampling(RecipeModel):
     """How samples are drawn from the finished model (Euler, classifier-free guidance)."""
 
-    steps: PositiveInt
-    guidance: Annotated[float, Field(ge=1)]
-    shift: Positive
+    steps: PositiveInt = Field(description="Euler steps an image.")
+    guidance: Annotated[float, Field(ge=1)] = Field(
+        description="Weight of the prompt; 1 is without guidance."
+    )
+    shift: Positive = Field(description="Shift of the timesteps towards noise; 1 is none.")
 
 
 class Recipe(RecipeModel):
@@ -171,7 +181,9 @@ class Recipe(RecipeModel):
     optimizer: Optimizer
     schedule: Schedule
     ema: Ema
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=16)
+    stages: tuple[Stage, ...] = Field(
+        min_length=1, max_length=16, description="In order; a list here replaces the preset's."
+    )
     sampling: Sampling
     precision: Literal["auto", "bf16", "fp32"] = Field(
         description="Compute precision; auto is bf16 where the device has it, else fp32."
