@@ -22,6 +22,7 @@ from daybreak_cli.watch import reason, watch
 from daybreak_devcluster.binaries import BinariesNotFoundError
 from daybreak_devcluster.cluster import Cluster, KubectlError
 from daybreak_devcluster.launch import StartError
+from daybreak_trainer.data.errors import DatasetError
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE, OPERATOR_NAMESPACE = "demo", "daybreak-system"
@@ -38,9 +39,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build/demo")
     options = parser.parse_args()
     out: Path = options.out.resolve()
-    _clear(out)
-    _prepare(options.run, out)
     try:
+        _clear(out)
+        _prepare(options.run, out)
         with Cluster(out / "cluster", report=_say) as cluster:
             _say(f"Kubernetes {cluster.info.version} is up in {cluster.info.start_seconds:.1f} s")
             _install(cluster, out)
@@ -48,7 +49,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _say("stopped; nothing is left running")
         return 130
-    except (BinariesNotFoundError, CommandError, StartError, KubectlError) as error:
+    except (BinariesNotFoundError, CommandError, DatasetError, StartError, KubectlError) as error:
         console.print(f"demo: {error}", style="red", highlight=False)
         return 1
     return _collect(run, out)

@@ -97,7 +97,6 @@ def test_a_killed_rank_costs_an_attempt_and_nothing_else(
     _same(bench.journal("killed"), undisturbed)
 
 
-@pytest.mark.e2e
 @pytest.mark.training
 def test_a_pod_deleted_at_any_step_is_a_checkpoint_and_a_free_restart(
     bench: Bench, undisturbed: list[dict[str, Any]], seed: int
@@ -135,9 +134,8 @@ def test_scaling_goes_on_with_the_same_global_batches(
     _same(journal, undisturbed)
 
 
-@pytest.mark.e2e
 @pytest.mark.training
-@pytest.mark.parametrize("damage", ["flipped", "uncommitted"])
+@pytest.mark.parametrize("damage", ["flipped", pytest.param("uncommitted", marks=pytest.mark.e2e)])
 def test_a_damaged_checkpoint_is_passed_over(
     bench: Bench, undisturbed: list[dict[str, Any]], damage: str
 ) -> None:

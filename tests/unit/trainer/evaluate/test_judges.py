@@ -147,12 +147,13 @@ def test_an_extra_object_spoils_every_tag() -> None:
 
 
 def test_real_digits_are_recognised() -> None:
-    """On real digits that neither generator nor judge was fitted on, at least 0.97 are read
+    """On real digits that neither generator nor judge was fitted on, at least 0.99 of each are read
     right, at 8, 16 and 32 px."""
     data = digits.load("judge-test")
     for resolution in (8, 16, 32):
         images = np.stack([digits.render(ink, resolution) for ink in data.images])
-        assert np.mean(digits_judge.classify(images) == data.labels) >= 0.97
+        right = digits_judge.classify(images) == data.labels
+        assert {d: s for d in range(10) if (s := right[data.labels == d].mean()) < 0.99} == {}
 
 
 def test_a_digit_is_not_taken_for_its_neighbour() -> None:
