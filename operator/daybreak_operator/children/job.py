@@ -152,6 +152,7 @@ def _container(
             field(contract.ENV_NODE_INDEX, _COMPLETION_INDEX),
             field(contract.ENV_POD_NAME, "metadata.name"),
             field(contract.ENV_POD_IP, "status.podIP"),
+            *_threads(run),
         ],
         "ports": [{"name": "http", "containerPort": contract.HTTP_PORT}],
         "readinessProbe": {**probe, "periodSeconds": 5},
@@ -163,6 +164,26 @@ def _container(
         },
         "volumeMounts": mounts,
     }
+
+
+def _threads(run: TrainingRun) -> list[dict[str, Any]]:
+    """How many threads a rank computes with: its part of the CPUs that the pod has for itself.
+
+    Left to itself, PyTorch starts one for each CPU of the node; the ranks of several pods on a node
+    then wait for each other's threads. `workers.template` may say something else.
+    """
+    resources = run.spec.workers.resources
+    wanted = {**resources.get("requests", {}), **resources.get("limits", {})}.get("cpu")
+    if wanted is None:
+        return []
+    text = str(wanted)
+    try:
+        cpus = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    except ValueError:
+        return []  # the API server says so when the Job is created
+    processes = run.spec.workers.processes_per_node
+    share = cpus / (processes if isinstance(processes, int) else 1)
+    return [{"name": "OMP_NUM_THREADS", "value": str(max(1, int(share)))}]
 
 
 def _volumes(
