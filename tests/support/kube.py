@@ -162,19 +162,20 @@ def claim(name: str) -> Json:
 
 
 def _job(name: str, image: str, command: list[str]) -> Json:
-    """Meets the `restricted` level; writable are /data/<claim> and /tmp."""
+    """Meets the `restricted` level; writable are /data/<claim> and /scratch. Not /tmp: on
+    the development cluster a mount there would hide a checkout that lies below it."""
     container = {
         "name": "main",
         "image": image,
         "command": command,
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": name, "value": "/scratch"} for name in ("HOME", "TMPDIR")],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
         "volumeMounts": [
-            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "scratch", "mountPath": "/scratch"},
             *({"name": claim, "mountPath": f"/data/{claim}"} for claim in CLAIMS),
         ],
     }
@@ -190,7 +191,7 @@ def _job(name: str, image: str, command: list[str]) -> Json:
         },
         "containers": [container],
         "volumes": [
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {}},
             *({"name": c, "persistentVolumeClaim": {"claimName": c}} for c in CLAIMS),
         ],
     }
