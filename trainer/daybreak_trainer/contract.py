@@ -130,10 +130,56 @@ class StreamSettings(Message):
 class EvaluationSettings(Message):
     prompts: tuple[str, ...] = ()
     images: int = 16
-    interval_steps: int | None = None
-    interval_seconds: float | None = None
     benchmark: Literal["shapes", "digits"] | None = Field(
         default=None, description="Score the final model on this benchmark's held-out prompts."
+    )
+
+
+class ComputeSettings(Message):
+    """How the ranks compute. None of it changes what is learned but for rounding, so it is no part
+    of the recipe, and an attempt may differ from the one before it."""
+
+    sharding: Literal["auto", "fsdp", "hsdp"] = Field(
+        default="auto",
+        description="fsdp: over all ranks; hsdp: within a node, replicated across nodes; auto: "
+        "hsdp from two nodes of several ranks on.",
+    )
+    compile: Literal["none", "blocks"] = Field(
+        default="none", description="torch.compile of each transformer block."
+    )
+    activation_checkpointing: Literal["none", "blocks", "budget"] = Field(
+        default="none", description="What the backward pass computes again to save memory."
+    )
+    memory_budget: float = Field(
+        default=0.5, gt=0, le=1, description="budget: share of the activations that is kept."
+    )
+    device_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most images a device takes at once; a larger share of the global batch is "
+        "accumulated over several passes. None: the whole share at once.",
+    )
+
+
+class HealthSettings(Message):
+    """When an attempt is no longer worth waiting for."""
+
+    startup_seconds: float = Field(
+        default=1800.0, gt=0, description="From the ranks' start to their first step."
+    )
+    progress_seconds: float = Field(
+        default=900.0, gt=0, description="Between two signs of progress after that."
+    )
+    rank_restarts: int = Field(
+        default=3,
+        ge=0,
+        description="Times that ranks which crashed are started again in their pods, without a new "
+        "commit in between, before the attempt fails.",
+    )
+    non_finite_steps: int = Field(
+        default=10,
+        ge=1,
+        description="Steps in a row without a finite gradient before the run rolls back.",
     )
 
 
@@ -155,9 +201,15 @@ class RunSettings(Message):
     checkpoint_interval_seconds: float | None = None
     checkpoint_interval_steps: int | None = None
     checkpoint_keep_last: int = 3
-    resume_from: str | None = Field(
-        default=None, description="URL of another run's commit to start from, only when asked for."
+    accept_changes: tuple[Literal["recipe", "data"], ...] = Field(
+        default=(),
+        description="What may differ from the checkpoint that is resumed; anything else refuses.",
     )
+    cache_bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of shards to keep on this node; None: no limit."
+    )
+    compute: ComputeSettings = ComputeSettings()
+    health: HealthSettings = HealthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     export_url: str | None = None
     grace_seconds: float = Field(

@@ -94,7 +94,9 @@ class Data(ApiModel):
     """What to train on."""
 
     streams: tuple[Stream, ...] = Field(
-        min_length=1, max_length=1, description="The datasets to train on; one so far."
+        min_length=1,
+        max_length=16,
+        description="The datasets to train on, mixed by their weights.",
     )
     cache: Cache = Field(default=Cache(), description="Where workers keep downloaded shards.")
 
@@ -146,6 +148,56 @@ class Workers(ApiModel):
     )
 
 
+class Compute(ApiModel):
+    """How the workers compute. Nothing here changes what is learned but for rounding; a change
+    takes effect with the next attempt."""
+
+    sharding: Literal["auto", "fsdp", "hsdp"] = Field(
+        default="auto",
+        description="fsdp shards the model over all ranks; hsdp within a node, replicated across "
+        "nodes; auto is hsdp from two nodes of several ranks on.",
+    )
+    compile: Literal["none", "blocks"] = Field(
+        default="none",
+        description="blocks compiles each transformer block with torch.compile before the first "
+        "step; what was compiled is kept beside the checkpoints.",
+    )
+    activation_checkpointing: Literal["none", "blocks", "budget"] = Field(
+        default="none",
+        description="Saves memory by computing activations again: none, those of every block, or "
+        "what memoryBudget leaves (needs compile: blocks).",
+    )
+    memory_budget: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="activationCheckpointing: budget keeps this share of activations."
+    )
+    device_batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Most images a device takes at once; a larger share of the global batch is "
+        "accumulated over several passes. Left out: the whole share at once.",
+    )
+
+
+class HealthPolicy(ApiModel):
+    """When workers that are alive count as hung: they dump their stacks and end with code 76."""
+
+    startup_deadline: Duration = Field(
+        default="30m", description="From the start of a worker's ranks to their first step."
+    )
+    progress_deadline: Duration = Field(
+        default="15m", description="Between two signs of progress after the first step."
+    )
+    rank_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=3,
+        description="Times that crashed ranks are started again inside their pods, without a "
+        "checkpoint in between, before the attempt counts as failed.",
+    )
+    non_finite_steps: Annotated[int, Field(ge=1)] = Field(
+        default=10,
+        description="Steps in a row without a finite gradient before the run goes back to its last "
+        "checkpoint and passes over the data in between.",
+    )
+
+
 class Storage(ApiModel):
     """A place that outlives pods: a bucket, or a folder on a volume."""
 
@@ -174,6 +226,12 @@ class Checkpoint(Storage):
     )
     keep_last: Annotated[int, Field(ge=2, le=1000)] = Field(
         default=3, description="Committed checkpoints to keep; older ones are removed."
+    )
+    accept_changes: tuple[Literal["recipe", "data"], ...] = Field(
+        default=(),
+        max_length=2,
+        description="A checkpoint made with another recipe or other data is refused, and the run "
+        "fails saying what changed, unless that is listed here.",
     )
 
 
@@ -234,8 +292,14 @@ class TrainingRunSpec(ApiModel):
     export: Export | None = Field(
         default=None, description="Where the finished model goes; nowhere if left out."
     )
+    compute: Compute = Field(
+        default=Compute(), description="How the workers compute; not what they learn."
+    )
     failure_policy: FailurePolicy = Field(
         default=FailurePolicy(), description="What a failed attempt means for the run."
+    )
+    health_policy: HealthPolicy = Field(
+        default=HealthPolicy(), description="When a worker counts as hung."
     )
     termination_grace_period: Duration = Field(
         default="120s",

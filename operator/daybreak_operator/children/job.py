@@ -12,7 +12,13 @@ from daybreak_operator.children import names
 from daybreak_operator.children.overlay import overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
-from daybreak_trainer.contract import EvaluationSettings, RunSettings, StreamSettings
+from daybreak_trainer.contract import (
+    ComputeSettings,
+    EvaluationSettings,
+    HealthSettings,
+    RunSettings,
+    StreamSettings,
+)
 
 TRAINER = "trainer"
 _COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -98,6 +104,15 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
         checkpoint_interval_seconds=interval.seconds,
         checkpoint_interval_steps=interval.steps,
         checkpoint_keep_last=spec.checkpoint.keep_last,
+        accept_changes=spec.checkpoint.accept_changes,
+        cache_bytes=_cache_bytes(spec.data.cache.size_limit),
+        compute=ComputeSettings(**spec.compute.model_dump()),
+        health=HealthSettings(
+            startup_seconds=seconds(spec.health_policy.startup_deadline),
+            progress_seconds=seconds(spec.health_policy.progress_deadline),
+            rank_restarts=spec.health_policy.rank_restarts,
+            non_finite_steps=spec.health_policy.non_finite_steps,
+        ),
         evaluation=EvaluationSettings(
             prompts=spec.evaluation.prompts,
             images=spec.evaluation.images,
@@ -106,6 +121,19 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
         export_url=_url("export", spec.export.storage) if spec.export else None,
         grace_seconds=seconds(spec.termination_grace_period),
     )
+
+
+_CACHE_SHARE = 0.9
+"""The rest of the scratch volume is for compiled kernels, temporary files and the export; the
+kubelet evicts a pod that exceeds its volume's limit."""
+_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+
+
+def _cache_bytes(size_limit: str) -> int:
+    """What the shard cache may take of a scratch volume of this size (a Kubernetes quantity)."""
+    unit = _UNITS.get(size_limit[-2:])
+    value = float(size_limit[:-2]) * unit if unit else float(size_limit)
+    return max(1, int(value * _CACHE_SHARE))
 
 
 def _url(role: str, storage: str | None) -> str:

@@ -60,6 +60,43 @@ class Attempt(Message):
     )
 
 
+class DataPosition(Message):
+    """Which samples come next; with the seed and the datasets it decides every later batch."""
+
+    samples: int = Field(default=0, ge=0, description="Positions handed out since the run began.")
+    batches: int = Field(default=0, ge=0, description="Global batches handed out.")
+    buckets: dict[str, int] = Field(
+        default_factory=dict, description="The same samples by aspect-ratio bucket, `HxW`."
+    )
+
+
+class SkippedRange(Message):
+    """Positions that were passed over after a roll-back: the one exemption from exactly-once."""
+
+    start: int
+    end: int = Field(description="The first position that was trained again.")
+    reason: str
+
+
+class TrainState(Message):
+    """Where training stands, apart from tensors. Travels in `COMMIT.json`."""
+
+    step: int = Field(ge=0, description="Optimizer steps done.")
+    samples: int = Field(ge=0, description="Samples that the weights were trained on.")
+    data: DataPosition = DataPosition()
+    skipped: tuple[SkippedRange, ...] = ()
+    training_seconds: float = Field(default=0.0, description="Time in steps, over the whole run.")
+    ledger: dict[str, float] = Field(
+        default_factory=dict, description="Seconds by cause over the whole run (telemetry.ledger)."
+    )
+    restarts: dict[str, int] = Field(
+        default_factory=dict, description="Restarts over the whole run, by cause."
+    )
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="Of Daybreak, torch, diffusers and Python that wrote it."
+    )
+
+
 class Commit(Message):
     """`COMMIT.json`: everything needed to trust a checkpoint and to go on from it."""
 
