@@ -83,6 +83,13 @@ PVC = {"claimName": "c"}
         ("spec.workers.nodes", 0, "spec.workers.nodes"),
         ("spec.workers.minNodes", 2, "workers.nodes must not be below workers.minNodes"),
         (
+            "spec.compute",
+            {"activationCheckpointing": "budget"},
+            "compute.activationCheckpointing: budget needs compute.compile: blocks",
+        ),
+        ("spec.healthPolicy.progressDeadline", "soon", "spec.healthPolicy.progressDeadline"),
+        ("spec.checkpoint.acceptChanges", ["seed"], "spec.checkpoint.acceptChanges"),
+        (
             "spec.workers",
             {"image": "i", "nodes": 3, "maxNodes": 2},
             "workers.nodes must not exceed workers.maxNodes",

@@ -152,6 +152,15 @@ class Compute(ApiModel):
     """How the workers compute. Nothing here changes what is learned but for rounding; a change
     takes effect with the next attempt."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "self.activationCheckpointing != 'budget' || self.compile == 'blocks'",
+                "compute.activationCheckpointing: budget needs compute.compile: blocks",
+            )
+        )
+    )
+
     sharding: Literal["auto", "fsdp", "hsdp"] = Field(
         default="auto",
         description="fsdp shards the model over all ranks; hsdp within a node, replicated across "

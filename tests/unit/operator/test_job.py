@@ -11,18 +11,20 @@ from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.children.job import job
 from daybreak_operator.observation import FixedRecipe
+from daybreak_trainer.contract import ENV_RUN, ComputeSettings, HealthSettings, RunSettings
 from daybreak_trainer.recipe import resolve
 
 RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
 
 
-def environment(workers: dict[str, Any]) -> dict[str, Any]:
+def environment(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
     """The trainer container's environment, by name."""
     spec: dict[str, Any] = {
         "workers": {"image": "i", **workers},
         "data": {"streams": [{"url": "s3://d"}]},
         "recipe": {"preset": "smoke"},
         "checkpoint": {"storage": "s3://c"},
+        **fields,
     }
     run = TrainingRun(
         name="r",
@@ -67,3 +69,44 @@ def test_the_template_may_say_how_many_threads() -> None:
         }
     )
     assert given["OMP_NUM_THREADS"] == "5"
+
+
+def settings(**fields: Any) -> RunSettings:
+    return RunSettings.model_validate_json(environment({}, **fields)[ENV_RUN])
+
+
+def test_the_workers_are_told_how_to_compute_and_when_they_count_as_hung() -> None:
+    """What the run says reaches the trainer, in seconds."""
+    given = settings(
+        compute={"sharding": "hsdp", "compile": "blocks", "deviceBatchSize": 32},
+        healthPolicy={"startupDeadline": "1h", "progressDeadline": "90s", "rankRestarts": 0},
+    )
+    assert given.compute == ComputeSettings(sharding="hsdp", compile="blocks", device_batch_size=32)
+    assert given.health == HealthSettings(
+        startup_seconds=3600, progress_seconds=90, rank_restarts=0
+    )
+
+
+def test_operator_and_trainer_have_the_same_defaults() -> None:
+    """A run that says nothing trains as one without the operator does."""
+    given = settings()
+    assert given.compute == ComputeSettings()
+    assert given.health == HealthSettings()
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"), [("10Gi", 9 << 30), ("1000", 900), ("1.5Ki", int(0.9 * 1536))]
+)
+def test_the_cache_leaves_room_on_its_volume(limit: str, size: int) -> None:
+    """The kubelet evicts a pod whose volume grows beyond its limit."""
+    given = settings(data={"streams": [{"url": "s3://d"}], "cache": {"sizeLimit": limit}})
+    assert given.cache_bytes == pytest.approx(size, abs=1)
+
+
+def test_every_stream_comes_with_its_weight_and_its_secret() -> None:
+    streams = [{"url": "s3://a", "weight": 3}, {"persistentVolumeClaim": {"claimName": "b"}}]
+    given = settings(data={"streams": streams})
+    assert [(s.url, s.weight, s.role) for s in given.streams] == [
+        ("s3://a", 3, "data-0"),
+        ("/mnt/daybreak/data-1", 1, "data-1"),
+    ]
