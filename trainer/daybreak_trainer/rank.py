@@ -13,6 +13,7 @@ from daybreak_trainer.checkpoint.storage import StorageError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError
 from daybreak_trainer.export.publish import ExportTakenError
+from daybreak_trainer.models.text import HubUnreachableError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 
@@ -67,6 +68,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
         (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
         (StorageError, "StorageFailed", ExitCode.FAILED),
+        (HubUnreachableError, "HubUnreachable", ExitCode.FAILED),
     ):
         if isinstance(error, kind):
             return _record(reason, str(error), code, rank, standing)

@@ -23,6 +23,10 @@ from daybreak_trainer.recipe.model import Text
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
 
+class HubUnreachableError(Exception):
+    """The encoder's repository did not answer; it may the next time."""
+
+
 @dataclass(frozen=True)
 class TextTower:
     tokenizer: PreTrainedTokenizerBase
@@ -80,6 +84,7 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
 
     Raises:
         RecipeError: a pretrained encoder that cannot be loaded; the message names it.
+        HubUnreachableError: its repository does not answer.
     """
     if recipe.kind == "pretrained":
         assert recipe.path is not None  # the recipe's own rule
@@ -113,9 +118,26 @@ def _pretrained(path: str, max_tokens: int) -> TextTower:
         return _load(path, max_tokens)
     except Exception as error:  # safetensors and tokenizers raise classes of their own
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        if is_unreachable(error):
+            raise HubUnreachableError(
+                f"recipe.text.path: cannot reach the hub for {path!r}: {first_line}"
+            ) from error
         raise RecipeError(
             f"recipe.text.path: cannot load a text encoder from {path!r}: {first_line}"
         ) from error
+
+
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether loading failed for want of an answer of the hub: transformers says so only in what
+    its own error was caused by. A hub that is switched off (HF_HUB_OFFLINE) stays so."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    is_off = any(isinstance(link, OfflineModeIsEnabled) for link in chain)
+    return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
 
 
 def _load(path: str, max_tokens: int) -> TextTower:

@@ -172,7 +172,7 @@ class Recipe(RecipeModel):
     """A complete recipe. Its hash names it; two runs with one hash train the same way."""
 
     preset: str = Field(description="The preset the recipe started from.")
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, le=2**53)] = Field(
         description="Seeds data order, noise, timesteps, weights."
     )
     denoiser: Denoiser

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
@@ -27,7 +28,15 @@ from transformers import (
 
 from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
-from daybreak_trainer.models.text import END, PAD, UNKNOWN, build, encode, word_tokenizer
+from daybreak_trainer.models.text import (
+    END,
+    PAD,
+    UNKNOWN,
+    build,
+    encode,
+    is_unreachable,
+    word_tokenizer,
+)
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.recipe.model import Text
 
@@ -221,3 +230,23 @@ def test_the_joint_tower_is_trained_and_equal_for_equal_seeds() -> None:
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
     assert all(tower.trained and tower.hidden_size == 16 for tower in towers)
     assert all(parameter.requires_grad for parameter in towers[0].encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("causes", "unreachable"),
+    [
+        ((LocalEntryNotFoundError, ConnectionError), True),
+        ((LocalEntryNotFoundError, OfflineModeIsEnabled), False),
+        ((ValueError,), False),
+        ((), False),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_no_mistake_of_the_recipe(
+    causes: tuple[type[Exception], ...], unreachable: bool
+) -> None:
+    """A wrong name ends the run; a hub that is down may answer the next attempt."""
+    error = top = OSError("We couldn't connect")
+    for cause in causes:
+        error.__cause__ = cause("as the libraries chain them")
+        error = error.__cause__  # type: ignore[assignment]
+    assert is_unreachable(top) is unreachable
