@@ -1,6 +1,7 @@
 """What follows the last step: export the averaged weights, draw from the export, judge it.
 
-The export is what gets judged, loaded back as a user would load it.
+The export is what gets judged, built as a user would load it. All ranks draw, on their devices;
+what follows is the first rank's alone, and the others end: no device waits for an upload.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class Finisher:
         return Storage(url, self._settings.storage_options("export")) if url else None
 
     def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
-        """Exports, samples and scores; a collective."""
+        """Exports, samples and scores; a collective until the images are drawn."""
         run = self._settings.run
         weights = export.gathered(shadow)
         self._progress.phase("Exporting")
@@ -62,10 +64,12 @@ class Finisher:
             self._settings.recipe, list(self._dataset.vocabulary), weights, self._text
         )
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
+        pipeline.to(self._rank.device)  # type: ignore[attr-defined]
         self._progress.phase("Evaluating")
         images, prompts = self._drawn(pipeline)
         if self._rank.is_first:
             folder = export.scratch_folder(self._settings.work_dir)
+            pipeline.to("cpu")  # type: ignore[attr-defined]
             try:
                 export.save_folder(pipeline, self._settings.recipe, folder)
                 self._judge(step, images, prompts, folder)
@@ -80,7 +84,6 @@ class Finisher:
                     self._progress.exported(publish(folder, storage, run.name, card))
             finally:
                 export.drop(folder)
-        dist.barrier()
 
     def _drawn(self, pipeline: Any) -> tuple[Images | None, list[Any]]:
         """Images of all prompts on rank 0, each rank drawing its part."""
@@ -107,8 +110,6 @@ class Finisher:
         parts: list[Any] = [None] * self._rank.world
         dist.all_gather_object(parts, part)
         first = next(p for p in parts if p is not None)
-        import numpy as np
-
         images = np.empty((len(texts), *first.shape[1:]), dtype=np.uint8)
         for number, drawn in enumerate(parts):
             if drawn is not None:
