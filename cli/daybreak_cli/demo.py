@@ -17,17 +17,16 @@ from typing import Any
 
 from rich.console import Console
 
+from daybreak_cli import playground
 from daybreak_cli.errors import CommandError
+from daybreak_cli.playground import ROOT, VOLUMES
 from daybreak_cli.watch import reason, watch
 from daybreak_devcluster.binaries import BinariesNotFoundError
 from daybreak_devcluster.cluster import Cluster, KubectlError
 from daybreak_devcluster.launch import StartError
 from daybreak_trainer.data.errors import DatasetError
 
-ROOT = Path(__file__).parents[2]
-NAMESPACE, OPERATOR_NAMESPACE = "demo", "daybreak-system"
-_PATH_ANNOTATION = "devcluster.daybreak.dev/path"
-_VOLUMES = ("datasets", "checkpoints", "models")
+NAMESPACE = "demo"
 
 console = Console()
 
@@ -65,7 +64,7 @@ def _clear(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("result.json", "samples.png"):
         (out / name).unlink(missing_ok=True)
-    for name in _VOLUMES:
+    for name in VOLUMES:
         (out / name).mkdir(parents=True, exist_ok=True)
         # Worker pods run as another user.
         (out / name).chmod(0o777)
@@ -86,46 +85,10 @@ def _prepare(run: str, out: Path) -> None:
 
 def _install(cluster: Cluster, out: Path) -> None:
     """CRD, RBAC and operator; the run's namespace, restricted, with its volumes."""
-    cluster.kubectl("apply", "-k", str(ROOT / "manifests/base"))
-    _say("installed the CRD, RBAC and the operator")
-    objects: list[dict[str, Any]] = [
-        {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {
-                "name": NAMESPACE,
-                "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-            },
-        },
-        *(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "metadata": {
-                    "name": name,
-                    "namespace": NAMESPACE,
-                    "annotations": {_PATH_ANNOTATION: str(out / name)},
-                },
-                "spec": {
-                    "accessModes": ["ReadWriteMany"],
-                    "resources": {"requests": {"storage": "1Gi"}},
-                },
-            }
-            for name in _VOLUMES
-        ),
-    ]
-    for body in objects:
-        cluster.kubectl("create", "-f", "-", input=json.dumps(body))
-    cluster.kubectl(
-        "wait",
-        "-n",
-        OPERATOR_NAMESPACE,
-        "--for=condition=Available",
-        "deployment/daybreak-operator",
-        "--timeout=90s",
-        timeout=100,
-    )
-    _say("the operator runs under its own ServiceAccount")
+    playground.install_operator(cluster)
+    _say("installed the CRD, RBAC and the operator, which runs under its own ServiceAccount")
+    playground.create_namespace(cluster, NAMESPACE)
+    playground.create_claims(cluster, NAMESPACE, out)
 
 
 def _train(cluster: Cluster, name: str) -> dict[str, Any]:

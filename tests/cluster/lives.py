@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 from crashing_operator import KILLED, Plan
 from kubernetes import client, watch
-from runs import Bench, claim
+from runs import Bench
 
+from daybreak_cli.playground import create_claims, create_namespace
 from daybreak_devcluster.cluster import Cluster
 
 GROUP = ("daybreak.dev", "v1alpha1")
@@ -258,17 +259,8 @@ class Stage:
 def set_up(cluster: Cluster, namespace: str, folder: Path, kubeconfig: Path) -> Iterator[Stage]:
     """A fresh namespace; at the end it is deleted, and its deletion not waited for."""
     folder.mkdir(mode=0o755)
-    body = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": namespace,
-            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-        },
-    }
-    cluster.kubectl("create", "-f", "-", input=json.dumps(body))
-    for name in ("datasets", "checkpoints"):
-        claim(cluster, namespace, name, folder / name)
+    create_namespace(cluster, namespace)
+    create_claims(cluster, namespace, folder)
     with cluster.admin_api() as api:
         played = Stage(Bench(cluster, namespace, folder), kubeconfig, api)
         try:

@@ -12,8 +12,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from runs import VOLUMES, Bench, claim, install_operator
+from runs import Bench
 
+from daybreak_cli.playground import create_claim, create_claims, install_operator
 from daybreak_devcluster import faults
 from daybreak_devcluster.cluster import Cluster
 from daybreak_trainer.prepare.prepare import prepare
@@ -43,8 +44,7 @@ def bench(operator: Cluster, namespace: str, dataset: Path, tmp_path: Path) -> B
     tmp_path.parent.chmod(0o755)
     tmp_path.chmod(0o755)
     shutil.copytree(dataset, tmp_path / "datasets")
-    for name in VOLUMES:
-        claim(operator, namespace, name, tmp_path / name)
+    create_claims(operator, namespace, tmp_path)
     return Bench(operator, namespace, tmp_path)
 
 
@@ -56,8 +56,7 @@ def undisturbed(
     folder, namespace = tmp_path_factory.mktemp("undisturbed"), "undisturbed"
     operator.kubectl("create", "namespace", namespace)
     shutil.copytree(dataset, folder / "datasets")
-    for name in VOLUMES:
-        claim(operator, namespace, name, folder / name)
+    create_claims(operator, namespace, folder)
     bench = Bench(operator, namespace, folder)
     bench.apply("calm")
     status = bench.end("calm")
@@ -207,7 +206,7 @@ def test_a_missing_claim_is_said_and_waited_for(bench: Bench) -> None:
     bench.apply("early", checkpoint=missing)
     bench.wait("early", lambda s: s.get("phase") == "Pending" and s.get("conditions"))
     assert "PersistentVolumeClaim later (spec.checkpoint) does not exist" in bench.events("early")
-    claim(bench.cluster, bench.namespace, "later", bench.folder / "later")
+    create_claim(bench.cluster, bench.namespace, "later", bench.folder / "later")
     bench.wait("early", lambda s: s.get("attempt") == 1)
 
 
