@@ -1,0 +1,57 @@
+"""What a device could compute at best: the peak that MFU is a share of.
+
+Dense bf16 with fp32 accumulation, without sparsity, from the vendors' own papers:
+
+- NVIDIA "A100 Tensor Core GPU Datasheet"; "A800" has the same compute
+- NVIDIA "H100 Tensor Core GPU Datasheet" (SXM, PCIe, NVL; its figures are with sparsity, twice
+  these), "H200 Tensor Core GPU Datasheet" (SXM, NVL), "GH200 Grace Hopper Superchip Datasheet"
+- NVIDIA "Blackwell Architecture Technical Brief" (HGX B200, GB200), with sparsity, twice these
+- NVIDIA "L40S", "L4", "A10", "A40" and "A30" datasheets
+- NVIDIA "Ada GPU Architecture" (GeForce RTX 4090), "Ampere GA102 GPU Architecture" (GeForce
+  RTX 3090, RTX A6000) and "RTX Blackwell GPU Architecture" (GeForce RTX 5090) whitepapers
+- AMD "Instinct MI300X", "MI325X" and "MI250X" (one of its two dies, which is one device to PyTorch)
+  datasheets
+
+The A10G is missing because NVIDIA publishes no datasheet of it. A part of a device (MIG), a
+laptop's variant or a power-limited relative is not the device of the datasheet, and has no peak.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_TERA: Final = 1e12
+_PEAKS: Final[tuple[tuple[str, float], ...]] = (
+    (r"NVIDIA A[18]00-(SXM4|SXM|PCIE)-(40GB|80GB)", 312.0),
+    (r"NVIDIA A[18]00 80GB PCIe", 312.0),
+    (r"NVIDIA H100 80GB HBM3", 989.4),
+    (r"NVIDIA H100 PCIe", 756.5),
+    (r"NVIDIA H100 NVL", 835.5),
+    (r"NVIDIA H200", 989.4),
+    (r"NVIDIA H200 NVL", 835.5),
+    (r"NVIDIA GH200 (480GB|120GB|144G HBM3e)", 989.4),
+    (r"NVIDIA B200", 2250.0),
+    (r"NVIDIA GB200", 2500.0),
+    (r"NVIDIA L40S", 362.05),
+    (r"NVIDIA L4", 121.0),
+    (r"NVIDIA A10", 125.0),
+    (r"NVIDIA A30", 165.0),
+    (r"NVIDIA A40", 149.7),
+    (r"NVIDIA RTX A6000", 154.8),
+    (r"NVIDIA GeForce RTX 3090", 71.0),
+    (r"NVIDIA GeForce RTX 4090", 165.2),
+    (r"NVIDIA GeForce RTX 5090", 209.5),
+    (r"AMD Instinct MI300X( OAM)?", 1307.4),
+    (r"AMD Instinct MI325X( OAM)?", 1307.4),
+    (r"AMD Instinct MI250X", 191.5),
+)
+
+
+def peak_flops_per_second(device_name: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a device by its name (`torch.cuda.get_device_name`), or None where
+    it is not known: then there is no MFU, rather than a guess."""
+    for pattern, peak in _PEAKS:
+        if re.fullmatch(pattern, device_name.strip()):
+            return peak * _TERA
+    return None
