@@ -4,7 +4,7 @@ NCCL for everything small that the host decides."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,26 +21,50 @@ class Rank:
     rank: int
     world: int
     device: torch.device
+    local_rank: int = 0
+    """Among the ranks of this node."""
+    local_world: int = 1
+    """Ranks of this node."""
+    nodes: int = 1
+    ranks_per_node: int = 1
+    """Of the node that has the fewest: the same number on every rank."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def is_first_of_node(self) -> bool:
+        return self.local_rank == 0
+
 
 @contextmanager
-def joined() -> Iterator[Rank]:
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Rank]:
     """This process as a rank of the group that torchrun's environment describes.
 
     On an error the group is abandoned, not destroyed: the peers must see the connection break at
     once instead of waiting in a collective.
     """
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:
         device = torch.device("cpu")
         backend = "gloo"
     dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
-    yield Rank(dist.get_rank(), dist.get_world_size(), device)
+    world = dist.get_world_size()
+    local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
+    fewest = torch.tensor(local_world)
+    dist.all_reduce(fewest, dist.ReduceOp.MIN)
+    yield Rank(
+        dist.get_rank(),
+        world,
+        device,
+        local_rank,
+        local_world,
+        nodes=int(environment.get("GROUP_WORLD_SIZE", "1")),
+        ranks_per_node=int(fewest),
+    )
     dist.destroy_process_group()
