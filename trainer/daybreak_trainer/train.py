@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from types import FrameType
 from typing import Any
@@ -43,9 +43,9 @@ from daybreak_trainer.models.text import encode
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
-from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
+from daybreak_trainer.parallel.agreement import Agreed, StepAgreement, StepNumbers
 from daybreak_trainer.parallel.process_group import Rank, joined
-from daybreak_trainer.parallel.shard import compute_dtype, shard
+from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.rank import NonFiniteLossError, Standing, StopRequestedError
 from daybreak_trainer.recipe import RecipeError
@@ -77,7 +77,9 @@ class Trainer:
         model, self.text = text_to_image.build(self.recipe, list(self.dataset.vocabulary))
         self.text.encoder.to(rank.device)
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
-        self.model = shard(model.to(rank.device), rank, self.dtype)
+        self.model = model.to(rank.device)
+        compute = settings.run.compute
+        shard(self.model, self.model.units, mesh_of(rank, compute), self.dtype, compute)
         self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
         self.ema = Ema(self.model, self.recipe.ema.decay)
         self.journal: list[HistoryLine] = []
@@ -143,27 +145,26 @@ class Trainer:
         mark = time.monotonic()
         try:
             for batch in loader:
-                loss_share = self.train_step(batch)
+                numbers = self.train_step(batch)
                 now = time.monotonic()
                 self.training_seconds += now - mark
                 self.progress.local_step(batch.own, now - mark)
                 mark = now
-                agreed = agreement.exchange(
+                done = agreement.exchange(
                     self.step,
                     stop=self.stop.is_set,
                     checkpoint_due=self.rank.is_first and self.due.is_due(self.step),
                     signature=signature(batch.positions[: batch.own], batch.indices[: batch.own]),
-                    loss_share=loss_share,
+                    numbers=numbers,
                 )
-                if agreed is not None and self.record(agreed):
-                    if (last := agreement.drain()) is not None:
-                        self.record(last)
+                if self.record(done):
+                    rest = agreement.drain()
+                    self.record(rest)
                     self.commit()
-                    if agreed.stop:
+                    if any(agreed.stop for agreed in (*done, *rest)):
                         self._leave()
                     mark = time.monotonic()
-            if (last := agreement.drain()) is not None:
-                self.record(last)
+            self.record(agreement.drain())
         finally:
             loader.close()
 
@@ -173,8 +174,8 @@ class Trainer:
             _, stage = self.recipe.stage_at(step)
             yield StepPlan(step, self.recipe.samples_at(step), stage.batch_size)
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One optimizer step; returns this rank's share of the global batch's mean loss."""
+    def train_step(self, batch: Batch) -> StepNumbers:
+        """One optimizer step."""
         rate = self.recipe.optimizer.learning_rate
         factor = wsd.factor(self.recipe.schedule, self.step, self.recipe.total_steps)
         for optimizer in self.optimizers:
@@ -184,7 +185,8 @@ class Trainer:
         loss_share = self.loss(batch)
         # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
         (loss_share * self.rank.world).backward()  # type: ignore[no-untyped-call]
-        if self._clipped(loss_share):
+        norm = self._clipped(loss_share)
+        if isfinite(norm):
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1
@@ -192,7 +194,8 @@ class Trainer:
         else:
             self.step += 1
         self.model.zero_grad(set_to_none=True)
-        return loss_share
+        total = torch.tensor(norm)
+        return StepNumbers(loss_share, total, total.isfinite())
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of this rank's sample losses over the global batch's size; a scalar."""
@@ -219,8 +222,8 @@ class Trainer:
         losses = flow.loss_per_sample(recipe.objective, prediction, images, draws.timesteps)
         return losses[: batch.own].sum() / batch.global_size
 
-    def _clipped(self, loss_share: Tensor) -> bool:
-        """Clips the gradient; False where it is not finite, and the step is to be skipped.
+    def _clipped(self, loss_share: Tensor) -> float:
+        """Clips the gradient; returns its norm. Where it is not finite, the step is to be skipped.
 
         The norm is global, so all ranks decide alike.
         """
@@ -230,7 +233,7 @@ class Trainer:
         self.progress.gradient_norm = total
         if isfinite(total):
             self._non_finite = 0
-            return True
+            return total
         self._non_finite += 1
         if self._non_finite >= _NON_FINITE_LIMIT:
             raise NonFiniteLossError(
@@ -238,25 +241,26 @@ class Trainer:
                 f"{self.step + 1} (loss share {float(loss_share):.3g}); lower "
                 "recipe.optimizer.learningRate or look at the data"
             )
-        return False
+        return total
 
-    def record(self, agreed: Agreed) -> bool:
-        """Notes a finished step in journal and progress; says whether all are to commit now."""
-        stage_index, stage = self.recipe.stage_at(agreed.step - 1)
-        self.journal.append(
-            HistoryLine(
-                step=agreed.step,
-                position=self.recipe.samples_at(agreed.step - 1),
-                size=stage.batch_size,
-                samples=f"{agreed.signature:016x}",
-                loss=agreed.loss,
-                world=self.rank.world,
+    def record(self, done: Sequence[Agreed]) -> bool:
+        """Notes finished steps in journal and progress; says whether all are to commit now."""
+        for agreed in done:
+            stage_index, stage = self.recipe.stage_at(agreed.step - 1)
+            self.journal.append(
+                HistoryLine(
+                    step=agreed.step,
+                    position=self.recipe.samples_at(agreed.step - 1),
+                    size=stage.batch_size,
+                    samples=f"{agreed.signature:016x}",
+                    loss=agreed.loss,
+                    world=self.rank.world,
+                )
             )
-        )
-        self.standing.step = agreed.step
-        self.standing.samples = self.recipe.samples_at(agreed.step)
-        self.progress.step(agreed, stage_index, stage, self.training_seconds)
-        return agreed.stop or agreed.checkpoint_due
+            self.standing.step = agreed.step
+            self.standing.samples = self.recipe.samples_at(agreed.step)
+            self.progress.step(agreed, stage_index, stage, self.training_seconds)
+        return any(agreed.stop or agreed.checkpoint_due for agreed in done)
 
     # --- state ----------------------------------------------------------------------------------
 

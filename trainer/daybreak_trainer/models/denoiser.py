@@ -28,7 +28,7 @@ class Denoiser(PRXTransformer2DModel):  # type: ignore[misc]
             nn.init.zeros_(linear.bias)
 
     @property
-    def fsdp_units(self) -> list[nn.Module]:
+    def units(self) -> list[nn.Module]:
         return list(self.blocks)
 
 

@@ -53,6 +53,11 @@ class TextToImage(nn.Module):
         )[0]
         return image
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """The denoiser's transformer blocks, in the order of the forward pass."""
+        return self.denoiser.units
+
     def block_matrices(self) -> dict[str, int]:
         """The weight matrices of the transformer blocks by parameter name, and in how many parts
         each is to be orthogonalised (Muon): what turns hidden states into hidden states, not

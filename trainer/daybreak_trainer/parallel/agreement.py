@@ -1,18 +1,33 @@
 """What all ranks agree on after every step, without a step waiting for it.
 
-Each step posts a small asynchronous all-reduce on the host's group and reads the result one step
-later: whether anybody was asked to stop, whether a checkpoint is due, the loss of the global batch,
-and a signature of the samples it was computed on. All ranks read the same numbers after the same
-step, so all act on them at the same step.
+The numbers of step k are copied to the host while step k + 1 is computed; then they are posted,
+with the host's own wishes at step k, as a small asynchronous all-reduce on the host's group; the
+sum is read after step k + 2. By then both are long done: neither the device nor another rank is
+waited for. All ranks read the same values after the same step, so all act on them at the same step.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """What a step leaves behind, scalars on the device."""
+
+    loss_share: Tensor
+    """This rank's sum of sample losses over the global batch's size; all ranks' add up to the
+    loss."""
+    norm: Tensor
+    """Of the global gradient before clipping; the same on all ranks."""
+    finite: Tensor
+    """Bool: whether this rank took the step."""
 
 
 @dataclass(frozen=True)
@@ -26,40 +41,127 @@ class Agreed:
     """Sum modulo 2^64 of a hash of every (position, dataset index) in the global batch."""
     loss: float
     """Mean over the global batch."""
+    gradient_norm: float
+    """Before clipping."""
+    finite: bool
+    """Whether the step was taken: loss and gradient were finite on all ranks."""
+    by_rank: tuple[tuple[float, ...], ...]
+    """What each rank said of itself (`exchange`'s `own`)."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One rank's part for a step that is not posted yet."""
+
+    step: int
+    flags: tuple[bool, bool]
+    signature: int
+    own: tuple[float, ...]
+    numbers: Tensor
+    """Loss share, norm and finite, on the host when `copied` has passed."""
+    copied: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class _Posted:
+    step: int
+    integers: Tensor
+    floats: Tensor
+    works: tuple[dist.Work, dist.Work]
 
 
 class StepAgreement:
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self._group = group
-        self._pending: tuple[int, Tensor, Tensor, tuple[dist.Work, dist.Work]] | None = None
+    """`own_values` is how many floats each rank says about itself each step."""
+
+    def __init__(self, group: dist.ProcessGroup | None, own_values: int = 0) -> None:
+        self._group, self._own_values = group, own_values
+        self._rank = dist.get_rank() if group is None else group.rank()
+        self._world = dist.get_world_size() if group is None else group.size()
+        self._said: _Said | None = None
+        self._posted: deque[_Posted] = deque()
 
     def exchange(
-        self, step: int, *, stop: bool, checkpoint_due: bool, signature: int, loss_share: Tensor
-    ) -> Agreed | None:
-        """Posts this rank's part for `step` and returns what was agreed for the step before.
+        self,
+        step: int,
+        *,
+        stop: bool,
+        checkpoint_due: bool,
+        signature: int,
+        numbers: StepNumbers,
+        own: Sequence[float] = (),
+    ) -> list[Agreed]:
+        """Takes this rank's part for `step`; returns what was agreed for the step two before, once
+        there is one."""
+        if len(own) != self._own_values:
+            raise ValueError(f"{self._own_values} own values were announced, not {len(own)}")
+        done = [self._read()] if self._posted else []
+        self._post()
+        host, copied = _on_its_way(numbers)
+        self._said = _Said(step, (stop, checkpoint_due), signature, tuple(own), host, copied)
+        return done
 
-        `loss_share` is a scalar: this rank's sum of sample losses over the global batch size.
-        """
-        agreed = self.drain()
-        flags = torch.tensor([stop, checkpoint_due, _as_int64(signature)], dtype=torch.int64)
-        loss = loss_share.detach().double().cpu().reshape(1)
-        works = (
-            dist.all_reduce(flags, group=self._group, async_op=True),
-            dist.all_reduce(loss, group=self._group, async_op=True),
+    def drain(self) -> list[Agreed]:
+        """Everything that is pending, in order; waits for it."""
+        self._post()
+        done = []
+        while self._posted:
+            done.append(self._read())
+        return done
+
+    def _post(self) -> None:
+        if self._said is None:
+            return
+        said, self._said = self._said, None
+        if said.copied is not None:
+            said.copied.synchronize()  # the device is busy with the step after it
+        loss, norm, finite = said.numbers.tolist()
+        stop, due = said.flags
+        integers = torch.tensor(
+            [stop, due, finite == 0.0, _as_int64(said.signature)], dtype=torch.int64
         )
-        self._pending = (step, flags, loss, works)
-        return agreed
+        floats = torch.zeros(2 + self._world * self._own_values, dtype=torch.float64)
+        floats[0] = loss
+        if self._rank == 0:
+            floats[1] = norm
+        start = 2 + self._rank * self._own_values
+        floats[start : start + self._own_values] = torch.tensor(said.own, dtype=torch.float64)
+        works = (
+            dist.all_reduce(integers, group=self._group, async_op=True),
+            dist.all_reduce(floats, group=self._group, async_op=True),
+        )
+        self._posted.append(_Posted(said.step, integers, floats, works))
 
-    def drain(self) -> Agreed | None:
-        """What was posted last, once; None where nothing is pending."""
-        if self._pending is None:
-            return None
-        step, flags, loss, works = self._pending
-        self._pending = None
-        for work in works:
+    def _read(self) -> Agreed:
+        posted = self._posted.popleft()
+        for work in posted.works:
             work.wait()
-        stop, due, signature = flags.tolist()
-        return Agreed(step, stop > 0, due > 0, signature % 2**64, float(loss))
+        stop, due, not_finite, signature = posted.integers.tolist()
+        loss, norm = posted.floats[:2].tolist()
+        rows = posted.floats[2:].reshape(self._world, self._own_values).tolist()
+        return Agreed(
+            step=posted.step,
+            stop=stop > 0,
+            checkpoint_due=due > 0,
+            signature=signature % 2**64,
+            loss=loss,
+            gradient_norm=norm,
+            finite=not_finite == 0,
+            by_rank=tuple(tuple(row) for row in rows),
+        )
+
+
+def _on_its_way(numbers: StepNumbers) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and when it will be there: at once on a CPU."""
+    stacked = torch.stack(
+        [t.detach().double() for t in (numbers.loss_share, numbers.norm, numbers.finite)]
+    )
+    if not stacked.is_cuda:
+        return stacked, None
+    host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+    host.copy_(stacked, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return host, copied
 
 
 def _as_int64(unsigned: int) -> int:

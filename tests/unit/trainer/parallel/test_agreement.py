@@ -1,4 +1,4 @@
-"""What all ranks agree on: anybody's wish is everybody's, one step later, at one step."""
+"""What all ranks agree on: anybody's wish is everybody's, two steps later, at one step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
+from daybreak_trainer.parallel.agreement import Agreed, StepAgreement, StepNumbers
 
 T = TypeVar("T")
 WORLD = 3
@@ -36,8 +36,10 @@ class Ranks:
         )
 
     def run(self, main: Callable[[int, StepAgreement], T]) -> list[T]:
-        """What `main(rank, agreement)` returns on each rank."""
-        return list(self._pool.map(lambda r: main(r, StepAgreement(self._groups[r])), range(WORLD)))
+        """What `main(rank, agreement)` returns on each rank; each says one number of its own."""
+        return list(
+            self._pool.map(lambda r: main(r, StepAgreement(self._groups[r], 1)), range(WORLD))
+        )
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -58,27 +60,40 @@ class Said:
     due: bool = False
     signature: int = 0
     loss_share: float = 0.0
+    norm: float = 0.0
+    finite: bool = True
+    own: float = 0.0
 
 
+FLOATS = st.floats(0, 10, width=32)
 SAID = st.builds(
-    Said, st.booleans(), st.booleans(), st.integers(0, 2**64 - 1), st.floats(0, 10, width=32)
+    Said,
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**64 - 1),
+    FLOATS,
+    FLOATS,
+    st.booleans(),
+    FLOATS,
 )
 
 
-def exchanged(ranks: Ranks, steps: list[list[Said]]) -> list[list[Agreed | None]]:
+def say(agreement: StepAgreement, step: int, said: Said) -> list[Agreed]:
+    return agreement.exchange(
+        step,
+        stop=said.stop,
+        checkpoint_due=said.due,
+        signature=said.signature,
+        numbers=StepNumbers(*map(torch.tensor, (said.loss_share, said.norm, said.finite))),
+        own=(said.own,),
+    )
+
+
+def exchanged(ranks: Ranks, steps: list[list[Said]]) -> list[list[list[Agreed]]]:
     """For each rank what each exchange returned, and at last the drain."""
 
-    def main(rank: int, agreement: StepAgreement) -> list[Agreed | None]:
-        found = [
-            agreement.exchange(
-                number,
-                stop=said[rank].stop,
-                checkpoint_due=said[rank].due,
-                signature=said[rank].signature,
-                loss_share=torch.tensor(said[rank].loss_share),
-            )
-            for number, said in enumerate(steps, start=1)
-        ]
+    def main(rank: int, agreement: StepAgreement) -> list[list[Agreed]]:
+        found = [say(agreement, number, said[rank]) for number, said in enumerate(steps, start=1)]
         return [*found, agreement.drain()]
 
     return ranks.run(main)
@@ -86,48 +101,50 @@ def exchanged(ranks: Ranks, steps: list[list[Said]]) -> list[list[Agreed | None]
 
 @settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.lists(SAID, min_size=WORLD, max_size=WORLD), min_size=1, max_size=5))
-def test_all_ranks_read_the_same_one_step_later(ranks: Ranks, steps: list[list[Said]]) -> None:
+def test_all_ranks_read_the_same_two_steps_later(ranks: Ranks, steps: list[list[Said]]) -> None:
     """Anybody's stop and anybody's checkpoint count, signatures add up modulo 2^64, loss shares add
-    up to the mean; the first exchange knows nothing yet, and the drain gives the last."""
+    up to the mean, a step counts where all took it, and each rank's own number has its place; the
+    first two exchanges know nothing yet, and the drain gives the last two."""
     results = exchanged(ranks, steps)
     assert results[0] == results[1] == results[2]
-    assert results[0][0] is None
-    for number, (said, agreed) in enumerate(zip(steps, results[0][1:], strict=True), start=1):
-        assert agreed is not None
+    sizes = [len(found) for found in results[0]]
+    assert sizes == [*(int(n > 2) for n in range(1, len(steps) + 1)), min(2, len(steps))]
+    done = [agreed for found in results[0] for agreed in found]
+    for number, (said, agreed) in enumerate(zip(steps, done, strict=True), start=1):
         assert agreed.step == number
         assert agreed.stop == any(s.stop for s in said)
         assert agreed.checkpoint_due == any(s.due for s in said)
         assert agreed.signature == sum(s.signature for s in said) % 2**64
         assert agreed.loss == pytest.approx(sum(s.loss_share for s in said), rel=1e-12)
+        assert agreed.gradient_norm == said[0].norm
+        assert agreed.finite == all(s.finite for s in said)
+        assert agreed.by_rank == tuple((s.own,) for s in said)
 
 
 def test_a_drain_gives_what_is_pending_once(ranks: Ranks) -> None:
     """Nothing before the first step, and the last step's result once."""
 
-    def main(_: int, agreement: StepAgreement) -> list[Agreed | None]:
+    def main(_: int, agreement: StepAgreement) -> list[list[Agreed]]:
         before = agreement.drain()
-        agreement.exchange(
-            1, stop=False, checkpoint_due=True, signature=1, loss_share=torch.tensor(0.5)
-        )
+        say(agreement, 1, Said(due=True, signature=1, loss_share=0.5, norm=2.0, own=3.0))
         return [before, agreement.drain(), agreement.drain()]
 
     for before, once, again in ranks.run(main):
-        assert (before, again) == (None, None)
-        assert once == Agreed(1, False, True, WORLD, 0.5 * WORLD)
+        assert (before, again) == ([], [])
+        assert once == [Agreed(1, False, True, WORLD, 0.5 * WORLD, 2.0, True, ((3.0,),) * WORLD)]
 
 
 def test_no_rank_waits_for_the_step_it_posts(ranks: Ranks) -> None:
-    """A rank that is done with its step goes on while another still computes: it posts, and waits
-    one step later only."""
-    posted = Event()
+    """A rank that is done with its step goes on while another still computes: it says its part of
+    one step and of the next, which posts the first, and would wait at the third only."""
+    ahead = Event()
 
     def main(rank: int, agreement: StepAgreement) -> bool:
-        # The slow one computes until a quick one has come back from its exchange.
-        in_time = rank < WORLD - 1 or posted.wait(timeout=30)
-        agreement.exchange(
-            1, stop=False, checkpoint_due=False, signature=0, loss_share=torch.tensor(0.0)
-        )
-        posted.set()
+        # The slow one computes until a quick one has come back from its second exchange.
+        in_time = rank < WORLD - 1 or ahead.wait(timeout=30)
+        say(agreement, 1, Said())
+        say(agreement, 2, Said())
+        ahead.set()
         agreement.drain()
         return in_time
 
@@ -137,4 +154,16 @@ def test_no_rank_waits_for_the_step_it_posts(ranks: Ranks) -> None:
 def test_a_loss_that_is_no_number_is_everybodys(ranks: Ranks) -> None:
     """NaN of one rank is the step's loss on all."""
     results = exchanged(ranks, [[Said(), Said(loss_share=float("nan")), Said()]])
-    assert all(result[1] is not None and isnan(result[1].loss) for result in results)
+    assert all(isnan(result[-1][0].loss) for result in results)
+
+
+def test_the_number_of_own_values_is_fixed(ranks: Ranks) -> None:
+    """Ranks that say more or less than they announced would read each other's places."""
+
+    def main(_: int, agreement: StepAgreement) -> str:
+        numbers = StepNumbers(*(torch.zeros(()) for _ in range(3)))
+        with pytest.raises(ValueError) as raised:
+            agreement.exchange(1, stop=False, checkpoint_due=False, signature=0, numbers=numbers)
+        return str(raised.value)
+
+    assert set(ranks.run(main)) == {"1 own values were announced, not 0"}
