@@ -21,6 +21,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import torch
+
 _TERA: Final = 1e12
 _PEAKS: Final[tuple[tuple[str, float], ...]] = (
     (r"NVIDIA A[18]00-(SXM4|SXM|PCIE)-(40GB|80GB)", 312.0),
@@ -55,3 +57,11 @@ def peak_flops_per_second(device_name: str) -> float | None:
         if re.fullmatch(pattern, device_name.strip()):
             return peak * _TERA
     return None
+
+
+def peak_of(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak of this machine's device for computing in `dtype`; None for a CPU, for what is not
+    bf16, and for a device that is not known."""
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return None
+    return peak_flops_per_second(torch.cuda.get_device_name(device))

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -29,7 +30,8 @@ class _Line(JsonFormatter):
 
     def process_log_record(self, log_record: MutableMapping[str, Any]) -> dict[str, Any]:
         event = log_record.pop("message", "")
-        return {"time": "", "level": "", "event": event, **self._context(), **log_record}
+        line = {"time": "", "level": "", "event": event, **self._context(), **log_record}
+        return {name: _as_json(value) for name, value in line.items()}
 
     def add_fields(
         self,
@@ -46,6 +48,11 @@ class _Line(JsonFormatter):
         log_data["level"] = record.levelname.lower()
         if record.name != _LOGGER.name:
             log_data["logger"] = record.name
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity, and a parser may refuse the whole line."""
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def configure(context: Callable[[], dict[str, Any]]) -> None:

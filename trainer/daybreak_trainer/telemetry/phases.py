@@ -23,9 +23,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast, get_args
 
-import torch
+if TYPE_CHECKING:  # the launcher serves metrics before it has imported torch
+    import torch
 
 Phase = Literal["data", "transfer", "forward_backward", "optimizer", "staging"]
 PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
@@ -184,5 +185,7 @@ class _DeviceSpan:
 
 
 def _cuda_event() -> DeviceEvent:
+    import torch
+
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return cast(DeviceEvent, event)

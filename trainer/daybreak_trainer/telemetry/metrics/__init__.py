@@ -10,52 +10,28 @@ from __future__ import annotations
 
 from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from daybreak_trainer.contract import WorkerPhase
-
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-_PHASES: tuple[WorkerPhase, ...] = (
-    "Starting",
-    "Training",
-    "Checkpointing",
-    "Evaluating",
-    "Exporting",
-    "Done",
-    "Stopping",
-)
+from daybreak_trainer.telemetry.metrics.checkpoints import CheckpointMetrics
+from daybreak_trainer.telemetry.metrics.goodput import GoodputMetrics
+from daybreak_trainer.telemetry.metrics.health import HealthMetrics
+from daybreak_trainer.telemetry.metrics.loader import LoaderMetrics
+from daybreak_trainer.telemetry.metrics.progress import ProgressMetrics
+from daybreak_trainer.telemetry.metrics.speed import SpeedMetrics
 
 
 class TrainMetrics:
     """Made once a process; rank 0 sets the run's gauges, every rank its counters."""
 
     def __init__(self) -> None:
-        self._run_step = _gauge("step", "Optimizer steps done in the run.")
-        self._total_steps = _gauge("total_steps", "Optimizer steps of the whole recipe.")
-        self._samples = _gauge("samples", "Samples trained on in the run.")
-        self._loss = _gauge("loss", "Mean loss of the last global batch.")
-        self._gradient_norm = _gauge("gradient_norm", "Global gradient norm before clipping.")
-        self._learning_rate = _gauge("learning_rate", "Learning rate of the last step.")
-        self._speed = _gauge("images_per_second", "Images trained a second, over all ranks.")
-        self._training = _gauge("training_seconds", "Time in training steps over the whole run.")
-        self._stage = _gauge("stage_index", "Current stage of the recipe, from 1.")
-        self._resolution = _gauge("stage_resolution_pixels", "Side of the stage's images.")
-        self._phase = _gauge("phase", "1 for what the worker does now.", ("phase",))
-        self._checkpoint_step = _gauge("checkpoint_step", "Step of the last commit.")
-        self._checkpoint_time = _gauge(
-            "checkpoint_timestamp_seconds", "When the last commit was made, Unix time."
-        )
-        self._alignment = _gauge("alignment_ratio", "Share of images that show their prompt.")
-        self._by_tag = _gauge("alignment_tag_ratio", "The same for each tag.", ("tag",))
-        self._steps = Counter("daybreak_train_steps", "Steps done by this pod's ranks.")
-        self._images = Counter("daybreak_train_images", "Images trained on by this pod's ranks.")
-        self._step_seconds = Histogram(
-            "daybreak_train_step_seconds", "Duration of an optimizer step.", buckets=_SECONDS
-        )
-        self._commit_seconds = Histogram(
-            "daybreak_train_checkpoint_seconds", "Duration of a commit.", buckets=_SECONDS
-        )
+        self.progress = ProgressMetrics()
+        self.speed = SpeedMetrics()
+        self.checkpoints = CheckpointMetrics()
+        self.loader = LoaderMetrics()
+        self.health = HealthMetrics()
+        self.goodput = GoodputMetrics()
 
     def run(
         self,
@@ -70,53 +46,48 @@ class TrainMetrics:
         learning_rate: float | None = None,
     ) -> None:
         """The run's totals, on rank 0."""
-        self._run_step.set(step)
-        self._total_steps.set(total_steps)
-        self._samples.set(samples)
-        self._training.set(training_seconds)
-        for gauge, value in (
-            (self._loss, loss),
-            (self._speed, images_per_second),
-            (self._gradient_norm, gradient_norm),
-            (self._learning_rate, learning_rate),
-        ):
-            if value is not None:
-                gauge.set(value)
+        self.progress.run(
+            step=step,
+            total_steps=total_steps,
+            samples=samples,
+            training_seconds=training_seconds,
+            loss=loss,
+            images_per_second=images_per_second,
+            gradient_norm=gradient_norm,
+            learning_rate=learning_rate,
+        )
 
     def step(self, *, images: int, seconds: float) -> None:
         """One finished step of this rank; `images` are its own."""
-        self._steps.inc()
-        self._images.inc(images)
-        self._step_seconds.observe(seconds)
+        self.speed.step(images=images, seconds=seconds)
 
     def stage(self, *, index: int, resolution: int) -> None:
         """`index` counts from 1; `resolution` in pixels."""
-        self._stage.set(index)
-        self._resolution.set(resolution)
+        self.progress.stage(index, resolution)
 
     def phase(self, phase: WorkerPhase) -> None:
-        for name in _PHASES:
-            self._phase.labels(name).set(name == phase)
+        self.progress.phase(phase)
 
     def checkpoint(self, *, step: int, seconds: float, unix_time: float) -> None:
-        self._checkpoint_step.set(step)
-        self._checkpoint_time.set(unix_time)
-        self._commit_seconds.observe(seconds)
+        """A commit that held training up for as long as it took."""
+        self.checkpoints.committed(
+            step=step, unix_time=unix_time, seconds=seconds, blocked_seconds=seconds
+        )
 
     def evaluation(self, alignment: float, by_tag: dict[str, float]) -> None:
-        self._alignment.set(alignment)
-        for tag, value in by_tag.items():
-            self._by_tag.labels(tag).set(value)
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-    return Gauge(f"daybreak_train_{name}", text, labels, multiprocess_mode="mostrecent")
+        self.progress.evaluation(alignment, by_tag)
 
 
 @cache
 def train_metrics() -> TrainMetrics:
     """This process's metrics."""
     return TrainMetrics()
+
+
+def forget_process(pid: int) -> None:
+    """Called by the launcher when a rank has ended: what it said of itself (its memory) holds no
+    more. What it counted stays."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def exposition() -> bytes:
