@@ -1,29 +1,40 @@
-"""A folder in any store fsspec knows: a PVC's path, s3://, gs://, memory:// in tests."""
+"""A folder in any store fsspec knows: a PVC's path, s3://, memory:// in tests.
+
+What passes is tried again (`stores.patience`), what does not raises. The one thing that cannot be
+given up is a call into the kernel: a path on a network file system that is mounted hard hangs as
+long as its server does, and the watchdog ends the pod.
+"""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
+from tenacity import Retrying
 
 from daybreak_trainer.checkpoint.layout import FileRecord
+from daybreak_trainer.checkpoint.streams import HashingStream, RangeReader
+from daybreak_trainer.stores.errors import (
+    StorageError,
+    StorageRefusedError,
+    is_missing,
+    is_upload_gone,
+    said,
+)
+from daybreak_trainer.stores.filesystem import open_filesystem
+from daybreak_trainer.stores.options import S3_PROTOCOLS, protocol
+from daybreak_trainer.stores.patience import Patience
+
+__all__ = ["HashingStream", "Storage", "StorageError", "StorageRefusedError"]
 
 _CHUNK_BYTES = 1 << 20
-
-
-class StorageError(Exception):
-    """The storage refuses or cannot be reached; the message names the URL and what it said."""
-
-
-class _Digest(Protocol):
-    def update(self, data: Any) -> None: ...
-    def hexdigest(self) -> str: ...
+_T = TypeVar("_T")
 
 
 class Storage:
@@ -32,15 +43,15 @@ class Storage:
     Every method raises StorageError where the store fails, with the URL and what it said.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, url: str, options: Mapping[str, Any] | None = None, patience: Patience | None = None
+    ) -> None:
+        """Raises StorageRefusedError where the URL names no store, or the options are wrong."""
         self.url = url.rstrip("/")
-        # Other ranks and attempts write here too: a listing that was kept may be wrong.
-        fresh = {"use_listings_cache": False, **(options or {})}
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url, **fresh)
-        except (ImportError, ValueError, TypeError) as error:
-            raise StorageError(f"{url}: not a storage URL this image can use: {error}") from error
+        self._patience = patience or Patience()
+        self.fs, self.root = open_filesystem(url, options, self._patience)
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        self._is_s3 = protocol(url) in S3_PROTOCOLS
 
     def path(self, relative: str) -> str:
         return posixpath.join(self.root, relative)
@@ -49,24 +60,34 @@ class Storage:
         """The folder `relative` as a storage of its own."""
         other = object.__new__(Storage)
         other.url, other.root = f"{self.url}/{relative}", self.path(relative)
-        other.fs, other.is_local = self.fs, self.is_local
+        other.fs, other._patience = self.fs, self._patience
+        other.is_local, other._is_s3 = self.is_local, self._is_s3
         return other
 
     @contextmanager
-    def _speaking(self, relative: str) -> Iterator[None]:
+    def _speaking(self, operation: str, relative: str) -> Iterator[None]:
         """What a store raises has classes of its own, and often no URL."""
+        where = f"{self.url}/{relative}" if relative else self.url
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError):
-            raise FileNotFoundError(f"{self.url}/{relative}") from None
+        except StorageError:
+            raise
         except Exception as error:
-            raise StorageError(f"{self.url}/{relative}: {error or repr(error)}") from error
+            if is_missing(error):
+                raise FileNotFoundError(where) from None
+            raise StorageError(f"{where}: cannot {operation}: {said(error)}") from error
+
+    def _again(self, operation: str, relative: str, once: Callable[[], _T]) -> _T:
+        """Calls until it succeeds, fails for good or patience ends; `once` must be repeatable."""
+        policy = self._patience.policy(operation, lambda: f"{self.url}/{relative}")
+        with self._speaking(operation, relative):
+            return Retrying(**policy)(once)
 
     def folders(self, relative: str = "") -> list[str]:
         """Names of the folders right below, sorted; none where there is nothing."""
+        path = self.path(relative)
         try:
-            with self._speaking(relative):
-                entries = self.fs.ls(self.path(relative), detail=True)
+            entries = self._again("list", relative, lambda: self.fs.ls(path, detail=True))
         except FileNotFoundError:
             return []
         return sorted(
@@ -77,95 +98,179 @@ class Storage:
 
     def files(self, relative: str = "") -> list[str]:
         """Paths of all files below, sorted; none where there is nothing."""
-        with self._speaking(relative):
-            found = self.fs.find(self.path(relative))
-        return sorted(posixpath.relpath(name, self.path(relative)) for name in found)
+        path = self.path(relative)
+        found = self._again("list", relative, lambda: self.fs.find(path))
+        return sorted(posixpath.relpath(name, path) for name in found)
 
     def exists(self, relative: str) -> bool:
-        with self._speaking(relative):
-            return bool(self.fs.exists(self.path(relative)))
+        """Whether there is such a file or folder."""
+        try:
+            self._again("look up", relative, lambda: self.fs.info(self.path(relative)))
+        except FileNotFoundError:
+            return False
+        return True
 
     def read(self, relative: str) -> bytes:
         """Raises FileNotFoundError where there is no such file."""
-        with self._speaking(relative):
-            data: bytes = self.fs.cat_file(self.path(relative))
+        path = self.path(relative)
+        data: bytes = self._again("read", relative, lambda: self.fs.cat_file(path))
         return data
+
+    @contextmanager
+    def open(self, relative: str) -> Iterator[BinaryIO]:
+        """A seekable stream to read from; each of its requests is repeated by itself.
+
+        Raises FileNotFoundError where there is no such file.
+        """
+        path = self.path(relative)
+        with self._speaking("read", relative):
+            if self.is_local:
+                with open(path, "rb") as file:  # noqa: PTH123 (an fsspec path, a string)
+                    yield file
+                return
+            size = self.size(relative)
+
+            def fetch(start: int, end: int) -> bytes:
+                data: bytes = self._again(
+                    "read", relative, lambda: self.fs.cat_file(path, start=start, end=end)
+                )
+                return data
+
+            yield cast(BinaryIO, RangeReader.buffered(fetch, size))
 
     def write(self, relative: str, data: bytes) -> FileRecord:
         """Whole or not at all: object stores put atomically, a local file is renamed into place."""
+
+        def once() -> FileRecord:
+            with self._creating(relative) as stream:
+                stream.write(data)
+            return stream.record()
+
+        return self._again("write", relative, once)
+
+    @contextmanager
+    def create(self, relative: str) -> Iterator[HashingStream]:
+        """A writable binary stream that hashes what passes; its `record()` tells at the end.
+
+        The file is there, complete, when the block ends, and not at all where the block raises.
+        Raises StorageError also where the store has something else than what was written.
+        """
+        with self._speaking("write", relative), self._creating(relative) as stream:
+            yield stream
+
+    @contextmanager
+    def _creating(self, relative: str) -> Iterator[HashingStream]:
         target = self.path(relative)
-        with self._speaking(relative):
-            self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-            if self.is_local:
-                partial = f"{target}.partial"
-                with open(partial, "wb") as file:  # noqa: PTH123 (an fsspec path, a string)
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, target)  # noqa: PTH105
-            else:
-                self.fs.pipe_file(target, data)
-        return FileRecord(size=len(data), xxh64=xxhash.xxh64(data).hexdigest())
+        if self.is_local:
+            os.makedirs(posixpath.dirname(target), exist_ok=True)  # noqa: PTH103
+            partial = f"{target}.partial"
+            with open(partial, "wb") as file:  # noqa: PTH123
+                stream = HashingStream(file)
+                yield stream
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)  # noqa: PTH105
+            return
+        # No folders are made: an object store has none, and s3fs would make the bucket.
+        raw = self.fs.open(target, "wb")
+        stream = HashingStream(raw, part_bytes=raw.blocksize if self._is_s3 else None)
+        try:
+            yield stream
+        except BaseException:
+            self._discard(raw, target)
+            raise
+        try:
+            raw.close()
+        except Exception as error:
+            # Where the answer to the upload's completion was lost, asking again finds no upload.
+            finished = is_upload_gone(error) and self._holds(relative, stream)
+            self._discard(raw, target)
+            if not finished:
+                raise
+        self._confirm(relative, stream)
+
+    def _discard(self, raw: Any, target: str) -> None:
+        """Gives up an upload, as far as the store can be reached; leaves nothing visible."""
+        with suppress(Exception):
+            raw.discard()
+            if not isinstance(raw, AbstractBufferedFile):
+                self.fs.rm_file(target)  # memory:// shows a file while it is written
+        if isinstance(raw, AbstractBufferedFile):
+            raw.closed = True  # else its destructor uploads what it still holds
+
+    def _holds(self, relative: str, stream: HashingStream) -> bool:
+        """Whether the store has this very content already."""
+        try:
+            return self._stored(relative) == (stream.record().size, stream.etag())
+        except (StorageError, FileNotFoundError):
+            return False
+
+    def _stored(self, relative: str) -> tuple[int, str | None]:
+        """Size and, from S3, the ETag where it is an MD5."""
+        path = self.path(relative)
+        if self._is_s3:
+            found: tuple[int, str | None] = self._again(
+                "look up", relative, lambda: self.fs.stored(path)
+            )
+            return found
+        info = self._again("look up", relative, lambda: self.fs.info(path))
+        return int(info["size"]), None
+
+    def _confirm(self, relative: str, stream: HashingStream) -> None:
+        """Compares what the store says it has with what was written."""
+        written, expected = stream.record(), stream.etag()
+        size, etag = self._stored(relative)
+        wrong = f"{size} bytes of {written.size}" if size != written.size else None
+        # Not every store's ETag is an MD5, even if it looks like one: the content decides.
+        if wrong is None and etag is not None and etag != expected:
+            found = self.record(relative)
+            wrong = f"other bytes (xxh64 {found.xxh64} of {written.xxh64})"
+            wrong = wrong if found != written else None
+        if wrong is not None:
+            raise StorageError(f"{self.url}/{relative}: was written, but the store has {wrong}")
 
     def size(self, relative: str) -> int:
         """Bytes; raises FileNotFoundError where there is no such file."""
-        with self._speaking(relative):
-            return int(self.fs.info(self.path(relative))["size"])
+        path = self.path(relative)
+        info = self._again("look up", relative, lambda: self.fs.info(path))
+        return int(info["size"])
+
+    def verify(self, relative: str, expected: FileRecord) -> str | None:
+        """What differs between a file as it was written and as the store has it now, by its size;
+        None where nothing does. The content was compared when it was written (`create`), and is
+        again by who reads it (`record`)."""
+        try:
+            size = self.size(relative)
+        except FileNotFoundError:
+            return f"{self.url}/{relative}: the store has no such file"
+        if size != expected.size:
+            return f"{self.url}/{relative}: the store has {size} bytes of {expected.size}"
+        return None
 
     def record(self, relative: str) -> FileRecord:
         """Size and hash of a file as the store has it now; raises FileNotFoundError where there is
         no such file."""
         digest, size = xxhash.xxh64(), 0
-        with self._speaking(relative), self.fs.open(self.path(relative), "rb") as file:
+        with self.open(relative) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
         return FileRecord(size=size, xxh64=digest.hexdigest())
 
+    def move(self, relative: str, to: str) -> None:
+        """Renames a file; an object store copies it."""
+        path, target = self.path(relative), self.path(to)
+        with self._speaking("rename", relative):
+            self.fs.mv(path, target)
+
     def remove(self, relative: str) -> None:
         """A file or a whole folder; fine where there is none."""
-        with self._speaking(relative):
-            if self.fs.exists(self.path(relative)):
-                self.fs.rm(self.path(relative), recursive=True)
-
-    @contextmanager
-    def create(self, relative: str) -> Iterator[HashingStream]:
-        """A writable binary stream that hashes what passes; its `record()` tells at the end."""
-        target = self.path(relative)
-        with self._speaking(relative):
-            self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
-            with self.fs.open(target, "wb") as raw:
-                stream = HashingStream(raw)
-                yield stream
-                if self.is_local:
-                    raw.flush()
-                    os.fsync(raw.fileno())
-
-
-class HashingStream:
-    """A write-only binary stream that hashes its bytes on their way to the store."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._digest: _Digest = xxhash.xxh64()
-        self._size = 0
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._digest.update(view)
-        self._size += len(view)
-        self._raw.write(view)
-        return len(view)
-
-    def tell(self) -> int:
-        return self._size
-
-    def flush(self) -> None:
-        self._raw.flush()
-
-    def close(self) -> None:
-        """Only flushes: `Storage.create` syncs and closes the stream below."""
-        self._raw.flush()
-
-    def record(self) -> FileRecord:
-        return FileRecord(size=self._size, xxh64=self._digest.hexdigest())
+        path = self.path(relative)
+        with suppress(FileNotFoundError):
+            self._again("remove", relative, lambda: self.fs.rm(path, recursive=True))
+        # s3fs says nothing of objects that the store refused to delete.
+        if not self.is_local and (left := self.files(relative)):
+            raise StorageError(
+                f"{self.url}/{relative}: cannot remove: the store still has {left[0]}"
+                f"{' and others' if len(left) > 1 else ''}; may its user delete objects?"
+            )

@@ -5,20 +5,30 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from s3_server import S3Server
 
-from daybreak_trainer.checkpoint import lineage
-from daybreak_trainer.checkpoint.layout import Commit, FileRecord
-from daybreak_trainer.checkpoint.storage import HashingStream, Storage, StorageError
+from daybreak_trainer.checkpoint.layout import FileRecord
+from daybreak_trainer.checkpoint.storage import (
+    HashingStream,
+    Storage,
+    StorageError,
+    StorageRefusedError,
+)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        return Storage(f"s3://{server.new_bucket()}/folder", server.options())
     return Storage(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
 
 
@@ -72,36 +82,73 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path) -> None:
     assert storage.files() == ["COMMIT.json"]
 
 
+def test_a_writer_that_fails_leaves_no_file(storage: Storage) -> None:
+    """Whatever it had written: what is visible is complete."""
+
+    def fail() -> None:
+        with storage.create("shard") as stream:
+            stream.write(b"half")
+            raise RuntimeError("gave up")
+
+    with pytest.raises(StorageError, match="gave up"):
+        fail()
+    assert not storage.exists("shard")
+    assert [name for name in storage.files() if not name.endswith(".partial")] == []
+
+
+def test_a_stream_that_is_read_anywhere(storage: Storage) -> None:
+    """As DCP and pickle do: seek to a slice, read it, read to the end."""
+    content = bytes(range(256)) * 5_000
+    storage.write("shard", content)
+    with storage.open("shard") as file:
+        assert file.seek(-3, os.SEEK_END) == len(content) - 3
+        assert file.read() == content[-3:]
+        assert file.seek(700_000) == 700_000
+        assert file.read(300_000) == content[700_000:1_000_000]
+        assert file.read(1) == content[1_000_000:1_000_001]
+        assert file.tell() == 1_000_001
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (lambda s: None, None),
-        (lambda s: s.remove("shard"), "file shard is missing"),
-        (lambda s: (s.remove("shard"), s.write("shard/x", b"")), "file shard is missing"),
-        (lambda s: s.write("shard", b""), "file shard has 0 bytes instead of 7"),
-        (lambda s: s.write("shard", b"weight"), "file shard has 6 bytes instead of 7"),
-        (lambda s: s.write("shard", b"weights!"), "file shard has 8 bytes instead of 7"),
-        (lambda s: s.write("shard", b"weighTs"), "file shard is damaged"),
+        (lambda s: s.remove("shard"), "shard: the store has no such file"),
+        (lambda s: s.write("shard", b""), "shard: the store has 0 bytes of 7"),
+        (lambda s: s.write("shard", b"weight"), "shard: the store has 6 bytes of 7"),
+        (lambda s: s.write("shard", b"weights!"), "shard: the store has 8 bytes of 7"),
     ],
 )
-def test_every_kind_of_damage_is_seen(storage: Storage, spoil: object, sentence: str) -> None:
-    """Missing, a folder in its place, empty, cut, longer, one bit: and a good file is good."""
-    files = {"shard": storage.write("shard", b"weights")}
-    commit = Commit(
-        uid="u",
-        attempt=1,
-        step=1,
-        samples=1,
-        recipe_hash="r",
-        dataset_fingerprint="d",
-        training_seconds=1.0,
-        world=1,
-        time="2026-01-01T00:00:00Z",
-        files=files,
-    )
-    spoil(storage)  # type: ignore[operator]
-    found = lineage.damaged_files(storage, commit, ["shard"])
-    assert (found is None) if sentence is None else (found or "").startswith(sentence)
+def test_a_file_that_is_not_what_was_written_is_said(
+    storage: Storage, spoil: Callable[[Storage], object], sentence: str | None
+) -> None:
+    """Missing, empty, cut, longer; and a good file is good."""
+    record = storage.write("shard", b"weights")
+    spoil(storage)
+    found = storage.verify("shard", record)
+    assert (found is None) if sentence is None else (found or "").endswith(sentence)
+
+
+def test_many_files_at_once(storage: Storage) -> None:
+    """Ranks of several pods write beside each other; every listing is complete, past the 1,000
+    names that S3 lists at a time, and a folder goes as a whole."""
+    names = [f"step/{number:04d}" for number in range(1_100)]
+    with ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(lambda name: storage.write(name, name.encode()), names))
+    storage.write("step-2/0", b"")
+    assert storage.files("step") == [name.removeprefix("step/") for name in names]
+    assert storage.folders() == ["step", "step-2"]
+    assert storage.record(names[-1]) == records[-1]
+    storage.remove("step")
+    assert storage.files() == ["step-2/0"]
+
+
+def test_a_file_is_renamed(storage: Storage) -> None:
+    """DCP does that with its metadata."""
+    storage.write("a.tmp", b"x")
+    storage.move("a.tmp", "a")
+    assert storage.files() == ["a"]
+    assert storage.read("a") == b"x"
 
 
 def test_what_is_not_there_is_no_error_to_remove(storage: Storage) -> None:
@@ -111,6 +158,8 @@ def test_what_is_not_there_is_no_error_to_remove(storage: Storage) -> None:
     for read in (storage.read, storage.size, storage.record):
         with pytest.raises(FileNotFoundError, match="nothing"):
             read("nothing")
+    with pytest.raises(FileNotFoundError, match="nothing"), storage.open("nothing"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -128,10 +177,18 @@ def test_a_store_that_refuses_is_named(tmp_path: Path, call: object) -> None:
         call(Storage(f"{tmp_path}/store"))  # type: ignore[operator]
 
 
-def test_a_url_that_names_no_store_is_said() -> None:
-    """The message repeats it."""
-    with pytest.raises(StorageError, match="nostore://bucket/x: not a storage URL"):
-        Storage("nostore://bucket/x")
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("nostore://bucket/x", "nostore"),
+        ("s3://", "it names no bucket"),
+        ("gs://bucket/x", "Cloud Storage's S3 interface"),
+    ],
+)
+def test_a_url_that_names_no_store_is_said(url: str, reason: str) -> None:
+    """The message repeats it, and says what to do instead where there is something."""
+    with pytest.raises(StorageRefusedError, match=f"{url}: not a storage URL.*{reason}"):
+        Storage(url)
 
 
 def test_listings_are_never_remembered() -> None:

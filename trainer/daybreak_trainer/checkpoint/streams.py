@@ -1,0 +1,103 @@
+"""The two streams between DCP and a store: one hashes what is written, one reads by ranges."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+import xxhash
+
+from daybreak_trainer.checkpoint.layout import FileRecord
+
+if TYPE_CHECKING:
+    from daybreak_trainer.stores.s3 import Etag
+
+_SLICE_BYTES = 8 << 20
+"""Most bytes handed to a store's stream at once: it copies them into its own buffer."""
+_RANGE_BYTES = 32 << 20
+_BUFFER_BYTES = 1 << 20
+
+
+class _Digest(Protocol):
+    def update(self, data: Any) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class HashingStream:
+    """A write-only binary stream that hashes its bytes on their way to the store."""
+
+    def __init__(self, raw: IO[bytes], part_bytes: int | None = None) -> None:
+        """`part_bytes`: size of the parts that S3 gets; None for other stores."""
+        self._raw = raw
+        self._digest: _Digest = xxhash.xxh64()
+        self._size = 0
+        self._etag: Etag | None = None
+        if part_bytes is not None:
+            from daybreak_trainer.stores.s3 import Etag
+
+            self._etag = Etag(part_bytes)
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _SLICE_BYTES):
+            piece = view[start : start + _SLICE_BYTES]
+            self._digest.update(piece)
+            if self._etag is not None:
+                self._etag.update(piece)
+            self._raw.write(piece)
+        self._size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self._size
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        """Only flushes: `Storage.create` syncs and closes the stream below."""
+        self._raw.flush()
+
+    def record(self) -> FileRecord:
+        return FileRecord(size=self._size, xxh64=self._digest.hexdigest())
+
+    def etag(self) -> str | None:
+        """What S3 has to give as the ETag of what was written; None for other stores."""
+        return None if self._etag is None else self._etag.value()
+
+
+class RangeReader(io.RawIOBase):
+    """Reads a file of known size by ranges, each a request of its own."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._fetch, self._size, self._position = fetch, size, 0
+
+    @classmethod
+    def buffered(cls, fetch: Callable[[int, int], bytes], size: int) -> io.BufferedReader:
+        return io.BufferedReader(cls(fetch, size), _BUFFER_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + min(len(view), _RANGE_BYTES), self._size)
+        if end <= self._position:
+            return 0
+        data = self._fetch(self._position, end)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)

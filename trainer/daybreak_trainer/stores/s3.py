@@ -1,0 +1,105 @@
+"""s3fs whose every request ends in bounded time and is repeated while its trouble may pass.
+
+s3fs repeats too few kinds of failure (not a refused connection, not a 503 other than SlowDown) and
+counts attempts instead of seconds; and nothing below it limits the sending of a body to a server
+that has stopped reading. Both have to happen per request: the data of a stream passes only once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from typing import Any
+
+from fsspec.asyn import sync_wrapper
+from s3fs import S3FileSystem  # type: ignore[import-untyped]
+from tenacity import AsyncRetrying
+
+from daybreak_trainer.stores.patience import Patience
+
+_MD5_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
+
+
+class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
+    """s3fs takes `patience` beside its own options."""
+
+    retries = 1  # `_call_s3` repeats
+
+    def __init__(self, *args: Any, patience: Patience = Patience(), **kwargs: Any) -> None:  # noqa: B008 (frozen)
+        super().__init__(*args, **kwargs)
+        self.patience = patience
+
+    async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
+        call = super()._call_s3
+        body = kwargs.get("Body")
+        limit = self.patience.request_seconds(len(body) if body is not None else 0)
+        # The user's own read_timeout counts where it is longer.
+        limit = max(limit, float(self.config_kwargs.get("read_timeout") or 0))
+
+        async def once() -> Any:
+            async with asyncio.timeout(limit):
+                return await call(method, *akwarglist, **kwargs)
+
+        def where() -> str:
+            return f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', '')}"
+
+        return await AsyncRetrying(**self.patience.policy(method, where))(once)
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
+        """Once: a store that an upload was given up for is not waited for a second time."""
+        async with asyncio.timeout(self.patience.request_seconds(0)):
+            await super()._call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=mpu, **self.req_kw
+            )
+
+    abort_mpu = sync_wrapper(_abort_mpu)
+
+    async def _stored(self, path: str) -> tuple[int, str | None]:
+        bucket, key, _ = self.split_path(path)
+        found = await self._call_s3("head_object", Bucket=bucket, Key=key, **self.req_kw)
+        size = int(found["ContentLength"])
+        encrypted = "kms" in found.get("ServerSideEncryption", "") or (
+            "SSECustomerAlgorithm" in found
+        )
+        etag = _MD5_ETAG.fullmatch(found.get("ETag", ""))
+        return size, etag.group(1) if etag and not encrypted else None
+
+    stored = sync_wrapper(_stored)
+    """Size of an object, and its ETag where S3 derives that from the MD5 of the content. A store
+    may have ETags of the same form that mean something else."""
+
+
+class Etag:
+    """The ETag of an object that is uploaded in parts of one size: the MD5 of a single part, or
+    the MD5 of the parts' MD5s with their number (the parts of S3FileSystem.fixed_upload_size)."""
+
+    def __init__(self, part_bytes: int) -> None:
+        self._part_bytes = part_bytes
+        self._size = 0
+        self._parts: list[bytes] = []
+        self._part = _md5()
+
+    def update(self, data: memoryview) -> None:
+        while len(data):
+            room = self._part_bytes - self._size % self._part_bytes
+            now, data = data[:room], data[room:]
+            self._part.update(now)
+            self._size += len(now)
+            if self._size % self._part_bytes == 0:
+                self._parts.append(self._part.digest())
+                self._part = _md5()
+
+    def value(self) -> str:
+        if self._size < self._part_bytes:
+            return str(self._part.hexdigest())
+        parts = list(self._parts)
+        if self._size % self._part_bytes:
+            parts.append(self._part.digest())
+        return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
