@@ -1,8 +1,11 @@
-"""What can be wrong with a dataset. All of them end a worker with exit code 65."""
+"""What can be wrong with the data, told apart by whether another attempt could go better."""
 
 
 class BadDataError(Exception):
-    """The message names the dataset and the file, what is wrong with it, and what to do."""
+    """The data itself is at fault, and a worker ends with exit code 65.
+
+    The message names the dataset and the file, what is wrong with it, and what to do.
+    """
 
 
 class DatasetError(BadDataError):
@@ -11,3 +14,10 @@ class DatasetError(BadDataError):
 
 class ShardError(BadDataError):
     """One shard is missing, truncated or damaged."""
+
+
+class DataUnavailableError(Exception):
+    """The data may be sound, but its store or the cache's volume did not do its part.
+
+    Not final: another attempt, perhaps on another node, may succeed. The message names the shard.
+    """

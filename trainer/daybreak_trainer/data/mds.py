@@ -24,28 +24,15 @@ import xxhash
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from daybreak_trainer.contract import Message
+from daybreak_trainer.data.card import CARD, INDEX, DatasetCard
 from daybreak_trainer.data.errors import DatasetError, ShardError
 
-INDEX = "index.json"
-CARD = "dataset.json"
 _HASH = "xxh64"
 _CHUNK_BYTES = 1 << 20
 _COLUMNS = {"image": ("png", "jpeg", "pil"), "caption": ("str",), "id": ("str",)}
 """The columns that training reads, and the encodings they may have."""
 _UNSAFE = "pkl"
 """The library decodes every column of a sample, and unpickling runs what the file says."""
-
-
-class DatasetCard(Message):
-    """`dataset.json`: where a dataset comes from, and what a trainer must know of it at once."""
-
-    source: str
-    samples: int
-    resolution: int
-    seed: int
-    licence: str
-    vocabulary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from daybreak_trainer.data.card import CARD, DatasetCard
 from daybreak_trainer.data.errors import DatasetError
-from daybreak_trainer.data.mds import CARD, DatasetCard
 from daybreak_trainer.prepare import digits, folder, shapes
 
 GENERATORS = ("digits", "shapes")

@@ -1,0 +1,262 @@
+"""Everything a run trains on: the shards of all its streams, and what they have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from daybreak_trainer.data.card import CARD, INDEX, SKIP, DatasetCard, bucket_name, bucket_size
+from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.description import CorpusDescription, StreamDescription, digest
+from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
+from daybreak_trainer.data.index import ShardInfo, TensorColumn, parse_index
+from daybreak_trainer.data.order import Cell, Indices, SampleOrder
+from daybreak_trainer.data.skip import nth_kept, parse_skips
+from daybreak_trainer.data.store import RetryPolicy, Store, is_transient
+
+_OPENING = RetryPolicy(total_seconds=60.0, stall_seconds=30.0)
+"""For the small files that say what a dataset is: a mistake in an address should show soon."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a part of the corpus lies, and how much of it to draw."""
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    """Relative share of the samples drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    number: int
+    """In the corpus."""
+    first: int
+    """Number in the corpus of its first sample, skipped ones included."""
+    stream: int
+    store: Store
+    dataset: str
+    """Hash of the index that lists it: keeps datasets apart in the cache."""
+    info: ShardInfo
+    bucket: str
+    skipped: Indices | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.store.url}/{self.info.stored.name}"
+
+    @property
+    def kept(self) -> int:
+        return self.info.samples - (0 if self.skipped is None else len(self.skipped))
+
+    def numbers(self, ordinals: Indices) -> Indices:
+        """Numbers in the shard of its `ordinals`-th samples that are not skipped."""
+        return ordinals if self.skipped is None else nth_kept(ordinals, self.skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    shards: tuple[Shard, ...]
+    weights: tuple[float, ...]
+    description: CorpusDescription
+    resolution: int
+    vocabulary: tuple[str, ...]
+    """Words of all captions, sorted."""
+    buckets: Mapping[str, tuple[TensorColumn, ...]]
+    """What a batch of each bucket holds beside captions."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.description.fingerprint
+
+    def __len__(self) -> int:
+        """Samples in all shards, without those that are skipped."""
+        return sum(stream.samples for stream in self.description.streams)
+
+    def order(self, seed: int) -> SampleOrder:
+        """In which order a run with this seed sees the samples."""
+        members: dict[tuple[int, str], list[Shard]] = {}
+        for shard in self.shards:
+            if shard.kept:
+                members.setdefault((shard.stream, shard.bucket), []).append(shard)
+        cells = [
+            Cell(
+                stream,
+                bucket,
+                np.array([shard.number for shard in shards], dtype=np.int64),
+                np.array([shard.kept for shard in shards], dtype=np.int64),
+            )
+            for (stream, bucket), shards in members.items()
+        ]
+        return SampleOrder(cells, self.weights, seed)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    card: DatasetCard
+    shards: tuple[ShardInfo, ...]
+    skips: Mapping[int, Indices]
+    buckets: Mapping[str, str]
+    """The bucket of each shard, by the shard's name."""
+    store: Store
+    description: StreamDescription
+
+
+def open_corpus(
+    streams: Sequence[Stream],
+    counters: DataCounters,
+    policy: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
+) -> Corpus:
+    """The corpus of these streams; shards are read when they are needed, with `policy`.
+
+    Raises:
+        DatasetError: a stream cannot be opened or trained on, or two do not fit together.
+        DataUnavailableError: a store did not answer.
+    """
+    opened = [_open(stream, counters, policy) for stream in streams]
+    first = opened[0]
+    for stream, dataset in zip(streams, opened, strict=True):
+        if dataset.card.resolution != first.card.resolution:
+            raise DatasetError(
+                f"{stream.url}: images are {dataset.card.resolution} px, those of {streams[0].url} "
+                f"are {first.card.resolution} px; all streams of a run need one resolution"
+            )
+    shards = _numbered(opened)
+    return Corpus(
+        shards=shards,
+        weights=tuple(stream.weight for stream in streams),
+        description=CorpusDescription(streams=tuple(d.description for d in opened)),
+        resolution=first.card.resolution,
+        vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
+        buckets=_bucket_columns(shards),
+    )
+
+
+def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Dataset:
+    if not (math.isfinite(stream.weight) and stream.weight > 0):
+        raise DatasetError(f"{stream.url}: weight {stream.weight:g} must be above 0")
+    try:
+        opening = Store(stream.url, stream.options, _OPENING, counters)
+        store = Store(stream.url, stream.options, policy, counters)
+        raw = _read(opening, INDEX)
+        card_raw = _read(opening, CARD)
+        skip_raw = _read_optional(opening, SKIP)
+    except DatasetError:
+        raise
+    except Exception as error:
+        what = f"{stream.url}: cannot be opened: {error or type(error).__name__}"
+        if is_transient(error):
+            raise DataUnavailableError(what) from error
+        raise DatasetError(what) from error
+    shards = parse_index(raw, f"{store.url}/{INDEX}")
+    skip_file = f"{store.url}/{SKIP}"
+    skips = parse_skips(skip_raw, skip_file, shards) if skip_raw is not None else {}
+    card = _card(card_raw, store.url, sum(shard.samples for shard in shards))
+    samples = card.samples - sum(len(skipped) for skipped in skips.values())
+    if not samples:
+        raise DatasetError(f"{skip_file}: leaves no samples")
+    description = StreamDescription(
+        url=store.url,
+        weight=stream.weight,
+        index=digest(raw),
+        shards=len(shards),
+        samples=samples,
+        skips=digest(skip_raw) if skip_raw is not None else None,
+        buckets=digest(repr(sorted(card.buckets.items())).encode()) if card.buckets else None,
+    )
+    buckets = _buckets(card, shards, f"{store.url}/{CARD}")
+    return _Dataset(card, shards, skips, buckets, store, description)
+
+
+def _read(store: Store, name: str) -> bytes:
+    try:
+        return store.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DatasetError(
+            f"{store.url}: there is no {name}; is this the folder that `daybreak prepare` wrote?"
+        ) from None
+
+
+def _read_optional(store: Store, name: str) -> bytes | None:
+    try:
+        return store.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def _card(raw: bytes, url: str, samples: int) -> DatasetCard:
+    try:
+        card = DatasetCard.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DatasetError(f"{url}/{CARD}: {where}: {first['msg']}") from None
+    if card.samples != samples:
+        raise DatasetError(
+            f"{url}: {CARD} says {card.samples} samples, {INDEX} lists {samples}; they are not of "
+            "one dataset, prepare it again"
+        )
+    return card
+
+
+def _buckets(card: DatasetCard, shards: Sequence[ShardInfo], where: str) -> dict[str, str]:
+    names = [shard.raw.name for shard in shards]
+    if card.buckets is None:
+        return dict.fromkeys(names, bucket_name(card.resolution, card.resolution))
+    found: dict[str, str] = {}
+    for bucket, members in card.buckets.items():
+        try:
+            bucket_size(bucket)
+        except ValueError as error:
+            raise DatasetError(f"{where}: buckets: {error}") from None
+        for name in members:
+            if name in found:
+                raise DatasetError(f"{where}: shard {name} is in two buckets")
+            found[name] = bucket
+    if wrong := set(names) ^ set(found):
+        raise DatasetError(
+            f"{where}: buckets and {INDEX} do not list the same shards: {min(wrong)} is in one only"
+        )
+    return found
+
+
+def _numbered(datasets: Sequence[_Dataset]) -> tuple[Shard, ...]:
+    shards: list[Shard] = []
+    first = 0
+    for stream, dataset in enumerate(datasets):
+        for place, info in enumerate(dataset.shards):
+            shards.append(
+                Shard(
+                    number=len(shards),
+                    first=first,
+                    stream=stream,
+                    store=dataset.store,
+                    dataset=dataset.description.index,
+                    info=info,
+                    bucket=dataset.buckets[info.raw.name],
+                    skipped=dataset.skips.get(place),
+                )
+            )
+            first += info.samples
+    return tuple(shards)
+
+
+def _bucket_columns(shards: Sequence[Shard]) -> dict[str, tuple[TensorColumn, ...]]:
+    """Raises DatasetError: shards of one bucket differ in what would be stacked."""
+    found: dict[str, tuple[set[tuple[str, str, tuple[int, ...] | None]], Shard]] = {}
+    for shard in shards:
+        columns = {(c.name, c.dtype, c.shape) for c in shard.info.columns.tensors}
+        known, example = found.setdefault(shard.bucket, (columns, shard))
+        if columns != known:
+            listed = ", ".join(str(column[0]) for column in sorted(columns ^ known, key=repr))
+            raise DatasetError(
+                f"shard {shard.where} and shard {example.where} are of bucket {shard.bucket}, but "
+                f"their columns differ in {listed}; a batch needs samples of one shape"
+            )
+    return {bucket: example.info.columns.tensors for bucket, (_, example) in found.items()}

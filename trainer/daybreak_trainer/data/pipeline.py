@@ -1,0 +1,301 @@
+"""Feeds a rank its part of every global batch, decoded ahead of the step by threads.
+
+One thread plans: it walks along the order, announces shards some batches before they are needed,
+and cuts the next batches into pieces. Decoding threads fill the pieces, each in its own rows of the
+batch's tensors, so what a batch holds does not depend on their number. The training thread takes
+batches in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from daybreak_trainer.checkpoint.layout import DataPosition
+from daybreak_trainer.data.batch import Batch, StepPlan
+from daybreak_trainer.data.card import bucket_size
+from daybreak_trainer.data.corpus import Corpus
+from daybreak_trainer.data.index import TensorColumn
+from daybreak_trainer.data.order import SampleOrder, Slots, rank_slice
+from daybreak_trainer.data.shard import ShardFile
+from daybreak_trainer.data.shards import Shards
+from daybreak_trainer.data.store import StoppedError
+from daybreak_trainer.telemetry import log
+
+_PIECE = 32
+"""Most samples that a thread decodes at a time."""
+_SCOUTED_BATCHES = 64
+_COMING_SHARDS = 32
+
+
+@dataclass(eq=False)
+class _Planned:
+    """A batch on its way; `done` is set when every piece is filled, or one failed."""
+
+    plan: StepPlan
+    slots: Slots
+    own: int
+    after: DataPosition
+    shards: list[int] = field(default_factory=list)
+    """Those it needs, each once."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    pieces: int = 0
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Loader:
+    """Iterates over the batches of `plans` on one rank, from where `start` says the data stands.
+
+    An error of the data surfaces in the training thread, at the step that needed it, and nothing
+    after it is handed out. While there is no batch, the training thread logs what it waits for.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        shards: Shards,
+        start: DataPosition,
+        plans: Iterable[StepPlan],
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        threads: int = 2,
+        depth: int = 4,
+        pinned: bool = False,
+        stalled_after_seconds: float = 30.0,
+    ) -> None:
+        """`depth` batches at most are decoded or waiting; `shards` is closed with the loader."""
+        self._corpus, self._shards = corpus, shards
+        self._rank, self._world, self._pinned = rank, world, pinned
+        self._piece = max(1, _PIECE // threads)
+        self._stalled_after = stalled_after_seconds
+        self._work: queue.SimpleQueue[tuple[_Planned, int, int] | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[_Planned | Exception | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._awaited: _Planned | None = None
+        self._threads = [
+            threading.Thread(
+                target=self._plan,
+                args=(corpus.order(seed), start, iter(plans)),
+                name="loader-plan",
+                daemon=True,
+            )
+        ]
+        self._threads += [
+            threading.Thread(target=self._decode, name=f"loader-decode-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    # --- the training thread --------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            while (batch := self._next()) is not None:
+                yield batch
+        finally:
+            self.close()  # after an error, and where the loop is left, nothing more is handed out
+
+    def waiting_for(self) -> str | None:
+        """What the next batch waits for; None where it is ready."""
+        planned = self._awaited
+        if planned is None:
+            return "the plan of the next step"
+        if planned.done.is_set():
+            return None
+        return self._shards.waiting_for(planned.shards) or f"decoding step {planned.plan.step}"
+
+    def close(self) -> None:
+        """Ends all threads soon, in the middle of a download too."""
+        self._stopped.set()
+        self._shards.close()
+        self._room.release()
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+
+    def _next(self) -> Batch | None:
+        patience = _Patience(self._stalled_after, self.waiting_for)
+        while True:
+            try:
+                planned = self._ready.get(timeout=patience.seconds())
+            except queue.Empty:
+                patience.lost()
+            else:
+                break
+        if planned is None:
+            return None
+        if isinstance(planned, Exception):
+            raise planned
+        self._awaited = planned
+        while not planned.done.wait(patience.seconds()):
+            patience.lost()
+        self._awaited = None
+        if planned.error is not None:
+            raise planned.error
+        self._room.release()
+        return self._batch(planned)
+
+    def _batch(self, planned: _Planned) -> Batch:
+        slots = planned.slots
+        return Batch(
+            step=planned.plan.step,
+            positions=slots.positions,
+            indices=np.array(planned.indices, dtype=np.int64),
+            tensors=planned.tensors,
+            captions=tuple(planned.captions),
+            global_size=planned.plan.size,
+            own=planned.own,
+            bucket=bucket_size(slots.bucket),
+            after=planned.after,
+        )
+
+    # --- the planning thread --------------------------------------------------------------------
+
+    def _plan(self, order: SampleOrder, start: DataPosition, plans: Iterator[StepPlan]) -> None:
+        try:
+            scouted: deque[_Planned] = deque()
+            upcoming = self._upcoming(order, start, plans)
+            more = True
+            while not self._stopped.is_set():
+                while more and self._may_scout(scouted):
+                    if (planned := next(upcoming, None)) is None:
+                        more = False
+                    else:
+                        self._shards.announce(planned.shards)
+                        scouted.append(planned)
+                if not scouted:
+                    break
+                self._room.acquire()
+                self._dispatch(scouted.popleft())
+            self._ready.put(None)
+        except Exception as error:  # noqa: BLE001 (raised in the training thread)
+            self._ready.put(error)
+
+    def _upcoming(
+        self, order: SampleOrder, position: DataPosition, plans: Iterator[StepPlan]
+    ) -> Iterator[_Planned]:
+        for plan in plans:
+            part = rank_slice(plan.size, self._rank, self._world)
+            own = part.stop - part.start
+            slots = order.batch(position, plan.size, part if own else slice(0, 1))
+            position = order.after(position, plan.size)
+            needed = list(dict.fromkeys(slots.shards.tolist()))
+            yield _Planned(plan, slots, own, position, needed)
+
+    def _may_scout(self, scouted: deque[_Planned]) -> bool:
+        """Bounded, so that what was fetched ahead is still in the cache when it is needed."""
+        if not scouted:
+            return True
+        if len(scouted) >= _SCOUTED_BATCHES or self._shards.coming >= _COMING_SHARDS:
+            return False
+        budget = self._shards.budget_bytes
+        if budget is None:
+            return True
+        ahead = {number for planned in scouted for number in planned.shards}
+        return sum(self._corpus.shards[number].info.raw.size for number in ahead) < budget
+
+    def _dispatch(self, planned: _Planned) -> None:
+        local = len(planned.slots.positions)
+        height, width = bucket_size(planned.slots.bucket)
+        planned.tensors = {
+            column.name: torch.empty(
+                (local, *(column.shape or (3, height, width))),
+                dtype=_torch_dtype(column),
+                pin_memory=self._pinned,
+            )
+            for column in self._corpus.buckets[planned.slots.bucket]
+        }
+        planned.captions, planned.indices = [""] * local, [0] * local
+        edges = [*range(0, local, self._piece), local]
+        planned.pieces = len(edges) - 1
+        self._ready.put(planned)
+        for begin, end in itertools.pairwise(edges):
+            self._work.put((planned, begin, end))
+
+    # --- the decoding threads -------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        while (piece := self._work.get()) is not None and not self._stopped.is_set():
+            planned, begin, end = piece
+            try:
+                self._fill(planned, begin, end)
+            except StoppedError:
+                return
+            except Exception as error:  # noqa: BLE001 (raised in the training thread)
+                planned.error = error
+                planned.done.set()
+            with self._lock:
+                planned.pieces -= 1
+                if not planned.pieces:
+                    planned.done.set()
+
+    def _fill(self, planned: _Planned, begin: int, end: int) -> None:
+        slots = planned.slots
+        size = bucket_size(slots.bucket)
+        memory = {
+            column.name: _bytes_of(planned.tensors[column.name])
+            if column.shape is not None
+            else planned.tensors[column.name].numpy()
+            for column in self._corpus.buckets[slots.bucket]
+        }
+        places = zip(slots.shards[begin:end].tolist(), slots.ordinals[begin:end], strict=True)
+        files: dict[int, ShardFile] = {}
+        for row, (number, ordinal) in enumerate(places, start=begin):
+            shard = self._corpus.shards[number]
+            if (file := files.get(number)) is None:
+                file = files[number] = self._shards.get(number)
+            sample = int(ordinal if shard.skipped is None else shard.numbers(ordinal))
+            rows = {name: values[row] for name, values in memory.items()}
+            planned.captions[row] = file.read(sample, rows, size)
+            planned.indices[row] = shard.first + sample
+
+
+class _Patience:
+    """Says what is missing after a while without a batch, and again at growing intervals."""
+
+    def __init__(self, first_seconds: float, waiting_for: Callable[[], str | None]) -> None:
+        self._since = time.monotonic()
+        self._next, self._waiting_for = first_seconds, waiting_for
+
+    def seconds(self) -> float:
+        return max(self._since + self._next - time.monotonic(), 0.0)
+
+    def lost(self) -> None:
+        log.event(
+            "data_stalled",
+            logging.WARNING,
+            seconds=round(time.monotonic() - self._since, 1),
+            waiting_for=self._waiting_for(),
+        )
+        self._next *= 2
+
+
+def _torch_dtype(column: TensorColumn) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype=column.dtype)).dtype
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The memory of a batch's tensor as `(local, bytes)`."""
+    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = (
+        tensor.flatten(1).view(torch.uint8).numpy()
+    )
+    return array
