@@ -1,35 +1,57 @@
-"""Commits a run's state and finds the commit to go on from; a collective on every rank.
+"""Keeps a run's state in its storage and finds the commit to go on from. Every method is called by
+every rank, at the same step.
 
-A commit is real when its `COMMIT.json` is: it is written last, by rank 0, after every rank's files
-are in the store with the size that was hashed. Until then the old commit stands.
+    search = checkpointer.find()             # verified; raises where recipe or data changed
+    checkpointer.begin(search)
+    journal = checkpointer.load(search.commit, tensors)
+    ...
+    checkpointer.save(state, tensors, journal)      # returns at once
+    checkpointer.before_update()                    # before the optimizer changes the weights
+    for outcome in checkpointer.poll(): ...         # after any step
+    checkpointer.save_now(state, tensors, journal)  # the last one, and after SIGTERM
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
-from daybreak_trainer.checkpoint import dcp, history, lineage
-from daybreak_trainer.checkpoint.history import HistoryLine
+from daybreak_trainer.checkpoint import dcp, lineage, retention, verify
+from daybreak_trainer.checkpoint.changes import ChangedError
+from daybreak_trainer.checkpoint.due import Due as Due
+from daybreak_trainer.checkpoint.history import HistoryLine, Journal
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
+    CLAIM,
     COMMIT,
     HISTORY,
     Attempt,
     Commit,
     CommitPoint,
-    FileRecord,
+    TrainState,
     attempt_folder,
     run_folder,
 )
 from daybreak_trainer.checkpoint.lineage import Expected, Search
+from daybreak_trainer.checkpoint.publish import Publisher
+from daybreak_trainer.checkpoint.saves import Outcome, Saves
+from daybreak_trainer.checkpoint.staging import flattened
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.checkpoint.together import Together
+from daybreak_trainer.checkpoint.versions import versions
 from daybreak_trainer.contract import CheckpointRef
 from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.telemetry import log
+
+_TIMEOUT_SECONDS = 600.0
+"""The slowest rank's share of the largest model to the slowest store takes less."""
 
 
 @dataclass(frozen=True)
@@ -49,120 +71,211 @@ class Checkpointer:
         attempt: int,
         keep_last: int,
         rank: Rank,
-        group: dist.ProcessGroup | None,
+        group: dist.ProcessGroup | None = None,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
+        """Makes a gloo group of its own: collectives of a background thread and of training on one
+        group would meet each other's. `timeout_seconds` is the longest that a rank waits for the
+        others, and training for a save."""
         self._run = storage.child(run_folder(expected.uid))
         self._expected = expected
-        self._attempt = attempt
-        self._keep_last = keep_last
-        self._rank = rank
-        self._group = group
-        self._parent: CommitPoint | None = None
-        self.latest: Commit | None = None
-        """The newest commit of the lineage, resumed from or written here."""
+        self._attempt, self._keep_last, self._rank = attempt, keep_last, rank
+        self._group = dist.new_group(
+            backend="gloo", timeout=timedelta(seconds=timeout_seconds), group_desc="checkpoint"
+        )
+        self._together = Together(rank, self._group)
+        self._publisher = Publisher(self._run, expected, attempt, rank, self._group)
+        self._saves = Saves(self._publisher, rank.device, self._prune, timeout_seconds)
+        self._versions = versions()
+        self.prune_failures = 0
+        """Times that old checkpoints could not be removed."""
+
+    # --- Going on from a commit -----------------------------------------------------------------
 
     def find(self) -> Search:
-        """The commit to resume from; equal on every rank. Every rank reads a part of the files."""
-        return lineage.find(self._run, self._attempt + 1, self._expected, self._damage)
+        """The commit to resume from, its files verified; equal on every rank.
 
-    def _damage(self, checkpoint: Storage, commit: Commit) -> str | None:
-        mine = sorted(commit.files)[self._rank.rank :: self._rank.world]
-        problem = lineage.damaged_files(checkpoint, commit, mine)
-        problems: list[str | None] = [None] * self._rank.world
-        dist.all_gather_object(problems, problem, group=self._group)
-        return next((p for p in problems if p), None)
+        From now on workers of older attempts commit nothing more. Rank 0 walks the lineage, every
+        rank reads a part of each candidate's files.
+
+        Raises:
+            ChangedError: the newest commit was made with another recipe or other data.
+            StorageError: the store fails.
+        """
+        self._saves.settle()
+        mark = time.monotonic()
+        search = self._search() if self._rank.is_first else self._assist()
+        if search.commit is not None and self._rank.is_first:
+            log.event(
+                "checkpoint_verified",
+                step=search.commit.step,
+                bytes=search.commit.size,
+                seconds=round(time.monotonic() - mark, 3),
+                changed=search.changed,
+            )
+        return search
+
+    def _search(self) -> Search:
+        """Rank 0's part; whatever becomes of it, the others hear of it."""
+
+        def damage(_: Storage, commit: Commit) -> str | None:
+            self._together.from_first(commit)
+            return self._damage(commit)
+
+        try:
+            self._run.write(f"{attempt_folder(self._attempt)}/{CLAIM}", b"")
+            search = lineage.find(self._run, self._attempt + 1, self._expected, damage)
+        except (StorageError, ChangedError) as error:
+            self._together.from_first(type(error)(str(error)))
+            raise
+        self._together.from_first(search)
+        return search
+
+    def _assist(self) -> Search:
+        """Every other rank's part: reads what rank 0 asks for, until it says what it found."""
+        while True:
+            told: Any = self._together.from_first(None)
+            if isinstance(told, Search):
+                return told
+            if isinstance(told, Exception):
+                raise told
+            with suppress(StorageError):  # rank 0 heard of it too, and has the last word
+                self._damage(told)
+
+    def _damage(self, commit: Commit) -> str | None:
+        """A collective: what is wrong with the first damaged file."""
+        # By size, so that each rank has as many bytes to read.
+        by_size = sorted(commit.files, key=lambda name: (-commit.files[name].size, name))
+        mine = by_size[self._rank.rank :: self._rank.world]
+        checkpoint = self._run.child(commit.point.folder)
+        damages = self._together.run(lambda: verify.damages(checkpoint, commit.files, mine))
+        return next((d for part in self._together.gathered(damages) for d in part), None)
 
     def begin(self, search: Search) -> None:
         """Writes down where this attempt starts from, before it commits anything."""
-        self.latest = search.commit
-        self._parent = search.commit.point if search.commit else None
+        self._saves.latest = search.commit
+        self._publisher.parent = search.commit.point if search.commit else None
+        self._together.run_on_first(self._write_origin)
+
+    def _write_origin(self) -> None:
         here = f"{attempt_folder(self._attempt)}/{ATTEMPT}"
-        # An attempt whose pods start a second time keeps the origin it first wrote down.
-        if self._rank.is_first and not self._run.exists(here):
-            record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=self._parent)
-            self._run.write(here, record.to_json().encode())
+        # An attempt whose ranks start a second time keeps the origin it first wrote down.
+        parent = self._publisher.parent
+        if not self._run.exists(here):
+            record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=parent)
+            self._run.write(here, record.seal())
+        # What it then committed and `find` passed over would look newer than what follows now.
+        start = parent.order if parent else (0, 0)
+        for step in lineage.numbered(self._run.folders(attempt_folder(self._attempt)), "step-"):
+            point = CommitPoint(attempt=self._attempt, step=step)
+            if point.order > start:
+                self._run.remove(f"{point.folder}/{COMMIT}")
 
-    def restore(self, commit: Commit, state: dict[str, Any]) -> list[HistoryLine]:
-        """Fills `state` from a commit that `find` has verified; returns its journal."""
-        checkpoint = self._run.child(commit.point.folder)
-        dcp.load(state, checkpoint, self._group)
-        return history.read(checkpoint)
-
-    def commit(self, point: Point, state: dict[str, Any], journal: list[HistoryLine]) -> Commit:
-        """Writes and commits; returns when the commit is real on every rank.
+    def load(self, commit: Commit, tensors: Mapping[str, Any]) -> Journal:
+        """Fills the tensors of a nested state in place from a commit that `find` has verified,
+        whatever number of ranks wrote it; returns its journal.
 
         Raises:
-            StorageError: the store lost or changed a file; the previous commit stands.
+            ChangedError: the checkpoint has other tensors.
+            StorageError: the store fails.
         """
-        where = CommitPoint(attempt=self._attempt, step=point.step)
-        checkpoint = self._run.child(where.folder)
-        written = dcp.save(state, checkpoint, self._group)
+        mark = time.monotonic()
+        checkpoint = self._run.child(commit.point.folder)
+        flat = flattened(tensors)
+        dcp.load(flat, checkpoint, self._group)
+        self._saves.reserve(flat)
+        journal = Journal.decode(self._together.run_on_first(lambda: checkpoint.read(HISTORY)))
         if self._rank.is_first:
-            written[HISTORY] = checkpoint.write(HISTORY, history.encode(journal))
-        parts: list[Any] = [None] * self._rank.world
-        dist.all_gather_object(parts, written, group=self._group)
-        files: dict[str, FileRecord] = {name: r for part in parts for name, r in part.items()}
-        commit = Commit(
-            uid=self._expected.uid,
-            attempt=self._attempt,
-            step=point.step,
-            samples=point.samples,
-            parent=self._parent,
-            recipe_hash=self._expected.recipe_hash,
-            dataset_fingerprint=self._expected.dataset_fingerprint,
-            training_seconds=point.training_seconds,
-            world=self._rank.world,
-            time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            files=files,
-        )
-        problem = [self._publish(checkpoint, commit) if self._rank.is_first else None]
-        dist.broadcast_object_list(problem, src=0, group=self._group)
-        if problem[0]:
-            raise StorageError(problem[0])
-        self.latest, self._parent = commit, commit.point
-        if self._rank.is_first:
-            lineage.prune(self._run, commit, self._keep_last)
-        return commit
+            seconds = round(time.monotonic() - mark, 3)
+            log.event("checkpoint_loaded", step=commit.step, bytes=commit.size, seconds=seconds)
+        return journal
 
-    def _publish(self, checkpoint: Storage, commit: Commit) -> str | None:
-        """Checks what the store holds and writes `COMMIT.json`; says what went wrong, if anything.
+    # --- Saving -----------------------------------------------------------------------------------
 
-        Sizes come from the store; content is read back at resume, when it matters."""
-        try:
-            for name, record in commit.files.items():
-                if (size := checkpoint.size(name)) != record.size:
-                    return (
-                        f"{checkpoint.url}/{name}: the store has {size} bytes of {record.size}; "
-                        "nothing was committed"
-                    )
-            checkpoint.write(COMMIT, commit.to_json().encode())
-        except FileNotFoundError as error:
-            return f"{error}: the store has no such file; nothing was committed"
-        except StorageError as error:
-            return f"{error}; nothing was committed"
-        return None
+    def save(self, state: TrainState, tensors: Mapping[str, Any], journal: Journal) -> None:
+        """Begins to save and returns; a save before it that is still in flight is waited for.
+
+        Nothing may change the tensors until `before_update` has returned. Never raises because of
+        the store: `poll` tells what became of it.
+        """
+        encoded = journal.encode() if self._rank.is_first else b""
+        self._saves.start(self._stamped(state), flattened(tensors), encoded)
+
+    def before_update(self) -> None:
+        """Returns when the tensors may change. On a GPU nothing waits on the host."""
+        self._saves.before_update()
+
+    def poll(self) -> list[Outcome]:
+        """What became of saves since the last call; never waits."""
+        return self._saves.poll()
+
+    def wait(self) -> list[Outcome]:
+        """As `poll`, once the save in flight has ended."""
+        self._saves.wait()
+        return self._saves.poll()
+
+    def save_now(self, state: TrainState, tensors: Mapping[str, Any], journal: Journal) -> Commit:
+        """Saves and returns when the commit is real; `poll` tells its outcome too.
+
+        A commit of this very step that is there, or in flight, is not made again.
+
+        Raises:
+            StorageError: it could not be saved; the previous commit stands.
+        """
+        self._saves.wait()
+        if self.latest is not None and self.latest.step == state.step:
+            return self.latest
+        self.save(state, tensors, journal)
+        self._saves.wait()
+        outcome = self._saves.last
+        assert outcome is not None  # of the save that just ended
+        if outcome.commit is None:
+            raise StorageError(outcome.error)
+        return outcome.commit
+
+    def close(self) -> None:
+        """Waits until old checkpoints are removed too."""
+        self._saves.settle()
+
+    @property
+    def latest(self) -> Commit | None:
+        """The newest commit of the lineage that this rank knows of, resumed from or written."""
+        self._saves.collect()
+        return self._saves.latest
 
     @property
     def reference(self) -> CheckpointRef | None:
         """The newest commit, as progress reports it."""
-        if self.latest is None:
+        if (latest := self.latest) is None:
             return None
-        url = f"{self._run.url}/{self.latest.point.folder}"
-        return CheckpointRef(step=self.latest.step, time=self.latest.time, url=url)
+        url = f"{self._run.url}/{latest.point.folder}"
+        return CheckpointRef(step=latest.step, time=latest.time, url=url)
 
+    # --- What `train.py` calls until it saves in the background ---------------------------------
 
-class Due:
-    """Says on rank 0 when the next checkpoint is due, by time or by steps."""
+    def restore(self, commit: Commit, state: dict[str, Any]) -> list[HistoryLine]:
+        return list(self.load(commit, state))
 
-    def __init__(self, every_seconds: float | None, every_steps: int | None) -> None:
-        self._every_seconds, self._every_steps = every_seconds, every_steps
-        self._last = time.monotonic()
-
-    def is_due(self, step: int) -> bool:
-        by_time = (
-            self._every_seconds is not None and time.monotonic() - self._last >= self._every_seconds
+    def commit(self, point: Point, state: dict[str, Any], journal: list[HistoryLine]) -> Commit:
+        """Raises StorageError: it could not be saved; the previous commit stands."""
+        standing = TrainState(
+            step=point.step, samples=point.samples, training_seconds=point.training_seconds
         )
-        return by_time or (self._every_steps is not None and step % self._every_steps == 0)
+        return self.save_now(standing, state, Journal(journal))
 
-    def committed(self) -> None:
-        self._last = time.monotonic()
+    def _stamped(self, state: TrainState) -> TrainState:
+        return state.model_copy(update={"versions": self._versions})
+
+    def _prune(self, tip: Commit) -> None:
+        """In the saving thread, after a commit. What fails here is tried again after the next."""
+        if not self._rank.is_first:
+            return
+        try:
+            self._publisher.check_fence()
+            plan = retention.plan(self._run, self._expected.uid, self._keep_last, tip.point)
+            for point in plan.remove:
+                retention.remove(self._run, point)
+                log.event("checkpoint_removed", checkpoint=point.folder)
+        except Exception as error:  # noqa: BLE001 (the commit is real all the same)
+            self.prune_failures += 1
+            log.event("checkpoint_removal_failed", level=logging.WARNING, error=str(error))

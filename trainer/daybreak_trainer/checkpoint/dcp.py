@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import (
     FileSystemBase,
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.filesystem import (
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
 
@@ -34,8 +36,8 @@ class _StorageFileSystem(FileSystemBase):
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
         name = os.fspath(path)
         if mode == "rb":
-            with self._storage.fs.open(self._storage.path(name), "rb") as stream:
-                yield stream
+            with self._storage.open(name) as file:
+                yield file
             return
         with self._storage.create(name) as stream:
             yield stream
@@ -46,14 +48,14 @@ class _StorageFileSystem(FileSystemBase):
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         old, new = os.fspath(path), os.fspath(new_path)
-        self._storage.fs.mv(self._storage.path(old), self._storage.path(new))
+        self._storage.move(old, new)
         self.written[new] = self.written.pop(old)
 
     def init_path(self, path: str | os.PathLike[str]) -> str:
         return os.fspath(path)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
-        self._storage.fs.makedirs(self._storage.path(os.fspath(path)), exist_ok=True)
+        """`Storage.create` makes what folders a store needs."""
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -67,28 +69,58 @@ class _StorageFileSystem(FileSystemBase):
 
 
 def save(
-    state: dict[str, Any], storage: Storage, group: dist.ProcessGroup | None
+    tensors: Mapping[str, Tensor], storage: Storage, group: dist.ProcessGroup | None
 ) -> dict[str, FileRecord]:
     """Writes this rank's shards; rank 0 adds the metadata. Returns what *this rank* wrote.
 
-    One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors.
+    One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors. No copying
+    ahead: the tensors are on the host, and a writer's thread has no business on a GPU.
 
     Raises:
         StorageError: a rank could not write; every rank raises it.
     """
     files = _StorageFileSystem(storage)
-    writer = FileSystemWriter("", thread_count=1, sync_files=False)
+    writer = FileSystemWriter("", thread_count=1, sync_files=False, per_thread_copy_ahead=0)
     writer.fs, writer.path = files, ""  # type: ignore[assignment]
     try:
-        dcp_save(state, storage_writer=writer, process_group=group)
+        dcp_save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise StorageError(f"rank {rank} could not write its part: {cause}") from error
     return files.written
 
 
-def load(state: dict[str, Any], storage: Storage, group: dist.ProcessGroup | None) -> None:
-    """Fills `state`'s tensors in place, whatever number of ranks wrote them."""
+def load(tensors: Mapping[str, Tensor], storage: Storage, group: dist.ProcessGroup | None) -> None:
+    """Fills the tensors in place, whatever number of ranks wrote them.
+
+    Raises:
+        ChangedError: the checkpoint has other tensors than these.
+        StorageError: a rank could not read; every rank raises it.
+    """
     reader = FileSystemReader("")
     reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
-    dcp_load(state, storage_reader=reader, process_group=group)
+    if differences := _differences(reader.read_metadata().state_dict_metadata, tensors):
+        shown = "; ".join(differences[:_SHOWN]) + ("; ..." if len(differences) > _SHOWN else "")
+        raise ChangedError(
+            f"checkpoint {storage.url} does not fit this run's model and optimizer "
+            f"({len(differences)} tensors differ: {shown}); no setting makes it fit: give the run "
+            "back the recipe it had, or start a new run"
+        )
+    try:
+        dcp_load(dict(tensors), storage_reader=reader, process_group=group)
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise StorageError(f"rank {rank} could not read its part: {cause}") from error
+
+
+_SHOWN = 5
+
+
+def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> list[str]:
+    found = [f"{name} is new" for name in sorted(wanted.keys() - saved.keys())]
+    found += [f"{name} is gone" for name in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(saved.keys() & wanted.keys()):
+        old, new = list(saved[name].size), list(wanted[name].shape)
+        if old != new:
+            found.append(f"{name} is {new} instead of {old}")
+    return found

@@ -1,7 +1,8 @@
 """Names of a run's checkpoints in its storage, and the two small JSON files that make them true.
 
+    <storage>/run-<uid>/attempt-0002/CLAIM                   from here on older attempts stop
     <storage>/run-<uid>/attempt-0002/ATTEMPT.json            where the attempt started from
-    <storage>/run-<uid>/attempt-0002/step-00001200/...       DCP's files, history.jsonl
+    <storage>/run-<uid>/attempt-0002/step-00001200/...       DCP's files, journal, recipe, data
     <storage>/run-<uid>/attempt-0002/step-00001200/COMMIT.json   written last
 
 A checkpoint without a valid `COMMIT.json` does not exist. Every attempt writes under its own prefix
@@ -11,13 +12,22 @@ storage, can spoil nothing.
 
 from __future__ import annotations
 
+from typing import Final, Literal, Self
+
+import xxhash
 from pydantic import Field
 
 from daybreak_trainer.contract import Message
 
 COMMIT = "COMMIT.json"
 ATTEMPT = "ATTEMPT.json"
-HISTORY = "history.jsonl"
+CLAIM = "CLAIM"
+HISTORY = "history.jsonl.gz"
+RECIPE = "recipe.json"
+DATA = "data.json"
+
+FORMAT: Final = 2
+"""Of a checkpoint: what is in which file. Another number is refused by name, never guessed at."""
 
 
 def run_folder(uid: str) -> str:
@@ -40,17 +50,43 @@ class FileRecord(Message):
 
 
 class CommitPoint(Message):
-    """Names one commit of a run."""
+    """Names one commit of a run; a later one of a lineage has the greater `order`."""
 
     attempt: int = Field(ge=1)
     step: int = Field(ge=0)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.attempt, self.step
 
     @property
     def folder(self) -> str:
         return f"{attempt_folder(self.attempt)}/{step_folder(self.step)}"
 
 
-class Attempt(Message):
+class SealedMessage(Message):
+    """A JSON file that carries a digest of itself, so a flipped bit in it is seen."""
+
+    digest: str = Field(default="", description="xxh64 of this message without it.")
+
+    def seal(self) -> bytes:
+        """The file's content."""
+        return self.model_copy(update={"digest": self._digest()}).to_json().encode()
+
+    @classmethod
+    def unseal(cls, raw: bytes) -> Self:
+        """Raises ValueError where the content is not what `seal` made."""
+        message = cls.model_validate_json(raw)
+        if message.digest != message._digest():
+            raise ValueError("its digest is another's")
+        return message
+
+    def _digest(self) -> str:
+        plain = self.model_copy(update={"digest": ""}).to_json()
+        return str(xxhash.xxh64(plain.encode()).hexdigest())
+
+
+class Attempt(SealedMessage):
     """`ATTEMPT.json`: an attempt's place in the run's lineage."""
 
     uid: str
@@ -97,23 +133,39 @@ class TrainState(Message):
     )
 
 
-class Commit(Message):
+class Commit(SealedMessage):
     """`COMMIT.json`: everything needed to trust a checkpoint and to go on from it."""
 
+    format: Literal[2]
     uid: str
     attempt: int
-    step: int = Field(ge=0, description="Optimizer steps done.")
-    samples: int = Field(ge=0, description="Samples trained on: the position of the next one.")
     parent: CommitPoint | None = Field(
         default=None, description="The commit before it in the lineage; absent for the first."
     )
     recipe_hash: str
     dataset_fingerprint: str
-    training_seconds: float
+    state: TrainState
     world: int = Field(description="Ranks that wrote it; any number may read it.")
     time: str = Field(description="RFC 3339, UTC.")
     files: dict[str, FileRecord]
 
     @property
+    def step(self) -> int:
+        return self.state.step
+
+    @property
+    def samples(self) -> int:
+        return self.state.samples
+
+    @property
+    def training_seconds(self) -> float:
+        return self.state.training_seconds
+
+    @property
     def point(self) -> CommitPoint:
         return CommitPoint(attempt=self.attempt, step=self.step)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.size for record in self.files.values())

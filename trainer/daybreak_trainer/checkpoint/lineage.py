@@ -3,24 +3,27 @@
 The newest is not the one with the highest step: a worker that outlived its attempt may have
 committed steps that a later attempt never saw. The lineage is walked back from the last attempt:
 its commits from the newest down, then the commit it came from, and so on. Whatever cannot be
-trusted is passed over, with one sentence saying what and why.
+trusted is passed over, with one sentence saying what and why. What can be trusted and was made with
+another recipe or other data is not: that would train the run again from its start, unasked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from pydantic import ValidationError
-
+from daybreak_trainer.checkpoint import changes
+from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
     COMMIT,
+    FORMAT,
     Attempt,
     Commit,
     CommitPoint,
     attempt_folder,
-    step_folder,
 )
 from daybreak_trainer.checkpoint.storage import Storage
 
@@ -32,6 +35,8 @@ class Search:
     commit: Commit | None = None
     skipped: list[str] = field(default_factory=list)
     """One sentence for each checkpoint passed over."""
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    """What differs from the commit and was accepted, by kind (`recipe`, `data`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Expected:
     uid: str
     recipe_hash: str
     dataset_fingerprint: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe as a document, as users write it: kept in checkpoints to explain a change."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What describes the data, for the same end."""
+    accepted: frozenset[str] = frozenset()
+    """Of `recipe` and `data`, those that may differ (`checkpoint.acceptChanges`)."""
 
 
 Damage = Callable[[Storage, Commit], str | None]
@@ -48,22 +59,47 @@ Damage = Callable[[Storage, Commit], str | None]
 
 
 def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) -> Search:
-    """The newest good commit of the lineage of attempts before `before_attempt`."""
+    """The newest good commit of the lineage of attempts before `before_attempt`.
+
+    Raises:
+        ChangedError: it was made with a recipe or data that differ and are not accepted, or by a
+            version of Daybreak whose checkpoints this one cannot read.
+        StorageError: the store cannot be read.
+    """
     search = Search()
-    for point in _walk(run, before_attempt, expected.uid, search.skipped):
+    for point in walk(run, before_attempt, expected.uid, search.skipped):
         name = f"checkpoint {point.folder}"
-        commit = _read_commit(run, point, name, search.skipped)
-        if commit is None:
+        commit = read_commit(run, point, expected.uid)
+        if isinstance(commit, str):
+            search.skipped.append(f"{name} was passed over: {commit}")
             continue
-        if problem := _foreign(commit, point, expected) or damage(run.child(point.folder), commit):
+        checkpoint = run.child(point.folder)
+        changed = _changed(checkpoint, commit, expected)
+        if problem := damage(checkpoint, commit):
             search.skipped.append(f"{name} was passed over: {problem}")
             continue
-        search.commit = commit
+        search.commit, search.changed = commit, changed
         return search
     return search
 
 
-def _walk(run: Storage, before_attempt: int, uid: str, skipped: list[str]) -> Iterator[CommitPoint]:
+def _changed(checkpoint: Storage, commit: Commit, expected: Expected) -> dict[str, list[str]]:
+    """Asked before the files are read: a refusal must not cost a download."""
+    found = changes.describe(
+        checkpoint,
+        commit,
+        expected.recipe_hash,
+        expected.recipe,
+        expected.dataset_fingerprint,
+        expected.data,
+    )
+    if not expected.accepted.issuperset(found):
+        name = f"checkpoint {checkpoint.url}"
+        raise ChangedError(changes.refusal(name, found, expected.accepted))
+    return found
+
+
+def walk(run: Storage, before_attempt: int, uid: str, skipped: list[str]) -> Iterator[CommitPoint]:
     """Candidates, best first: the attempts' folders, cut where a later attempt branched off."""
     upper_step: int | None = None
     attempts = [n for n in numbered(run.folders(), "attempt-") if n < before_attempt]
@@ -99,16 +135,16 @@ def _origin(
     """
     name = f"{attempt_folder(attempt)}/{ATTEMPT}"
     try:
-        found = Attempt.model_validate_json(run.read(name))
+        found = Attempt.unseal(run.read(name))
     except FileNotFoundError:
         return None
-    except ValidationError:
+    except ValueError:
         found = None
     if found is not None and (found.uid, found.attempt) == (uid, attempt):
         return found
     for step in steps:
-        commit = _read_commit(run, CommitPoint(attempt=attempt, step=step), "", [])
-        if commit is None or commit.uid != uid:
+        commit = read_commit(run, CommitPoint(attempt=attempt, step=step), uid)
+        if isinstance(commit, str):
             continue
         if commit.parent is None or commit.parent.attempt < attempt:
             skipped.append(f"{name} is damaged and was passed over: a commit tells its origin")
@@ -120,54 +156,41 @@ def _origin(
     return Attempt(uid=uid, attempt=attempt, parent=None)
 
 
-def _read_commit(run: Storage, point: CommitPoint, name: str, skipped: list[str]) -> Commit | None:
+def read_commit(run: Storage, point: CommitPoint, uid: str) -> Commit | str:
+    """The commit of a checkpoint's folder, or what is wrong with it.
+
+    Raises:
+        ChangedError: it is whole, and of a format that this version cannot read.
+    """
+    name = f"{point.folder}/{COMMIT}"
     try:
-        return Commit.model_validate_json(run.read(f"{point.folder}/{COMMIT}"))
+        raw = run.read(name)
     except FileNotFoundError:
-        skipped.append(f"{name} was passed over: it has no {COMMIT}, so it was never finished")
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "JSON"
-        skipped.append(f"{name} was passed over: its {COMMIT} is damaged ({where})")
-    return None
-
-
-def _foreign(commit: Commit, point: CommitPoint, expected: Expected) -> str | None:
-    if commit.uid != expected.uid:
+        return f"it has no {COMMIT}, so it was never finished"
+    try:
+        commit = Commit.unseal(raw)
+    except ValueError:
+        if (number := _format(raw)) not in (None, FORMAT):
+            raise ChangedError(
+                f"checkpoint {run.url}/{point.folder} has format {number} and this version of "
+                f"Daybreak reads format {FORMAT}; go on with the image that wrote it, or start a "
+                "new run"
+            ) from None
+        return f"its {COMMIT} is damaged"
+    if commit.uid != uid:
         return f"it belongs to another run (UID {commit.uid})"
     if commit.point != point:
         return f"its {COMMIT} is that of {commit.point.folder}"
-    if commit.recipe_hash != expected.recipe_hash:
-        return f"it was made with recipe {commit.recipe_hash}, this run has {expected.recipe_hash}"
-    if commit.dataset_fingerprint != expected.dataset_fingerprint:
-        return "it was made with another dataset (fingerprint differs)"
-    return None
+    return commit
 
 
-def damaged_files(checkpoint: Storage, commit: Commit, names: list[str]) -> str | None:
-    """Reads the named files and compares them with what was written; says what differs."""
-    for name in names:
-        expected = commit.files[name]
-        try:
-            found = checkpoint.record(name)
-        except FileNotFoundError:
-            return f"file {name} is missing"
-        if found.size != expected.size:
-            return f"file {name} has {found.size} bytes instead of {expected.size}"
-        if found.xxh64 != expected.xxh64:
-            return f"file {name} is damaged (xxh64 {found.xxh64} instead of {expected.xxh64})"
-    return None
-
-
-def prune(run: Storage, lineage_tip: Commit, keep_last: int) -> None:
-    """Removes the oldest commits of this run beyond `keep_last`; `COMMIT.json` goes first, so a
-    half-removed checkpoint is none. Commits off the lineage, newer than its tip, are left alone."""
-    points = [
-        CommitPoint(attempt=attempt, step=step)
-        for attempt in numbered(run.folders(), "attempt-")
-        if attempt <= lineage_tip.attempt
-        for step in numbered(run.folders(attempt_folder(attempt)), "step-")
-        if run.exists(f"{attempt_folder(attempt)}/{step_folder(step)}/{COMMIT}")
-    ]
-    for point in points[: max(0, len(points) - keep_last)]:
-        run.remove(f"{point.folder}/{COMMIT}")
-        run.remove(point.folder)
+def _format(raw: bytes) -> int | None:
+    """Of a commit that cannot be read; the first format had no number."""
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(document, dict) or "files" not in document:
+        return None
+    number = document.get("format", 1)
+    return number if isinstance(number, int) else None

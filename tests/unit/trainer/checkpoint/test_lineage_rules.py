@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from daybreak_trainer.checkpoint import lineage
+from daybreak_trainer.checkpoint import lineage, verify
+from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
     COMMIT,
+    DATA,
+    FORMAT,
+    RECIPE,
     Attempt,
     Commit,
     CommitPoint,
+    TrainState,
     attempt_folder,
 )
 from daybreak_trainer.checkpoint.lineage import Expected, Search
@@ -30,7 +39,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def started(run: Storage, attempt: int, parent: tuple[int, int] | None) -> None:
     point = CommitPoint(attempt=parent[0], step=parent[1]) if parent else None
     record = Attempt(uid="u", attempt=attempt, parent=point)
-    run.write(f"{attempt_folder(attempt)}/{ATTEMPT}", record.to_json().encode())
+    run.write(f"{attempt_folder(attempt)}/{ATTEMPT}", record.seal())
 
 
 def committed(
@@ -38,32 +47,34 @@ def committed(
     attempt: int,
     step: int,
     parent: tuple[int, int] | None = None,
+    documents: dict[str, dict[str, object]] | None = None,
     **changes: str,
 ) -> Storage:
     point = CommitPoint(attempt=attempt, step=step)
     folder = run.child(point.folder)
     files = {"shard": folder.write("shard", f"weights of step {step}".encode())}
+    for name, document in (documents or {}).items():
+        files[name] = folder.write(name, json.dumps(document).encode())
     values = {"uid": "u", "recipe_hash": "r", "dataset_fingerprint": "d"} | changes
     commit = Commit(
+        format=FORMAT,
         attempt=attempt,
-        step=step,
-        samples=step,
         parent=CommitPoint(attempt=parent[0], step=parent[1]) if parent else None,
-        training_seconds=1.0,
+        state=TrainState(step=step, samples=step),
         world=1,
         time="2026-01-01T00:00:00Z",
         files=files,
         **values,
     )
-    folder.write(COMMIT, commit.to_json().encode())
+    folder.write(COMMIT, commit.seal())
     return folder
 
 
-def found(run: Storage, before_attempt: int = 9) -> Search:
+def found(run: Storage, before_attempt: int = 9, expected: Expected = EXPECTED) -> Search:
     def damage(checkpoint: Storage, commit: Commit) -> str | None:
-        return lineage.damaged_files(checkpoint, commit, sorted(commit.files))
+        return next(iter(verify.damages(checkpoint, commit.files, sorted(commit.files))), None)
 
-    return lineage.find(run, before_attempt, EXPECTED, damage)
+    return lineage.find(run, before_attempt, expected, damage)
 
 
 def test_nothing_there_is_a_fresh_start(run: Storage) -> None:
@@ -132,23 +143,108 @@ def test_damage_is_named_and_passed_over(run: Storage, spoil: object, sentence: 
     assert sentence in search.skipped[0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"uid": "other"}, "belongs to another run"),
-        ({"recipe_hash": "other"}, "made with recipe other"),
-        ({"dataset_fingerprint": "other"}, "another dataset"),
-    ],
-)
-def test_a_foreign_checkpoint_is_not_ours(
-    run: Storage, changes: dict[str, str], sentence: str
-) -> None:
-    """Another run's, recipe's or dataset's commit is never resumed from."""
+def test_a_foreign_checkpoint_is_not_ours(run: Storage) -> None:
+    """Another run's commit is never resumed from, and is no reason to refuse."""
     started(run, 1, None)
-    committed(run, 1, 10, **changes)
+    committed(run, 1, 10)
+    committed(run, 1, 20, uid="other")
     search = found(run)
-    assert search.commit is None
-    assert sentence in search.skipped[0]
+    assert search.commit is not None
+    assert search.commit.step == 10
+    assert "belongs to another run (UID other)" in search.skipped[0]
+
+
+RECIPE_NOW = {"optimizer": {"kind": "adamw", "learningRate": 0.0002}, "stages": [{"steps": 5}]}
+RECIPE_THEN = {
+    "optimizer": {"kind": "adamw", "learningRate": 0.0001},
+    "stages": [{"steps": 5}, {"steps": 7}],
+    "seed": 1,
+}
+
+
+def changed_run(run: Storage) -> Expected:
+    """A run whose newest commit was made with another recipe and other data, and an older one that
+    was not: what it expects now."""
+    now = Expected("u", "r2", "d2", recipe=RECIPE_NOW, data={"data-0": "100 samples"})
+    documents = {RECIPE: RECIPE_THEN, DATA: {"data-0": "90 samples"}}
+    started(run, 1, None)
+    committed(run, 1, 10, recipe_hash="r2", dataset_fingerprint="d2")
+    committed(run, 1, 20, documents=documents)
+    return now
+
+
+@pytest.mark.parametrize("accepted", [frozenset(), frozenset({"recipe"}), frozenset({"data"})])
+def test_a_changed_recipe_is_refused_and_explained(run: Storage, accepted: frozenset[str]) -> None:
+    """Field by field, with the setting that accepts all of it. It never falls back to an older
+    commit, and never begins afresh."""
+    expected = replace(changed_run(run), accepted=accepted)
+    with pytest.raises(ChangedError) as caught:
+        found(run, expected=expected)
+    assert str(caught.value).splitlines() == [
+        f"checkpoint {run.url}/attempt-0001/step-00000020 was made with a recipe and data that "
+        "differ from this run's:",
+        "  recipe: optimizer.learningRate: 0.0001 -> 0.0002",
+        "  recipe: seed: 1 -> (absent)",
+        "  recipe: stages[1].steps: 7 -> (absent)",
+        '  data: data-0: "90 samples" -> "100 samples"',
+        "set checkpoint.acceptChanges: [data, recipe] to go on from it all the same, or give the "
+        "run back what it had",
+    ]
+
+
+def test_an_accepted_change_is_resumed_and_told(run: Storage) -> None:
+    """From the newest commit, with what differs."""
+    accepted = frozenset({"recipe", "data"})
+    search = found(run, expected=replace(changed_run(run), accepted=accepted))
+    assert search.commit is not None
+    assert search.commit.step == 20
+    assert search.changed["data"] == ['data-0: "90 samples" -> "100 samples"']
+    assert "optimizer.learningRate: 0.0001 -> 0.0002" in search.changed["recipe"]
+
+
+def test_a_change_that_nothing_explains_is_refused_by_hash(run: Storage) -> None:
+    """The document is damaged: the hashes still differ."""
+    expected = changed_run(run)
+    run.write(f"attempt-0001/step-00000020/{RECIPE}", b"{")
+    with pytest.raises(ChangedError, match="recipe: hash: r -> r2"):
+        found(run, expected=expected)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_format_is_refused(run: Storage, number: int) -> None:
+    """What an older or a newer version wrote is not passed over: that would begin afresh."""
+    started(run, 1, None)
+    folder = committed(run, 1, 10)
+    document = json.loads(folder.read(COMMIT))
+    document["format"] = number
+    if number == 1:
+        del document["format"]  # it had none
+    folder.write(COMMIT, json.dumps(document).encode())
+    with pytest.raises(ChangedError, match=f"has format {number} and this version"):
+        found(run)
+
+
+@given(place=st.integers(0, 10_000), bit=st.integers(0, 7), name=st.sampled_from([COMMIT, ATTEMPT]))
+def test_a_flipped_bit_is_never_believed(place: int, bit: int, name: str) -> None:
+    """Of the two files that make the lineage: the commit is passed over or refused, the origin is
+    told by the commit; nobody resumes from what it now says."""
+    run = Storage("memory://flipped")
+    run.remove("")
+    started(run, 1, None)
+    committed(run, 1, 10)
+    started(run, 2, (1, 10))
+    committed(run, 2, 20, parent=(1, 10))
+    last = CommitPoint(attempt=2, step=20)
+    where = f"{last.folder}/{COMMIT}" if name == COMMIT else f"{attempt_folder(2)}/{ATTEMPT}"
+    raw = bytearray(run.read(where))
+    raw[place % len(raw)] ^= 1 << bit
+    run.write(where, bytes(raw))
+    try:
+        commit = found(run).commit
+    except ChangedError:
+        return
+    assert commit is not None
+    assert commit.point.order == ((2, 20) if name == ATTEMPT else (1, 10))
 
 
 def test_an_attempt_that_began_afresh_ends_the_lineage(run: Storage) -> None:
@@ -211,19 +307,3 @@ def test_an_attempt_that_never_said_its_origin_is_stepped_over(run: Storage) -> 
     search = found(run)
     assert search.commit is not None
     assert search.commit.point == CommitPoint(attempt=1, step=10)
-
-
-def test_pruning_keeps_the_newest(run: Storage) -> None:
-    """`keep_last` commits stay, over attempts; what stays is whole."""
-    started(run, 1, None)
-    for step in (10, 20):
-        committed(run, 1, step)
-    started(run, 2, (1, 20))
-    for step in (30, 40):
-        committed(run, 2, step)
-    tip = found(run).commit
-    assert tip is not None
-    lineage.prune(run, tip, keep_last=3)
-    assert run.folders("attempt-0001") == ["step-00000020"]
-    assert run.folders("attempt-0002") == ["step-00000030", "step-00000040"]
-    assert found(run) == Search(tip, [])
