@@ -21,6 +21,17 @@ QUERIES: dict[str, str] = {
 } | {item["name"]: item["expr"] for item in DASHBOARD["annotations"]["list"]}
 """Name → query: every panel's, and the annotations'."""
 
+ONLY_ON_A_GPU = (
+    "MFU A",
+    "Device memory A",
+    "MFU and HFU A",
+    "MFU and HFU B",
+    "Device memory by rank A",
+    "Device memory by rank B",
+)
+ONLY_AFTER_AN_EVENT = ("Restarts A", "Restarts by cause A")
+"""A run that nothing happened to shows nothing there; the panels say so."""
+
 
 def resolved(expression: str, *, namespace: str, run: str) -> str:
     """The query as Grafana would send it to a Prometheus that scrapes every second."""

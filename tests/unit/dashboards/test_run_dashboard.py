@@ -12,8 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dashboard import DASHBOARD, FILE, PANELS, QUERIES, VARIABLES, resolved
+from dashboard import (
+    DASHBOARD,
+    FILE,
+    ONLY_AFTER_AN_EVENT,
+    ONLY_ON_A_GPU,
+    PANELS,
+    QUERIES,
+    VARIABLES,
+    resolved,
+)
 from prometheus import ANSWER_SECONDS, Prometheus
+
+from daybreak_trainer.telemetry.phases import PHASES
 
 EXPORTERS = Path(__file__).resolve().parent
 NAME = re.compile(r"\b(daybreak_\w+|up)\b")
@@ -77,6 +88,19 @@ def test_the_tiles_say_what_the_run_says(prometheus: Prometheus) -> None:
     by_tag = prometheus.query(ASKED["Prompt alignment by tag A"])
     assert {series["metric"]["tag"] for series in by_tag} == {"single", "colours"}
     assert 0 < prometheus.value(ASKED["Steps done A"]) < 1
+    assert prometheus.value(ASKED["MFU A"]) == 0.4375
+    assert prometheus.value(ASKED["Goodput A"]) == 0.75
+    assert prometheus.value(ASKED["Images per second, a device A"]) == 200
+    assert prometheus.value(ASKED["Device memory A"]) == 4 << 30
+    assert prometheus.value(ASKED["Restarts A"]) == 1
+    assert prometheus.value(ASKED["Failed saves A"]) == 0
+    assert prometheus.value(ASKED["Slowest rank A"]) == 1.125
+    assert prometheus.value(ASKED["Shards found in the cache A"]) == 0.75
+    by_phase = {
+        series["metric"]["phase"]: float(series["value"][1])
+        for series in prometheus.query(ASKED["Step time by phase A"])
+    }
+    assert by_phase == pytest.approx(dict.fromkeys(PHASES, 0.02 / 5), rel=0.3)
     # The exporters take 0.02 s a step and work for both workers on 8 images a step.
     assert prometheus.value(ASKED["Step time A"]) < 0.1
     assert 0 <= prometheus.value(ASKED["Checkpoint age A"]) < ANSWER_SECONDS
@@ -106,6 +130,17 @@ def test_panels_explain_themselves() -> None:
             used |= set(NAME.findall(target["expr"]))
         base = {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in used}
         assert described == base, panel["title"]
+
+
+def test_a_panel_that_may_be_empty_says_when() -> None:
+    """What needs a GPU and what needs an event: these panels and no others say "Only ..."."""
+    says = {
+        name: re.findall(r"Only (on GPUs|after)", panel["description"])
+        for panel in PANELS
+        for name in (f"{panel['title']} {target['refId']}" for target in panel["targets"])
+    }
+    assert {name for name, only in says.items() if only == ["on GPUs"]} == set(ONLY_ON_A_GPU)
+    assert {name for name, only in says.items() if only == ["after"]} == set(ONLY_AFTER_AN_EVENT)
 
 
 def test_panels_do_not_collide() -> None:

@@ -15,8 +15,13 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 # prometheus-client reads that variable at import.
 from daybreak_trainer.contract import Progress  # noqa: E402
+from daybreak_trainer.data.counters import DataCounts  # noqa: E402
+from daybreak_trainer.telemetry.ledger import CAUSES, PRODUCTIVE  # noqa: E402
+from daybreak_trainer.telemetry.memory import MemoryUse  # noqa: E402
 from daybreak_trainer.telemetry.metrics import train_metrics  # noqa: E402
+from daybreak_trainer.telemetry.phases import PHASES, StepTimes  # noqa: E402
 from daybreak_trainer.telemetry.server import WorkerServer  # noqa: E402
+from daybreak_trainer.telemetry.throughput import Throughput  # noqa: E402
 
 NOW = "2026-01-01T00:00:00Z"
 TOTAL_STEPS = 1_000_000
@@ -42,11 +47,23 @@ threading.Thread(target=wait_for_end, daemon=True).start()
 
 metrics.phase("Training")
 metrics.stage(index=1, resolution=32)
+metrics.speed.memory(worker, MemoryUse(1 << 30, 2 << 30, 3 << 30, 4 << 30))
+metrics.health.matmul(worker, 7e14)
+if worker == 0:
+    metrics.health.restarts({"crashed": 1})
+    metrics.health.stragglers({0: 1.0, 1: 1.125})
+    metrics.health.grace(120.0)
+    metrics.health.stop(9.0)
+    metrics.health.all_gather(2e11)
+    metrics.health.storage("read", 1e9)
+    metrics.health.storage("write", 5e8)
 step = 0
 started = time.monotonic()
 while not ended.wait(STEP_SECONDS):
     step += 1
     metrics.step(images=BATCH // 2, seconds=STEP_SECONDS)
+    metrics.speed.phases(StepTimes(step, dict.fromkeys(PHASES, STEP_SECONDS / 5), STEP_SECONDS))
+    metrics.loader.counts(DataCounts(step << 10, 3 * step, step, 0, step // 100))
     if worker == 0:
         metrics.run(
             step=step,
@@ -58,6 +75,16 @@ while not ended.wait(STEP_SECONDS):
             gradient_norm=1.5,
             learning_rate=1e-4,
         )
+        speed = BATCH / STEP_SECONDS
+        metrics.speed.throughput(Throughput(speed, speed / 2, 0.0625, 5e14, 0.4375, 0.5))
+        metrics.goodput.ledger({PRODUCTIVE: 75.0 * len(CAUSES)} | dict.fromkeys(CAUSES, 25.0))
         if step % 10 == 0:
-            metrics.checkpoint(step=step, seconds=0.3, unix_time=time.time())
+            metrics.checkpoints.committed(
+                step=step,
+                unix_time=time.time(),
+                seconds=0.3,
+                blocked_seconds=0.01,
+                write_seconds=0.2,
+                size_bytes=1 << 20,
+            )
 server.close()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 RANK = """
 import os
+from daybreak_trainer.data.counters import DataCounts
 from daybreak_trainer.telemetry.memory import MemoryUse
 from daybreak_trainer.telemetry.metrics import train_metrics
 from daybreak_trainer.telemetry.phases import PHASES, StepTimes
@@ -90,7 +91,8 @@ def test_a_dead_rank_uses_no_memory(pod: Pod) -> None:
     dead = pod.rank(
         "metrics.speed.memory(1, MemoryUse(200, 30, 40, 50))\n"
         "metrics.loader.stalled(77.0)\n"
-        "metrics.loader.downloaded(1000)"
+        "metrics.loader.counts(DataCounts(downloaded_bytes=600, retries=1))\n"
+        "metrics.loader.counts(DataCounts(downloaded_bytes=1000, retries=1))"
     )
     page = pod.page()
     assert page["memory_resident_bytes", "0"] == 100
@@ -101,6 +103,7 @@ def test_a_dead_rank_uses_no_memory(pod: Pod) -> None:
     assert ("memory_resident_bytes", "1") not in page
     assert page["loader_stalled_seconds",] == 0
     assert page["loader_downloaded_bytes_total",] == 1000
+    assert page["loader_retries_total",] == 1
     assert living != dead
 
 

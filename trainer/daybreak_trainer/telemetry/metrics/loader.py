@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from daybreak_trainer.data.counters import DataCounts
 from daybreak_trainer.telemetry.metrics.family import counter, largest_gauge
 
 
 class LoaderMetrics:
     def __init__(self) -> None:
+        self._counts = DataCounts()
         self._bytes = counter("loader_downloaded_bytes", "Bytes of shards that were downloaded.")
         self._hits = counter("loader_cache_hits", "Shards that were in the node's cache.")
         self._misses = counter("loader_cache_misses", "Shards that had to be downloaded.")
+        self._evicted = counter(
+            "loader_cache_evicted_bytes", "Bytes of shards that made room for others."
+        )
         self._retries = counter("loader_retries", "Requests to a store that were made again.")
         self._failures = counter(
             "loader_shard_failures", "Shards that were missing, cut short or damaged."
@@ -18,20 +23,18 @@ class LoaderMetrics:
             "loader_stalled_seconds", "How long a rank has been waiting for its next batch by now."
         )
 
-    def downloaded(self, size_bytes: int) -> None:
-        self._bytes.inc(size_bytes)
-
-    def found_in_cache(self) -> None:
-        self._hits.inc()
-
-    def not_in_cache(self) -> None:
-        self._misses.inc()
-
-    def retried(self) -> None:
-        self._retries.inc()
-
-    def shard_failed(self) -> None:
-        self._failures.inc()
+    def counts(self, counts: DataCounts) -> None:
+        """What this rank's data path has done so far; called now and then."""
+        before, self._counts = self._counts, counts
+        for metric, now, then in (
+            (self._bytes, counts.downloaded_bytes, before.downloaded_bytes),
+            (self._hits, counts.cache_hits, before.cache_hits),
+            (self._misses, counts.cache_misses, before.cache_misses),
+            (self._evicted, counts.evicted_bytes, before.evicted_bytes),
+            (self._retries, counts.retries, before.retries),
+            (self._failures, counts.shard_failures, before.shard_failures),
+        ):
+            metric.inc(now - then)
 
     def stalled(self, seconds: float) -> None:
         """So far; 0 when the batch has come."""
