@@ -51,7 +51,7 @@ def plan(run: Storage, uid: str, keep_last: int, tip: CommitPoint | None = None)
     oldest = keep[-1].order if len(keep) == max(keep_last, FEWEST) else (0, 0)
     remove = [
         point
-        for point in _folders(run)
+        for point in folders(run)
         if point.order < keep[0].order
         and (_is_partial(run, point) or (point.order < oldest and _is_commit(run, point, uid)))
     ]
@@ -67,7 +67,8 @@ def remove(run: Storage, point: CommitPoint) -> None:
 _FOREVER = 1 << 62
 
 
-def _folders(run: Storage) -> Iterator[CommitPoint]:
+def folders(run: Storage) -> Iterator[CommitPoint]:
+    """Every checkpoint's folder, finished or not, oldest attempt and step first."""
     for attempt in numbered(run.folders(), "attempt-"):
         for step in numbered(run.folders(attempt_folder(attempt)), "step-"):
             yield CommitPoint(attempt=attempt, step=step)

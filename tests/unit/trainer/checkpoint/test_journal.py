@@ -1,0 +1,59 @@
+"""The journal travels whole with every checkpoint, and stays cheap however long the run."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from dataclasses import asdict
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daybreak_trainer.checkpoint import history
+from daybreak_trainer.checkpoint.history import HistoryLine, Journal
+from daybreak_trainer.checkpoint.layout import HISTORY
+from daybreak_trainer.checkpoint.storage import Storage
+
+lines = st.builds(
+    HistoryLine,
+    step=st.integers(0, 10**9),
+    position=st.integers(0, 10**12),
+    size=st.integers(1, 10**6),
+    samples=st.integers(0, 2**64 - 1).map(lambda value: f"{value:016x}"),
+    loss=st.floats(allow_nan=False),
+    world=st.integers(1, 4096),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(lines, max_size=5), st.lists(lines, max_size=5), st.integers(0, 2500))
+def test_what_was_noted_is_read(
+    before: list[HistoryLine], after: list[HistoryLine], repeats: int
+) -> None:
+    """Over restarts and blocks, floats to the bit; and the file is plain JSON lines in gzip."""
+    checkpoint = Storage("memory://journal")
+    many = before * (repeats // 5)
+    checkpoint.write(HISTORY, Journal(many).encode())
+    journal = Journal.decode(checkpoint.read(HISTORY))
+    for line in after:
+        journal.append(line)
+    checkpoint.write(HISTORY, journal.encode())
+    assert history.read(checkpoint) == list(journal) == many + after
+    if many + after:
+        text = gzip.decompress(checkpoint.read(HISTORY)).splitlines()
+        assert [json.loads(line) for line in text] == [asdict(line) for line in many + after]
+
+
+def test_a_long_run_costs_a_commit_little() -> None:
+    """50,000 steps are a MB and a half, and encoding them again takes a fraction of a step: only
+    the last block is compressed anew."""
+    journal = Journal()
+    for step in range(1, 50_001):
+        sample = f"{step * 0x9E3779B97F4A7C15 % 2**64:016x}"
+        journal.append(HistoryLine(step, step * 1024, 1024, sample, 1 / (step + 0.1), 64))
+    mark = time.perf_counter()
+    encoded = journal.encode()
+    seconds = time.perf_counter() - mark
+    assert len(encoded) < 40 * 50_000
+    assert seconds < 0.1
