@@ -69,9 +69,13 @@ class SealedMessage(Message):
 
     digest: str = Field(default="", description="xxh64 of this message without it.")
 
+    def sealed(self) -> Self:
+        """This message with its digest."""
+        return self.model_copy(update={"digest": self._digest()})
+
     def seal(self) -> bytes:
         """The file's content."""
-        return self.model_copy(update={"digest": self._digest()}).to_json().encode()
+        return self.sealed().to_json().encode()
 
     @classmethod
     def unseal(cls, raw: bytes) -> Self:

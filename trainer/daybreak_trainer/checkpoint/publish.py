@@ -73,7 +73,7 @@ class Publisher:
             world=self._rank.world,
             time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             files={name: record for part in parts for name, record in part.items()},
-        )
+        ).sealed()
         # Rank 0's own word counts: its clock is in the file.
         commit = self._together.run_on_first(lambda: self._committed(checkpoint, commit))
         self.parent = commit.point

@@ -1,0 +1,359 @@
+"""One rank that saves beside its training: what is saved is the state of its step, a store that
+fails or hangs costs commits and never training, and a leftover of an old attempt does no harm."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import gated_store
+import pytest
+import torch
+import torch.distributed as dist
+from gated_store import Rule
+from torch import Tensor
+
+from daybreak_trainer.checkpoint import history
+from daybreak_trainer.checkpoint.changes import ChangedError
+from daybreak_trainer.checkpoint.checkpointer import Checkpointer
+from daybreak_trainer.checkpoint.history import HistoryLine, Journal
+from daybreak_trainer.checkpoint.layout import (
+    ATTEMPT,
+    COMMIT,
+    DATA,
+    RECIPE,
+    DataPosition,
+    TrainState,
+)
+from daybreak_trainer.checkpoint.lineage import Expected
+from daybreak_trainer.checkpoint.saves import FAILURES_IN_A_ROW
+from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.parallel.process_group import Rank
+
+EXPECTED = Expected(
+    "u", "r", "d", recipe={"optimizer": {"learningRate": 1e-4}}, data={"data-0": "64 samples"}
+)
+SHARD = "__0_0.distcp"
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Rank]:
+    """This process as the only rank of a group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Rank(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def rules() -> Iterator[list[Rule]]:
+    yield gated_store.RULES
+    gated_store.RULES.clear()
+
+
+class Run:
+    """A run's storage, a state that changes with every step, and its attempts."""
+
+    def __init__(self, folder: Path, rank: Rank) -> None:
+        self.storage = Storage(f"gated://{folder}/store")
+        self.run = self.storage.child("run-u")
+        self._rank = rank
+        self.tensors = {
+            "model": {"weight": torch.zeros(50, 20), "empty": torch.zeros(0, 4)},
+            "optimizer": {"state": {"weight": {"step": torch.tensor(0.0)}}, "param_groups": [{}]},
+        }
+
+    def attempt(
+        self, number: int, expected: Expected = EXPECTED, timeout_seconds: float = 30.0
+    ) -> Checkpointer:
+        return Checkpointer(
+            self.storage, expected, number, 3, self._rank, timeout_seconds=timeout_seconds
+        )
+
+    def started(self, number: int, expected: Expected = EXPECTED) -> Checkpointer:
+        checkpointer = self.attempt(number, expected)
+        checkpointer.begin(checkpointer.find())
+        return checkpointer
+
+    def at(self, step: int) -> TrainState:
+        """Trains up to `step`: every number of the state is the step's."""
+        weight: Tensor = self.tensors["model"]["weight"]  # type: ignore[call-overload, assignment]
+        weight.fill_(step)
+        self.tensors["optimizer"]["state"]["weight"]["step"].fill_(step)  # type: ignore[call-overload]
+        return TrainState(step=step, samples=5 * step, data=DataPosition(samples=5 * step))
+
+    def save(self, checkpointer: Checkpointer, step: int) -> None:
+        checkpointer.save(self.at(step), self.tensors, journal(step))
+        checkpointer.before_update()
+
+    def weight(self) -> float:
+        values = self.tensors["model"]["weight"].unique().tolist()  # type: ignore[call-overload]
+        assert len(values) == 1
+        return float(values[0])
+
+    def resumed(self, number: int) -> float:
+        """The step that the tensors are of after an attempt has resumed."""
+        checkpointer = self.attempt(number)
+        search = checkpointer.find()
+        checkpointer.begin(search)
+        self.at(999)
+        assert search.commit is not None
+        lines = list(checkpointer.load(search.commit, self.tensors))
+        assert [line.step for line in lines] == list(range(1, search.commit.step + 1))
+        assert self.weight() == search.commit.step
+        return self.weight()
+
+
+def journal(step: int) -> Journal:
+    return Journal(HistoryLine(n, 5 * n - 5, 5, "0", 0.5, 1) for n in range(1, step + 1))
+
+
+@pytest.fixture
+def run(tmp_path: Path, alone: Rank) -> Run:
+    return Run(tmp_path, alone)
+
+
+def test_training_goes_on_while_a_save_is_written(run: Run, rules: list[Rule]) -> None:
+    """The save returns while the store has not taken a byte; what is committed later is the state
+    of its step, not that of the steps that followed."""
+    gate = threading.Event()
+    rules.append(Rule("open", SHARD, gate.wait))
+    checkpointer = run.started(1)
+    run.save(checkpointer, 1)
+    for step in (2, 3, 4):
+        run.at(step)
+        assert checkpointer.poll() == []
+        assert checkpointer.latest is None
+    gate.set()
+    (outcome,) = checkpointer.wait()
+    assert outcome.commit is not None
+    assert (outcome.step, outcome.error, outcome.give_up) == (1, "", False)
+    assert outcome.bytes == 50 * 20 * 4 + 4
+    assert outcome.blocked_seconds < outcome.staging_seconds + outcome.write_seconds
+    assert checkpointer.reference is not None
+    assert checkpointer.reference.url == f"{run.run.url}/attempt-0001/step-00000001"
+    assert run.resumed(2) == 1
+
+
+def test_a_commit_says_all_that_is_needed(run: Run) -> None:
+    """The state of training, what wrote it, the recipe and the data, each file with its hash."""
+    checkpointer = run.started(1)
+    run.save(checkpointer, 2)
+    checkpointer.wait()
+    commit = run.attempt(2).find().commit
+    assert commit is not None
+    assert commit.state.data == DataPosition(samples=10)
+    assert {"daybreak", "torch", "diffusers", "python"} == set(commit.state.versions)
+    assert set(commit.files) == {SHARD, ".metadata", RECIPE, DATA, "history.jsonl.gz"}
+    folder = run.run.child(commit.point.folder)
+    assert set(folder.files()) == {*commit.files, COMMIT}
+    assert b'"learningRate": 0.0001' in folder.read(RECIPE)
+    assert len(history.read(folder)) == 2
+
+
+def test_the_next_save_waits_for_the_one_in_flight(run: Run, rules: list[Rule]) -> None:
+    """One at a time: the second begins when the first is committed, and both are."""
+    order: list[str] = []
+    rules.append(Rule("open", SHARD, lambda: (time.sleep(0.3), order.append("first"))))
+    checkpointer = run.started(1)
+    run.save(checkpointer, 1)
+    run.save(checkpointer, 2)
+    order.append("second returned")
+    assert [outcome.step for outcome in checkpointer.wait()] == [1, 2]
+    assert order == ["first", "second returned"]
+
+
+def test_a_save_of_the_same_step_is_not_made_again(run: Run) -> None:
+    """SIGTERM right after a save: the commit in flight is that of the stop. Its outcome is still
+    told."""
+    checkpointer = run.started(1)
+    run.save(checkpointer, 3)
+    commit = checkpointer.save_now(run.at(3), run.tensors, journal(3))
+    assert commit.step == 3
+    assert [outcome.step for outcome in checkpointer.poll()] == [3]
+    assert checkpointer.save_now(run.at(4), run.tensors, journal(4)).step == 4
+
+
+@pytest.mark.parametrize("where", ["__0_0.distcp", ".metadata", "history", RECIPE, COMMIT])
+@pytest.mark.parametrize("operation", ["open", "write", "close"])
+def test_a_full_disk_costs_a_commit_and_nothing_else(
+    run: Run, rules: list[Rule], where: str, operation: gated_store.Operation
+) -> None:
+    """In the writer's thread, in any file of the save: it is counted and said, the commit before
+    stands, training and the next save go on."""
+    checkpointer = run.started(1)
+    run.save(checkpointer, 1)
+    checkpointer.wait()
+    rules.append(Rule(operation, where, gated_store.fill))
+    run.save(checkpointer, 2)
+    (outcome,) = checkpointer.wait()
+    assert outcome.commit is None
+    assert "No space left on device" in outcome.error
+    assert "attempt-0001/step-00000002" in outcome.error
+    assert (outcome.failures_in_a_row, outcome.give_up) == (1, False)
+    assert checkpointer.latest is not None
+    assert checkpointer.latest.step == 1
+    assert run.attempt(1).find().commit == checkpointer.latest
+    run.save(checkpointer, 3)
+    (outcome,) = checkpointer.wait()
+    assert outcome.failures_in_a_row == 0
+    checkpointer.close()
+    assert run.run.folders("attempt-0001") == ["step-00000001", "step-00000003"]
+    assert run.resumed(2) == 3
+
+
+def test_the_loop_is_told_when_to_give_up(run: Run, rules: list[Rule]) -> None:
+    """After so many failures in a row; and a save that must succeed raises."""
+    checkpointer = run.started(1)
+    rules.append(Rule("write", SHARD, gated_store.fill, times=100))
+    told = []
+    for step in range(1, FAILURES_IN_A_ROW + 1):
+        run.save(checkpointer, step)
+        told += [outcome.give_up for outcome in checkpointer.wait()]
+    assert told == [False] * (FAILURES_IN_A_ROW - 1) + [True]
+    with pytest.raises(StorageError, match="No space left"):
+        checkpointer.save_now(run.at(9), run.tensors, journal(9))
+
+
+def test_a_store_that_hangs_is_given_up(run: Run, rules: list[Rule]) -> None:
+    """No save, no wait and no end of the process hangs with it; and when it comes back, so do
+    commits."""
+    gate = threading.Event()
+    rules.append(Rule("write", SHARD, gate.wait))
+    checkpointer = run.attempt(1, timeout_seconds=0.3)
+    checkpointer.begin(checkpointer.find())
+    run.save(checkpointer, 1)
+    mark = time.monotonic()
+    run.save(checkpointer, 2)
+    with pytest.raises(StorageError, match="has not answered for 0 s"):
+        checkpointer.save_now(run.at(3), run.tensors, journal(3))
+    assert time.monotonic() - mark < 3.0
+    assert any(outcome.give_up for outcome in checkpointer.poll())
+    gate.set()
+    assert checkpointer.wait()[-1].commit is not None
+
+
+def test_a_removal_that_fails_is_no_failed_save(run: Run, rules: list[Rule]) -> None:
+    """It is counted, and made up for after the next commit."""
+    checkpointer = run.started(1)
+    rules.append(Rule("remove", "step-00000001", gated_store.fill))
+    for step in range(1, 6):
+        run.save(checkpointer, step)
+        (outcome,) = checkpointer.wait()
+        assert outcome.commit is not None
+    checkpointer.close()
+    assert checkpointer.prune_failures == 1
+    assert run.run.folders("attempt-0001") == [f"step-{n:08d}" for n in (3, 4, 5)]
+
+
+def test_a_leftover_of_an_old_attempt_commits_nothing(run: Run) -> None:
+    """From the moment a new attempt looks for its commit on. It removes nothing either, is told to
+    give up at once, and the new attempt's checkpoints are as they were."""
+    old = run.started(1)
+    for step in (1, 2, 3):
+        run.save(old, step)
+        old.wait()
+    new = run.attempt(2)
+    search = new.find()
+    assert search.commit is not None
+    assert search.commit.step == 3
+    for step in (4, 5, 6, 7):
+        run.save(old, step)
+        (outcome,) = old.wait()
+        assert outcome.give_up
+        assert "attempt 2 has begun" in outcome.error
+    old.close()
+    assert run.run.folders("attempt-0001") == [f"step-{n:08d}" for n in (1, 2, 3)]
+    new.begin(search)
+    run.save(new, 4)
+    new.wait()
+    assert run.resumed(3) == 4
+
+
+def test_a_leftovers_late_commit_is_not_believed(run: Run, rules: list[Rule]) -> None:
+    """It asked just before the new attempt began, and its COMMIT.json came after: its steps are off
+    the lineage, and count for nothing when old checkpoints are removed."""
+    old = run.started(1)
+    run.save(old, 1)
+    old.wait()
+    reached, gate = threading.Event(), threading.Event()
+    rules.append(Rule("open", f"step-00000009/{COMMIT}", lambda: (reached.set(), gate.wait())))
+    run.save(old, 9)
+    assert reached.wait(10)
+    new = run.started(2)
+    gate.set()
+    (outcome,) = old.wait()
+    assert outcome.commit is not None
+    old.close()
+    for step in (2, 3):
+        run.save(new, step)
+        new.wait()
+    new.close()
+    assert run.run.folders("attempt-0001") == ["step-00000001", "step-00000009"]
+    assert run.resumed(3) == 3
+    run.run.write("attempt-0002/step-00000003/.metadata", b"")
+    run.run.write("attempt-0002/step-00000002/.metadata", b"")
+    assert run.resumed(4) == 1
+
+
+def test_a_restart_in_place_takes_back_what_it_passed_over(run: Run) -> None:
+    """The attempt's ranks start again and its newest commit is damaged: they go on from the one
+    before, and what they commit then is the newest even though its step is lower."""
+    first = run.started(1)
+    for step in (1, 5):
+        run.save(first, step)
+        first.wait()
+    run.run.write("attempt-0001/step-00000005/.metadata", b"")
+    origin = run.run.read(f"attempt-0001/{ATTEMPT}")
+    again = run.started(1)
+    assert again.latest is not None
+    assert again.latest.step == 1
+    assert run.run.read(f"attempt-0001/{ATTEMPT}") == origin
+    run.save(again, 3)
+    again.wait()
+    assert run.resumed(2) == 3
+
+
+def test_a_killed_save_of_the_same_step_leaves_nothing_behind(run: Run) -> None:
+    """Files of another number of ranks, say: they would look like this commit's."""
+    run.run.write("attempt-0001/step-00000002/__7_0.distcp", b"of eight ranks")
+    checkpointer = run.started(1)
+    run.save(checkpointer, 2)
+    checkpointer.wait()
+    assert "__7_0.distcp" not in run.run.files("attempt-0001/step-00000002")
+    assert run.resumed(2) == 2
+
+
+def test_a_changed_recipe_is_refused_until_accepted(run: Run) -> None:
+    """And the run that accepts it goes on from there."""
+    run.save(first := run.started(1), 2)
+    first.wait()
+    changed = replace(EXPECTED, recipe_hash="r2", recipe={"optimizer": {"learningRate": 2e-4}})
+    with pytest.raises(ChangedError, match=r"optimizer.learningRate: 0.0001 -> 0.0002"):
+        run.attempt(2, changed).find()
+    accepting = run.started(2, replace(changed, accepted=frozenset({"recipe"})))
+    assert accepting.latest is not None
+    run.save(accepting, 3)
+    accepting.wait()
+    assert run.attempt(3, changed).find().commit is not None
+
+
+def test_another_model_does_not_fit(run: Run) -> None:
+    """Accepted or not, the tensors that differ are named, and none is filled."""
+    run.save(first := run.started(1), 2)
+    first.wait()
+    second = run.attempt(2)
+    commit = second.find().commit
+    assert commit is not None
+    other = {"model": {"weight": torch.zeros(50, 21), "bias": torch.zeros(3)}}
+    with pytest.raises(ChangedError) as caught:
+        second.load(commit, other)
+    for part in (
+        "model.bias is new",
+        "optimizer.state.weight.step is gone",
+        "model.weight is [50, 21] instead of [50, 20]",
+    ):
+        assert part in str(caught.value)
+    assert other["model"]["weight"].count_nonzero() == 0
