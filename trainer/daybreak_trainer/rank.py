@@ -18,7 +18,19 @@ from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 
 _TRACEBACK_LINES = 12
-_PEER_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_PEER_LOST_SIGNS = (
+    "Connection closed by peer",  # gloo
+    "Connection reset by peer",
+    "Broken pipe",
+    "Application timeout caused pair closure",
+    "Gloo connectFullMesh failed",
+    "NCCL communicator was aborted",  # NCCL
+    "NCCL Error 6",
+    "ncclRemoteError",
+    "remote process exited or there was a network error",
+    "remote process exiting prematurely",
+    "Connection was likely closed",  # the store of the ranks' launcher
+)
 
 
 class StopRequestedError(Exception):
