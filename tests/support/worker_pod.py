@@ -1,14 +1,17 @@
-"""A worker pod in a process of its own, for `test_launch.py`: the launcher with scripted ranks.
+"""A worker pod in a process of its own, for `worker_pods.py`: the launcher with scripted ranks.
 
-Run by `runpy` with three globals: `environment` of the pod, `ranks`, what each local rank does, and
-`ready`, where a rank says that it does it.
+Run by `runpy` with globals: `environment` of the pod, `ranks`, what each local rank does (in each
+round, separated by `|`; the last is repeated), `ready`, where a rank says that it does it with its
+process id and the round, and `patience` of the launcher.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,12 +19,14 @@ from pathlib import Path
 environment: dict[str, str] = globals()["environment"]
 ranks: list[str] = globals()["ranks"]
 ready: Connection = globals()["ready"]
+patience: dict[str, float] = globals()["patience"]
 
 os.environ.update(environment)
 
 from daybreak_trainer import launch  # noqa: E402 (as in a pod, the environment comes first)
-from daybreak_trainer.contract import CheckpointRef, Termination  # noqa: E402
+from daybreak_trainer.contract import CheckpointRef, Progress, Termination  # noqa: E402
 from daybreak_trainer.data.errors import ShardError  # noqa: E402
+from daybreak_trainer.health.heartbeat import Heartbeat, Phase  # noqa: E402
 from daybreak_trainer.rank import (  # noqa: E402
     Standing,
     StopRequestedError,
@@ -29,13 +34,17 @@ from daybreak_trainer.rank import (  # noqa: E402
     failure,
     write_record,
 )
+from daybreak_trainer.telemetry.progress import ProgressFile  # noqa: E402
+
+ENV_RESTARTS = "DAYBREAK_RESTARTS"
 
 NUMBER = "LOCAL_RANK"
+WORK_DIR = Path(environment["DAYBREAK_WORK_DIR"])
 COMMIT = CheckpointRef(step=7, time="2026-01-01T00:00:00Z", url="/checkpoints/7")
 
 
 def _leave(record: Termination) -> int:
-    write_record(Path(environment["DAYBREAK_WORK_DIR"]), int(os.environ[NUMBER]), record)
+    write_record(WORK_DIR, int(os.environ[NUMBER]), record)
     return record.exit_code
 
 
@@ -65,9 +74,81 @@ def checkpoint_at_once() -> int:
 
 def hang() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ready.send(os.getpid())
+    _announce()
     while True:
         signal.pause()
+
+
+def commit_and_die() -> int:
+    """A rank that gets further in every round."""
+    at = "2026-01-01T00:00:00Z"
+    commit = CheckpointRef(step=_round() + 1, time=at, url="/checkpoints")
+    ProgressFile(WORK_DIR).write(
+        Progress(
+            run_uid="u",
+            attempt=1,
+            phase="Training",
+            checkpoint=commit,
+            started_at=at,
+            updated_at=at,
+        )
+    )
+    return die(signal.SIGKILL)()
+
+
+def lockstep() -> int:
+    """Training: no rank of any pod is more than a step ahead of another."""
+    heartbeat, step = _heartbeat(), 0
+    shared, rank = Path(os.environ["TEST_SHARED"]), int(os.environ["RANK"])
+    done = [shared / f"{_round()}-{n}" for n in range(int(os.environ["WORLD_SIZE"]))]
+    while True:
+        if all(file.exists() and file.stat().st_size >= step for file in done) or step == 0:
+            heartbeat.enter(Phase.STEP)
+            with done[rank].open("ab") as file:
+                file.write(b".")
+            heartbeat.step(step := step + 1)
+            if step == 3:
+                _announce()
+        time.sleep(0.01)
+
+
+def wait_for_a_shard() -> int:
+    """One step, and then the same thing over and over."""
+    heartbeat = _heartbeat()
+    heartbeat.enter(Phase.DATA)
+    heartbeat.step(1)
+    while True:
+        heartbeat.enter(Phase.DATA, "waiting for shard.00007.mds")
+        time.sleep(0.01)
+
+
+def compile_for_ever() -> int:
+    heartbeat = _heartbeat()
+    heartbeat.enter(Phase.COMPILING)
+    count = 0
+    while True:
+        heartbeat.moved(count := count + 1)
+        time.sleep(0.01)
+
+
+def reduce_for_ever() -> int:
+    """Real collectives; ends as a rank of the trainer does when it loses a peer."""
+    import torch
+    from torch import distributed
+
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    try:
+        distributed.init_process_group("gloo")
+        value = torch.zeros(1)
+        distributed.all_reduce(value)
+        _announce()
+        while not value.item():
+            value = torch.tensor([float(bool(stop))])
+            distributed.all_reduce(value)
+    except RuntimeError as error:
+        return _leave(failure(error, int(os.environ["RANK"]), Standing()))
+    return _leave(failure(StopRequestedError(COMMIT), int(os.environ["RANK"]), Standing(step=7)))
 
 
 def die(number: int) -> Callable[[], int]:
@@ -78,14 +159,29 @@ def die(number: int) -> Callable[[], int]:
     return main
 
 
-def leave_nothing() -> int:
-    os._exit(3)
+def leave(code: int) -> Callable[[], int]:
+    def main() -> int:
+        os._exit(code)
+
+    return main
 
 
 def _until_stopped() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    ready.send(os.getpid())
+    _announce()
     signal.sigwait({signal.SIGTERM})
+
+
+def _announce() -> None:
+    ready.send((os.getpid(), _round(), json.loads(os.environ[ENV_RESTARTS])))
+
+
+def _heartbeat() -> Heartbeat:
+    return Heartbeat(WORK_DIR, int(os.environ[NUMBER]))
+
+
+def _round() -> int:
+    return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
 
 
 SCRIPTS: dict[str, Callable[[], int]] = {
@@ -98,12 +194,18 @@ SCRIPTS: dict[str, Callable[[], int]] = {
     "segfault": die(signal.SIGSEGV),
     "abort": die(signal.SIGABRT),
     "killed": die(signal.SIGKILL),
-    "leave nothing": leave_nothing,
+    "lockstep": lockstep,
+    "wait for a shard": wait_for_a_shard,
+    "compile for ever": compile_for_ever,
+    "reduce for ever": reduce_for_ever,
+    "commit and die": commit_and_die,
+    **{f"leave {code}": leave(code) for code in (3, 75, 76, 77, 93)},
 }
 
 
 def rank_main() -> int:
-    return SCRIPTS[ranks[int(os.environ[NUMBER])]]()
+    rounds = ranks[int(os.environ[NUMBER])].split("|")
+    return SCRIPTS[rounds[min(_round(), len(rounds) - 1)]]()
 
 
-sys.exit(launch.main(rank_main))
+sys.exit(launch.main(rank_main, patience))

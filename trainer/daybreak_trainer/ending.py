@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,21 +19,46 @@ from daybreak_trainer.contract import (
     Termination,
 )
 
+PEER_LOST = "PeerLost"
+"""The reason of an end whose cause lies with ranks elsewhere."""
+_SIGNAL_SLACK_SECONDS = 0.2
+"""A rank that dies of a signal leaves no record, and is noticed a moment later; the errors that its
+peers record meanwhile are its consequence."""
+
+
+@dataclass(frozen=True)
+class RankExit:
+    """A rank's process has ended."""
+
+    rank: int
+    local_rank: int
+    code: int
+    """Negative: a signal."""
+    time: float
+    """When the launcher noticed, Unix time."""
+
 
 @dataclass(frozen=True)
 class Ending:
-    """How the ranks ended. `failures` maps a local rank to its process's exit code (negative: a
-    signal), first failure first; empty where all returned."""
+    """How this node's ranks ended."""
 
-    failures: tuple[tuple[int, int], ...] = ()
+    exits: tuple[RankExit, ...] = ()
+    """First exit first; none of those that were killed because others had ended."""
     stopped: bool = False
     problem: str | None = None
     """What kept the ranks from starting."""
+    broken: str | None = None
+    """What another node's launcher said of its own ranks' end, before any of ours."""
+    hang: Termination | None = None
+    """What the watchdog found."""
 
 
-def conclude(ending: Ending, records: Mapping[int, tuple[float, Termination]]) -> Termination:
-    """The pod's own termination from its ranks' records (by global rank, with the time each was
-    written) and how their processes ended. Pure.
+Records = Mapping[int, tuple[float, Termination]]
+"""By global rank, with the time each was written."""
+
+
+def conclude(ending: Ending, records: Records) -> Termination:
+    """The pod's own termination from its ranks' records and how their processes ended. Pure.
 
     The first cause wins. A stop without a commit is a stop, unless a rank says that another attempt
     would end the same way; what ranks died of meanwhile is in its message. A rank that merely lost
@@ -43,40 +68,71 @@ def conclude(ending: Ending, records: Mapping[int, tuple[float, Termination]]) -
     ordered = [record for _, record in sorted(records.values(), key=lambda item: item[0])]
     if ending.problem is not None and not ordered:
         return Termination(reason="StartFailed", message=ending.problem, exit_code=ExitCode.FAILED)
-    codes = {record.exit_code for record in ordered}
-    causes = [r for r in ordered if r.exit_code != ExitCode.DONE and r.reason != "PeerLost"]
     if ending.stopped:
-        final = [record for record in ordered if record.exit_code in FINAL_EXIT_CODES]
-        if final or codes in ({ExitCode.CHECKPOINTED}, {ExitCode.DONE}):
-            return (final or ordered)[0]
-        others = [f"; {r.reason}: {r.message}" for r in causes if r.exit_code == ExitCode.FAILED]
-        return Termination(
-            reason="Terminated",
-            message="stopped on request before a checkpoint of this stop was committed"
-            + "".join(others[:1]),
-            exit_code=ExitCode.TERMINATED,
-        )
-    if causes:
-        return causes[0]
-    for local_rank, exitcode in ending.failures:
-        if exitcode < 0:
-            number = -exitcode
-            return Termination(
-                reason="RankKilled",
-                message=f"local rank {local_rank} was ended by {_signal_name(number)}",
-                exit_code=128 + number,
-                rank=local_rank,
-            )
-        if exitcode not in codes:
-            return Termination(
-                reason="RankFailed",
-                message=f"local rank {local_rank} ended with {exitcode} and left no record",
-                exit_code=exitcode,
-                rank=local_rank,
-            )
+        # A rank that has no handler yet is ended by the stop itself.
+        exits = tuple(end for end in ending.exits if end.code != -signal.SIGTERM)
+        return _stopped(ordered, _crash(Ending(exits), records))
+    if ending.hang is not None:
+        return ending.hang
+    for record in ordered:
+        if record.exit_code in FINAL_EXIT_CODES or record.exit_code == ExitCode.CHECKPOINTED:
+            return record
+    return _crash(ending, records) or _without_cause(ending, ordered)
+
+
+def _stopped(ordered: Sequence[Termination], crash: Termination | None) -> Termination:
+    codes = {record.exit_code for record in ordered}
+    final = [record for record in ordered if record.exit_code in FINAL_EXIT_CODES]
+    if final or codes in ({ExitCode.CHECKPOINTED}, {ExitCode.DONE}):
+        return (final or ordered)[0]
+    died_of = f"; {crash.reason}: {crash.message}" if crash is not None else ""
+    return Termination(
+        reason="Terminated",
+        message=f"stopped on request before a checkpoint of this stop was committed{died_of}",
+        exit_code=ExitCode.TERMINATED,
+    )
+
+
+def _is_cause(record: Termination) -> bool:
+    return record.exit_code == ExitCode.FAILED and record.reason != PEER_LOST
+
+
+def _crash(ending: Ending, records: Records) -> Termination | None:
+    """The earliest of the signals that ended ranks and the errors that ranks recorded."""
+    causes = [(time, record) for time, record in records.values() if _is_cause(record)]
+    recorded = {record.exit_code for _, record in records.values()}
+    for end in ending.exits:
+        if end.code < 0:
+            causes.append((end.time - _SIGNAL_SLACK_SECONDS, _killed(end)))
+        elif end.code != ExitCode.DONE and end.code not in recorded:
+            causes.append((end.time, _silent(end)))
+    return min(causes, key=lambda cause: cause[0])[1] if causes else None
+
+
+def _killed(end: RankExit) -> Termination:
+    return Termination(
+        reason="RankKilled",
+        message=f"local rank {end.local_rank} was ended by {_signal_name(-end.code)}",
+        exit_code=128 - end.code,
+        rank=end.rank,
+    )
+
+
+def _silent(end: RankExit) -> Termination:
+    return Termination(
+        reason="RankFailed",
+        message=f"local rank {end.local_rank} ended with {end.code} and left no record",
+        exit_code=end.code,
+        rank=end.rank,
+    )
+
+
+def _without_cause(ending: Ending, ordered: Sequence[Termination]) -> Termination:
     for record in ordered:
         if record.exit_code != ExitCode.DONE:
             return record
+    if ending.broken is not None and not (ordered and ending.exits):
+        return Termination(reason=PEER_LOST, message=ending.broken, exit_code=ExitCode.FAILED)
     if not ordered:
         return Termination(
             reason="NoRecord", message="the ranks left no record", exit_code=ExitCode.FAILED
@@ -91,7 +147,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def read_records(work_dir: Path) -> dict[int, tuple[float, Termination]]:
+def read_records(work_dir: Path) -> Records:
     """Every rank's record with the time it was written."""
     records = {}
     for file in (work_dir / RANKS_FOLDER).glob("*.json"):
@@ -121,9 +177,10 @@ def report(termination: Termination, progress: Progress | None) -> None:
 
 
 def end_stopped(
-    records: Mapping[int, tuple[float, Termination]], progress: Progress | None
+    records: Records, progress: Progress | None, concluded: Termination | None = None
 ) -> NoReturn:
-    """Ends this process at once: it was told to stop while no ranks were running."""
-    termination = conclude(Ending(stopped=True), records)
+    """Ends this process at once: it was told to stop while no ranks were running. `concluded` is
+    how its ranks had ended before, where they had and no others were to follow."""
+    termination = concluded or conclude(Ending(stopped=True), records)
     report(termination, progress)
     os._exit(termination.exit_code)

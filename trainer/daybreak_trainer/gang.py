@@ -1,69 +1,138 @@
-"""This node's ranks, run to their end by torchrun's agent, in this process.
+"""The gang: all ranks of an attempt, which start, crash and start again together.
 
-torchrun's command turns every failure into exit 1. Ranks are forked after torch and diffusers are
-imported, so a pod pays for those imports once (10 s of CPU time on a small machine, a launcher that
-imported them for itself would double it). Nothing touches CUDA before the fork.
+A round is one life of the ranks. Ranks that crash take the round down on all nodes, and the
+launchers, which stay, start the next one from the newest commit. Ranks that end on purpose are
+never started again. It is torchrun's environment that ranks find; its agent is not used, since it
+waits half a minute for peers that a crash has wedged, restarts what ended on purpose, and keeps a
+node's failure to itself.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from collections.abc import Callable
+import json
+import logging
+import shutil
+from dataclasses import dataclass
 
 from daybreak_trainer import contract
-from daybreak_trainer.contract import ExitCode
-from daybreak_trainer.ending import Ending
-
-JOIN_SECONDS = 900
-"""Nodes of an attempt may be scheduled minutes apart."""
-_STOP_MARGIN_SECONDS = 5
-"""Kept of the grace period for writing the termination message."""
-
-RankMain = Callable[[], int]
-
-
-def run_ranks(settings: contract.RunSettings, node: int, rank_main: RankMain) -> Ending:
-    """Runs this node's ranks to their end, through torchrun's agent."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=settings.nodes,
-        max_nodes=settings.nodes,
-        nproc_per_node=_processes(settings),
-        run_id=f"{settings.uid}-{settings.attempt}",
-        rdzv_backend="static",
-        rdzv_endpoint=f"{settings.master_address}:{settings.master_port}",
-        rdzv_configs={"rank": node, "timeout": JOIN_SECONDS},
-        max_restarts=0,
-        start_method="fork",
-        local_addr=os.environ.get(contract.ENV_POD_IP),
-        shutdown_timeout=max(1, int(settings.grace_seconds) - _STOP_MARGIN_SECONDS),
-    )
-    try:
-        elastic_launch(config, _rank_process)(rank_main)
-    except ChildFailedError as error:
-        failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
-        return Ending(tuple((f.local_rank, f.exitcode) for f in failures))
-    except SignalException:
-        return Ending(stopped=True)
-    except (RuntimeError, OSError) as error:
-        return Ending(problem=f"{type(error).__name__}: {error}")
-    return Ending()
+from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
+from daybreak_trainer.ending import PEER_LOST, Ending, conclude, read_records
+from daybreak_trainer.health.heartbeat import HEARTBEATS_FOLDER
+from daybreak_trainer.meeting import Meeting, PeersLostError, Place
+from daybreak_trainer.rank_processes import ENV_RESTARTS, RankMain, RankProcesses
+from daybreak_trainer.restart import Again, NodeEnd, Over, Restarts, decide
+from daybreak_trainer.settings import Settings
+from daybreak_trainer.stop import Stop
+from daybreak_trainer.telemetry import log
+from daybreak_trainer.telemetry.progress import ProgressFile
+from daybreak_trainer.watch import Watch
 
 
-def _rank_process(rank_main: RankMain) -> None:
-    """A rank, in its own process. Non-zero codes leave past torchrun, which would make them 1, and
-    past destructors: after an error NCCL's and gloo's wait for peers that may be gone."""
-    signal.set_wakeup_fd(-1)
-    code = rank_main()
-    if code != ExitCode.DONE:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+@dataclass(frozen=True)
+class Patience:
+    """How long a launcher waits for others, in seconds."""
+
+    join: float = 900.0
+    """Nodes of an attempt may be scheduled minutes apart."""
+    rejoin: float = 120.0
+    """Launchers that were there a moment ago."""
+    wedged: float = 5.0
+    """For ranks whose peers have failed to say so themselves; NCCL never may."""
+    report: float = 300.0
+    """For other nodes to say how their ranks ended: a stop may take its whole grace there."""
+
+
+class Gang:
+    """This node's part of it."""
+
+    def __init__(
+        self, settings: Settings, stop: Stop, progress: ProgressFile, patience: Patience
+    ) -> None:
+        self._settings, self._stop, self._patience = settings, stop, patience
+        self._progress = progress
+        self._meeting = Meeting(settings.run, settings.node)
+        self.concluded: Termination | None = None
+        """How the ranks ended, while it is not known yet whether others follow."""
+
+    def run(self, rank_main: RankMain) -> Termination:
+        """Round after round; returns how this node ended."""
+        try:
+            self._meeting.open(self._patience.join)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            return conclude(Ending(problem=f"{type(error).__name__}: {error}"), {})
+        restarts, patience = Restarts(), self._patience.join
+        while True:
+            number = len(restarts.causes)
+            try:
+                place = self._meeting.join(number, _processes(self._settings.run), patience)
+            except PeersLostError as error:
+                # Before any rank has run, nothing has been lost: the attempt did not start.
+                ending = Ending(broken=str(error)) if number else Ending(problem=str(error))
+                return _with(restarts, conclude(ending, {}))
+            end = self._round(place, rank_main, restarts)
+            self.concluded = end.termination
+            ends = self._exchange(number, end)
+            verdict = decide(ends, restarts, self._settings.run.health.rank_restarts)
+            if isinstance(verdict, Over):
+                return _with(restarts, _blaming(verdict, self._settings.node, ends, end))
+            self.concluded = None
+            self._note(verdict)
+            restarts, patience = verdict.restarts, self._patience.rejoin
+
+    def _round(self, place: Place, rank_main: RankMain, restarts: Restarts) -> NodeEnd:
+        """One life of this node's ranks."""
+        work_dir = self._settings.work_dir
+        for folder in (RANKS_FOLDER, HEARTBEATS_FOLDER):
+            shutil.rmtree(work_dir / folder, ignore_errors=True)
+            (work_dir / folder).mkdir()
+        environments = self._environments(place, restarts)
+        ranks = RankProcesses(rank_main, environments, place.first_rank, work_dir)
+        number = len(restarts.causes)
+        watch = Watch(
+            ranks, self._meeting, number, self._settings, self._stop, self._patience.wedged
+        )
+        ended = watch.to_the_end()
+        termination = conclude(ended.ending, read_records(work_dir))
+        return NodeEnd(
+            termination=termination,
+            stopped=ended.ending.stopped,
+            commit_step=_commit_step(termination, self._progress.read()),
+            stalled=ended.stalled,
+        )
+
+    def _exchange(self, number: int, end: NodeEnd) -> list[NodeEnd | None]:
+        said = self._meeting.exchange(number, end.to_json(), self._patience.report)
+        return [None if text is None else NodeEnd.model_validate_json(text) for text in said]
+
+    def _note(self, again: Again) -> None:
+        log.event(
+            "ranks_restarted",
+            level=logging.WARNING,
+            restarts=len(again.restarts.causes),
+            without_commit=again.restarts.since_commit,
+            reason=again.cause.reason,
+            cause=again.cause.message,
+        )
+
+    def _environments(self, place: Place, restarts: Restarts) -> list[dict[str, str]]:
+        """Of this node's ranks, in torchrun's names."""
+        run = self._settings.run
+        common = {
+            "WORLD_SIZE": str(place.world),
+            "LOCAL_WORLD_SIZE": str(place.ranks),
+            "GROUP_RANK": str(self._settings.node),
+            "GROUP_WORLD_SIZE": str(run.nodes),
+            "MASTER_ADDR": run.master_address,
+            "MASTER_PORT": str(place.store_port),
+            "TORCHELASTIC_RUN_ID": f"{run.uid}-{run.attempt}",
+            "TORCHELASTIC_RESTART_COUNT": str(len(restarts.causes)),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            ENV_RESTARTS: json.dumps(restarts.causes),
+        }
+        return [
+            common | {"LOCAL_RANK": str(local), "RANK": str(place.first_rank + local)}
+            for local in range(place.ranks)
+        ]
 
 
 def _processes(settings: contract.RunSettings) -> int:
@@ -72,3 +141,29 @@ def _processes(settings: contract.RunSettings) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
+
+
+def _commit_step(termination: Termination, progress: Progress | None) -> int:
+    """The newest commit that this node knows of; worker 0 always does."""
+    known = [termination.checkpoint, progress.checkpoint if progress is not None else None]
+    return max((reference.step for reference in known if reference is not None), default=-1)
+
+
+def _blaming(over: Over, node: int, ends: list[NodeEnd | None], own: NodeEnd) -> Termination:
+    """How this node ends: as its ranks did, unless they hung because of a rank elsewhere."""
+    culprit = ends[over.culprit] if over.culprit is not None else None
+    if culprit is None or over.culprit == node:
+        return own.termination
+    return Termination(
+        reason=PEER_LOST,
+        message=f"worker {over.culprit}: {culprit.termination.message}",
+        exit_code=ExitCode.FAILED,
+    )
+
+
+def _with(restarts: Restarts, termination: Termination) -> Termination:
+    """A failure says what was tried before."""
+    if termination.exit_code in (ExitCode.DONE, ExitCode.CHECKPOINTED):
+        return termination
+    message = termination.message + restarts.sentence
+    return termination.model_copy(update={"message": message})

@@ -7,19 +7,24 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daybreak_trainer import contract, gang
+from daybreak_trainer import contract
 from daybreak_trainer import settings as pod_settings
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
 from daybreak_trainer.ending import Ending, conclude, end_stopped, read_records, report
-from daybreak_trainer.gang import RankMain
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import Settings, SettingsError
-from daybreak_trainer.stop import StopWithoutRanks
+from daybreak_trainer.stop import Stop
+from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.progress import FILE_NAME, ProgressFile
+
+if TYPE_CHECKING:
+    from daybreak_trainer.gang import Gang
+    from daybreak_trainer.rank_processes import RankMain
 
 _TRACEBACK_LINES = 12
 
@@ -51,17 +56,18 @@ def prepare(environment: MutableMapping[str, str]) -> Path:
 class Pod:
     """This process as PID 1 of a worker pod."""
 
-    def __init__(self, stop: StopWithoutRanks) -> None:
+    def __init__(self, stop: Stop) -> None:
         self._stop = stop
         self._progress: Callable[[], Progress | None] = lambda: None
+        self._gang: Gang | None = None
 
-    def run(self, rank_main: RankMain | None = None) -> int:
+    def run(self, rank_main: RankMain | None, patience: Mapping[str, float]) -> int:
         """Runs the ranks and leaves a termination message; returns the pod's exit code.
 
-        `rank_main` replaces training in tests.
+        `rank_main` replaces training in tests, `patience` some of the launcher's waits.
         """
         try:
-            termination = self._run(rank_main)
+            termination = self._run(rank_main, patience)
         except (SettingsError, RecipeError) as error:
             termination = Termination(
                 reason="BadRecipe", message=str(error), exit_code=ExitCode.BAD_RECIPE
@@ -73,10 +79,12 @@ class Pod:
         report(termination, self._progress())
         return termination.exit_code
 
-    def _run(self, rank_main: RankMain | None) -> Termination:
+    def _run(self, rank_main: RankMain | None, patience: Mapping[str, float]) -> Termination:
         work_dir = prepare(os.environ)
         settings = pod_settings.read()
+        log.configure(lambda: _context(settings))
         # After `prepare`: prometheus-client reads its folder at import.
+        from daybreak_trainer.gang import Gang, Patience
         from daybreak_trainer.telemetry.server import WorkerServer
 
         starting, progress_file = _starting(settings), ProgressFile(work_dir)
@@ -97,17 +105,30 @@ class Pod:
             from daybreak_trainer import train
 
             rank_main = train.main
-        _await_name(settings.run.master_address)
-        ended = gang.run_ranks(settings.run, settings.node, rank_main)
+        waits = Patience(**patience)
+        _await_name(settings.run.master_address, waits.join)
+        self._gang = Gang(settings, self._stop, progress_file, waits)
+        termination = self._gang.run(rank_main)
         self._stop.over()
-        termination = conclude(ended, read_records(work_dir))
         server.close()
         return termination
 
     def end_now(self) -> None:
-        """Ends the process, told to stop while no ranks are running: before they start, or while
-        torchrun's agent still waits for those of other nodes."""
-        end_stopped(read_records(pod_settings.work_dir()), self._progress())
+        """Ends the process, told to stop while no ranks are running: before they start, between
+        two rounds, or while those of other nodes are waited for."""
+        concluded = self._gang.concluded if self._gang is not None else None
+        end_stopped(read_records(pod_settings.work_dir()), self._progress(), concluded)
+
+
+def _context(settings: Settings) -> dict[str, object]:
+    """What every log line of this launcher says."""
+    run = settings.run
+    return {
+        "run": run.name,
+        "namespace": run.namespace,
+        "attempt": run.attempt,
+        "worker": settings.node,
+    }
 
 
 def _starting(settings: Settings) -> Progress:
@@ -132,9 +153,9 @@ def _unforeseen(error: Exception) -> Termination:
     )
 
 
-def _await_name(host: str) -> None:
+def _await_name(host: str, seconds: float) -> None:
     """Waits until worker 0's name resolves: its DNS record appears a moment after its pod."""
-    deadline = time.monotonic() + gang.JOIN_SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             socket.getaddrinfo(host, None)
@@ -142,4 +163,4 @@ def _await_name(host: str) -> None:
             time.sleep(0.2)
         else:
             return
-    raise StartError(f"{host}, worker 0's name, was not resolved within {gang.JOIN_SECONDS} s")
+    raise StartError(f"{host}, worker 0's name, was not resolved within {seconds:g} s")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from daybreak_trainer.contract import ExitCode, Termination
-from daybreak_trainer.ending import Ending, conclude
+from daybreak_trainer.ending import Ending, RankExit, conclude
 
 
 def record(reason: str, code: int) -> Termination:
     return Termination(reason=reason, message=reason, exit_code=code)
+
+
+def exits(*ended: tuple[int, int]) -> Ending:
+    """Local rank and code, a second apart."""
+    return Ending(tuple(RankExit(4 + n, n, code, float(t)) for t, (n, code) in enumerate(ended)))
 
 
 def test_done_is_done() -> None:
@@ -22,26 +27,26 @@ def test_done_is_done() -> None:
 def test_the_first_cause_keeps_its_code(code: int) -> None:
     """torchrun would say 1; the rank's own code is what the operator acts on."""
     records = {0: (2.0, record("Later", 1)), 1: (1.0, record("First", code))}
-    assert conclude(Ending(((1, code), (0, 1))), records).exit_code == code
+    assert conclude(exits((1, code), (0, 1)), records).exit_code == code
 
 
 def test_a_lost_peer_explains_nothing() -> None:
     """A rank that only saw its peer vanish does not hide why the peer did."""
     records = {0: (1.0, record("PeerLost", 1))}
-    ended = conclude(Ending(((0, 1), (1, -9))), records)
+    ended = conclude(exits((0, 1), (1, -9)), records)
     assert (ended.exit_code, ended.reason) == (ExitCode.KILLED, "RankKilled")
 
 
 def test_a_lost_peer_alone_is_said() -> None:
     """Where the cause lies in another pod, this pod says so and exits 1."""
-    ended = conclude(Ending(((0, 1),)), {0: (1.0, record("PeerLost", 1))})
+    ended = conclude(exits((0, 1)), {0: (1.0, record("PeerLost", 1))})
     assert (ended.exit_code, ended.reason) == (ExitCode.FAILED, "PeerLost")
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(9, 137), (11, 139), (6, 134)])
 def test_signals_become_shell_codes(signal_number: int, code: int) -> None:
     """SIGKILL, SIGSEGV and SIGABRT as a container runtime reports them."""
-    assert conclude(Ending(((0, -signal_number),)), {}).exit_code == code
+    assert conclude(exits((0, -signal_number)), {}).exit_code == code
 
 
 def test_a_stop_counts_as_checkpointed_only_if_all_ranks_say_so() -> None:
@@ -67,14 +72,14 @@ def test_a_stop_does_not_hide_what_is_certain() -> None:
 def test_a_rank_that_checkpointed_beside_a_killed_one() -> None:
     """Its commit is the whole gang's, so the state is safe, whatever killed the other after it."""
     committed = {0: (1.0, record("Checkpointed", 75))}
-    for ending in (Ending(((1, -9),)), Ending(((0, 75),)), Ending(stopped=True)):
+    for ending in (exits((1, -9)), exits((0, 75)), Ending(stopped=True)):
         assert conclude(ending, committed).exit_code == ExitCode.CHECKPOINTED
 
 
 def test_a_realtime_signal_has_no_name() -> None:
     """And is no traceback."""
-    ended = conclude(Ending(((3, -40),)), {})
-    assert (ended.exit_code, ended.rank) == (168, 3)
+    ended = conclude(exits((3, -40)), {})
+    assert (ended.exit_code, ended.rank) == (168, 7)
     assert ended.message == "local rank 3 was ended by signal 40"
 
 

@@ -6,101 +6,20 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import count
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from worker_pods import SECONDS, Pod, make_pod
 
 from daybreak_trainer import contract
-from daybreak_trainer.contract import ExitCode, RunSettings, StreamSettings, Termination
-from daybreak_trainer.recipe import resolve
-
-SCRIPT = Path(__file__).with_name("worker_pod.py")
-RECIPE = resolve({"preset": "smoke"})
-_SECONDS = 200.0
-_ADDRESSES = (f"127.{os.getpid() % 200 + 20}.{n // 250}.{n % 250 + 1}" for n in count())
-"""One a pod: each serves on its own address and the contract's port."""
-
-
-@dataclass
-class Pod:
-    """One worker pod; `ready` hears from its ranks."""
-
-    folder: Path
-    settings: RunSettings
-    environment: dict[str, str]
-    process: ForkServerProcess = field(init=False)
-    ready: Connection = field(init=False)
-
-    def start(self, fork_server: ForkServerContext, ranks: list[str]) -> None:
-        self.ready, theirs = fork_server.Pipe(duplex=False)
-        given = {"environment": self.environment, "ranks": ranks, "ready": theirs}
-        self.process = fork_server.Process(target=runpy.run_path, args=(str(SCRIPT), given))
-        self.process.start()
-        theirs.close()
-
-    def rank(self) -> int:
-        """The process id of a rank that is where its script waits."""
-        assert self.ready.poll(_SECONDS), "no rank is ready"
-        return int(self.ready.recv())
-
-    def end(self) -> tuple[int | None, Termination]:
-        self.process.join(_SECONDS)
-        code = self.process.exitcode
-        termination = Termination.decode((self.folder / "termination").read_text())
-        assert termination is not None
-        assert termination.exit_code == code
-        return code, termination
-
-    def close(self) -> None:
-        if hasattr(self, "process"):
-            if self.process.is_alive():
-                self.process.kill()
-            self.process.join()
-            self.process.close()
-            self.ready.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def make_pod(folder: Path, ranks: int = 2, **changes: object) -> Pod:
-    values = {
-        "name": "run",
-        "namespace": "ns",
-        "uid": "u",
-        "attempt": 1,
-        "nodes": 1,
-        "processes_per_node": ranks,
-        "master_address": "127.0.0.1",
-        "master_port": free_port(),
-        "recipe_hash": RECIPE.hash,
-        "streams": (StreamSettings(url="/data", role="data-0"),),
-        "checkpoint_url": "/checkpoints",
-        "grace_seconds": 1.0,
-    }
-    settings = RunSettings.model_validate(values | changes)
-    (folder / "recipe.json").write_text(RECIPE.to_json())
-    environment = {
-        contract.ENV_RUN: settings.to_json(),
-        contract.ENV_WORK_DIR: str(folder / "work"),
-        contract.ENV_RECIPE_PATH: str(folder / "recipe.json"),
-        contract.ENV_TERMINATION_LOG: str(folder / "termination"),
-        contract.ENV_POD_IP: next(_ADDRESSES),
-    }
-    return Pod(folder, settings, environment)
+from daybreak_trainer.contract import ExitCode, Termination
 
 
 @pytest.fixture
@@ -119,7 +38,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
         (["lose peer", "abort"], 134, "RankKilled", "local rank 1 was ended by SIGABRT"),
         (["lose peer", "bad data"], 65, "BadData", "shard 3 is damaged"),
         (["checkpoint at once", "killed"], 75, "Checkpointed", "stopped on request at step 7"),
-        (["lose peer", "leave nothing"], 3, "RankFailed", "ended with 3 and left no record"),
+        (["lose peer", "leave 3"], 3, "RankFailed", "ended with 3 and left no record"),
     ],
 )
 def test_the_first_cause_is_the_pods_end(
@@ -147,8 +66,7 @@ def test_a_stop_reaches_the_ranks_and_tells_of_their_commit(
     """SIGTERM to PID 1 alone: all ranks commit, the pod exits 75 and names the checkpoint."""
     pod.start(fork_server, ["checkpoint", "checkpoint"])
     pod.rank(), pod.rank()
-    assert pod.process.pid is not None
-    os.kill(pod.process.pid, signal.SIGTERM)
+    pod.signal(signal.SIGTERM)
     ended, termination = pod.end()
     assert (ended, termination.step) == (ExitCode.CHECKPOINTED, 7)
     assert termination.checkpoint is not None
@@ -161,8 +79,7 @@ def test_a_stop_that_no_commit_follows_is_no_checkpoint(
     """Ranks that do not leave within the grace period are killed, and the pod says 143."""
     pod.start(fork_server, ["hang", "hang"])
     pod.rank(), pod.rank()
-    assert pod.process.pid is not None
-    os.kill(pod.process.pid, signal.SIGTERM)
+    pod.signal(signal.SIGTERM)
     ended, termination = pod.end()
     assert (ended, termination.reason) == (ExitCode.TERMINATED, "Terminated")
 
@@ -172,14 +89,12 @@ def test_a_stop_during_rendezvous_ends_the_pod_at_once(
 ) -> None:
     """It blocks in C++, where no Python handler runs, for up to a quarter of an hour."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(_SECONDS)
-        pod = make_pod(tmp_path, nodes=2, master_port=silent.getsockname()[1])
-        pod.environment[contract.ENV_NODE_INDEX] = "1"
+        silent.settimeout(SECONDS)
+        pod = make_pod(tmp_path, node=1, nodes=2, master_port=silent.getsockname()[1])
         try:
             pod.start(fork_server, ["complete", "complete"])
             with silent.accept()[0]:
-                assert pod.process.pid is not None
-                os.kill(pod.process.pid, signal.SIGTERM)
+                pod.signal(signal.SIGTERM)
                 ended, termination = pod.end()
         finally:
             pod.close()
@@ -267,7 +182,7 @@ def test_a_stop_before_the_imports_are_done_ends_the_pod(tmp_path: Path) -> None
             assert started.read(1) == b"x"
             number = json.load(info)["child-pid"] if prefix else process.pid
             os.kill(number, signal.SIGTERM)
-            assert process.wait(_SECONDS) == ExitCode.TERMINATED
+            assert process.wait(SECONDS) == ExitCode.TERMINATED
     finally:
         process.kill()
         process.wait()

@@ -1,0 +1,133 @@
+"""When ranks count as hung, and which of them is the one to look at. Pure.
+
+Two clocks. Start-up: from the ranks' start to the first step anywhere, whatever they do meanwhile.
+Progress: after that, from the last sign of progress of any rank on any node. One rank that is stuck
+holds up all others within a step, while a rank that waits for another's long work (an export) shows
+no progress of its own and is not hung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from daybreak_trainer.health.heartbeat import Beat, Phase
+
+STARTED_PHASES = frozenset({Phase.CHECKPOINTING, Phase.EVALUATING, Phase.EXPORTING})
+"""Nothing may be left to train: these end the start-up too."""
+
+_STATES = {"T": "stopped", "t": "traced", "D": "in uninterruptible sleep", "Z": "dead"}
+
+
+@dataclass(frozen=True)
+class Clocks:
+    startup_seconds: float
+    progress_seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A rank of this node as its launcher sees it now."""
+
+    beat: Beat
+    state: str
+    """The process's state, a letter of `/proc/<pid>/status`."""
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What is known of the other nodes' ranks."""
+
+    started: bool = False
+    progressed_at: float = float("-inf")
+    """When progress there was last heard of, on this machine's monotonic clock."""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A clock has run out; the rank is the likeliest culprit of this node."""
+
+    local_rank: int
+    clock: str
+    limit_seconds: float
+    silent_seconds: float
+    """Since this rank's own last sign of progress."""
+    phase: str
+    step: int
+    detail: str
+    state: str
+
+    @property
+    def is_frozen(self) -> bool:
+        """The kernel does not run it: no doubt about the culprit."""
+        return self.state in _STATES
+
+    @property
+    def message(self) -> str:
+        """One sentence without the rank's number, which only its pod's ranks share."""
+        state = f", the process is {_STATES[self.state]}" if self.is_frozen else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        expired = (
+            f"no first step within {self.limit_seconds:g} s"
+            if self.clock == "startup"
+            else f"no progress for {self.limit_seconds:g} s"
+        )
+        return (
+            f"{expired}; the rank has been at '{self.phase}'{detail} after step {self.step} for "
+            f"{self.silent_seconds:.0f} s{state}"
+        )
+
+
+def has_started(seen: Sequence[Seen]) -> bool:
+    """Whether any of these ranks has left the start-up behind."""
+    return any(s.beat.steps > 0 or s.beat.phase in STARTED_PHASES for s in seen)
+
+
+def expired(
+    seen: Sequence[Seen], elsewhere: Elsewhere, started_at: float, now: float, clocks: Clocks
+) -> Hang | None:
+    """The verdict at `now`; `started_at` is when this node's ranks were started."""
+    if not seen:
+        return None
+    if has_started(seen) or elsewhere.started:
+        last = max(elsewhere.progressed_at, *(s.beat.progressed_at for s in seen))
+        clock, limit = "progress", clocks.progress_seconds
+    else:
+        last, clock, limit = started_at, "startup", clocks.startup_seconds
+    if now - last < limit:
+        return None
+    return suspect(seen, now, clock, limit)
+
+
+def suspect(seen: Sequence[Seen], now: float, clock: str, limit_seconds: float) -> Hang:
+    """The rank that the kernel does not run; else the one that is behind: of those that do not say
+    that they wait for others, the one that has been where it is for longest."""
+    worst = max(
+        seen,
+        key=lambda s: (
+            s.state in _STATES,
+            s.beat.phase != Phase.WAITING,
+            -s.beat.step,
+            -s.beat.progressed_at,
+        ),
+    )
+    beat = worst.beat
+    return Hang(
+        local_rank=beat.local_rank,
+        clock=clock,
+        limit_seconds=limit_seconds,
+        silent_seconds=now - beat.progressed_at,
+        phase=beat.phase,
+        step=beat.step,
+        detail=beat.detail,
+        state=worst.state,
+    )
+
+
+def process_state(pid: int) -> str:
+    """The state letter of a process, `Z` where there is none any more."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 (a kernel file)
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"

@@ -1,0 +1,161 @@
+"""Watches a node's ranks through one round: heeds a stop, the other nodes, and the clocks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from daybreak_trainer.contract import ExitCode, Termination
+from daybreak_trainer.ending import Ending
+from daybreak_trainer.health import stacks
+from daybreak_trainer.health.grace import usable_seconds
+from daybreak_trainer.health.watchdog import (
+    Clocks,
+    Elsewhere,
+    Hang,
+    Seen,
+    expired,
+    has_started,
+    suspect,
+)
+from daybreak_trainer.meeting import Meeting, PeersLostError
+from daybreak_trainer.rank_processes import RankProcesses
+from daybreak_trainer.restart import Stalled
+from daybreak_trainer.settings import Settings
+from daybreak_trainer.stop import Stop
+from daybreak_trainer.telemetry import log
+
+HUNG = "Hung"
+_TURN_SECONDS = 0.1
+_UNKILLABLE_SECONDS = 5.0
+"""After SIGKILL: what is still there waits for the kernel, and is left behind."""
+_TRACEBACK_LINES = 12
+
+
+@dataclass(frozen=True)
+class Ended:
+    ending: Ending
+    stalled: Stalled | None = None
+
+
+class Watch:
+    def __init__(
+        self,
+        ranks: RankProcesses,
+        meeting: Meeting,
+        number: int,
+        settings: Settings,
+        stop: Stop,
+        wedged_seconds: float,
+    ) -> None:
+        self._ranks, self._meeting, self._number = ranks, meeting, number
+        self._settings, self._stop, self._wedged_seconds = settings, stop, wedged_seconds
+        health = settings.run.health
+        self._clocks = Clocks(health.startup_seconds, health.progress_seconds)
+        self._elsewhere = Elsewhere()
+        self._heard = self._marks = 0
+        self._stopping = False
+        self._broken: str | None = None
+        self._hung: tuple[Stalled, Termination] | None = None
+        self._kill_at = float("inf")
+
+    def to_the_end(self) -> Ended:
+        """Returns when none of the ranks runs any more."""
+        ranks = self._ranks
+        while ranks.are_running:
+            ranks.wait(_TURN_SECONDS)
+            now = time.monotonic()
+            if self._hung is None:
+                seen = ranks.seen()
+                self._heed_stop()
+                self._heed_failures(now)
+                self._heed_peers(seen, now)
+                self._heed_clocks(seen, now)
+            if now >= self._kill_at:
+                ranks.kill()
+            if now >= self._kill_at + _UNKILLABLE_SECONDS:
+                break
+        stalled, hang = self._hung or (None, None)
+        exits = tuple(ranks.exits)
+        return Ended(Ending(exits, self._stopping, broken=self._broken, hang=hang), stalled)
+
+    def _heed_stop(self) -> None:
+        requested_at = self._stop.requested_at
+        if requested_at is None or self._stopping:
+            return
+        self._stopping = True
+        self._ranks.tell_stop()
+        deadline = requested_at + usable_seconds(self._settings.run.grace_seconds)
+        self._kill_at = min(self._kill_at, deadline)
+        log.event("stop_requested", seconds_left=round(deadline - time.monotonic(), 1))
+
+    def _heed_failures(self, now: float) -> None:
+        if not self._ranks.failed or self._broken is not None:
+            return
+        first = next(ended for ended in self._ranks.exits if ended.code != ExitCode.DONE)
+        self._break(f"a rank of worker {self._settings.node} ended with {first.code}", now)
+
+    def _heed_peers(self, seen: list[Seen], now: float) -> None:
+        if has_started(seen):
+            self._marks = max(self._marks, sum(s.beat.marks for s in seen))
+        news = self._meeting.news(self._number, self._marks)
+        if news is None:
+            return
+        if news.progress > self._heard:
+            self._heard = news.progress
+            self._elsewhere = Elsewhere(started=True, progressed_at=now)
+        if news.broken is None or self._broken is not None:
+            return
+        if news.broken.startswith(HUNG) and seen:
+            self._hang(seen, suspect(seen, now, "progress", self._clocks.progress_seconds))
+        self._broken = news.broken
+        self._kill_soon(now)
+
+    def _heed_clocks(self, seen: list[Seen], now: float) -> None:
+        if self._stopping or self._broken is not None:
+            return  # the ranks have their last seconds already
+        hang = expired(seen, self._elsewhere, self._ranks.started_at, now, self._clocks)
+        if hang is not None:
+            self._break(f"{HUNG}: worker {self._settings.node}", now)
+            self._hang(seen, hang)
+
+    def _break(self, why: str, now: float) -> None:
+        """The round is lost: tells the others. Peers get a moment to record what they saw of it."""
+        self._broken = why
+        with suppress(PeersLostError):
+            self._meeting.say_broken(self._number, why)
+        self._kill_soon(now)
+
+    def _kill_soon(self, now: float) -> None:
+        # A stop gives the ranks its grace: some may be about to say that they have committed.
+        if not self._stopping:
+            self._kill_at = min(self._kill_at, now + self._wedged_seconds)
+
+    def _hang(self, seen: list[Seen], hang: Hang) -> None:
+        """Notes where every thread of every rank is, and ends the ranks."""
+        self._kill_at = 0.0
+        found = stacks.collect(self._settings.work_dir, self._ranks.pids)
+        states = {s.beat.local_rank: s for s in seen}
+        for local_rank, stack in found.items():
+            log.event(
+                "rank_stack_dumped",
+                level=logging.ERROR,
+                of_rank=self._ranks.first_rank + local_rank,
+                phase=states[local_rank].beat.phase if local_rank in states else None,
+                stack=stack,
+            )
+        rank = self._ranks.first_rank + hang.local_rank
+        frames = stacks.main_thread(found.get(hang.local_rank, "")).splitlines()
+        termination = Termination(
+            reason=HUNG,
+            message=f"rank {rank}: {hang.message}",
+            exit_code=ExitCode.HUNG,
+            rank=rank,
+            step=hang.step,
+            traceback="\n".join(frames[:_TRACEBACK_LINES]),
+        )
+        stalled = Stalled(silent_seconds=hang.silent_seconds, frozen=hang.is_frozen)
+        self._hung = stalled, termination
+        log.event("ranks_hung", level=logging.ERROR, of_rank=rank, cause=hang.message)
