@@ -31,8 +31,9 @@ class Draws:
     """`(batch,)`, fp32, in 0..1."""
     noise: Tensor
     """`(batch, channels, height, width)`, fp32, standard deviation `objective.noise_scale`."""
-    drop_caption: list[bool]
-    """Samples whose caption becomes the empty prompt, for classifier-free guidance."""
+    drop_caption: Tensor
+    """Bool `(batch,)`: whose caption becomes the empty prompt, for classifier-free guidance. On the
+    device: reading it would wait for the step before."""
 
 
 def sample_seed(seed: int, position: int) -> int:
@@ -65,7 +66,7 @@ def draw(
         generator.manual_seed(sample_seed(seed, int(position)))
         torch.rand(4, generator=generator, out=uniforms[row])
         torch.randn(shape, generator=generator, out=noise[row])
-    dropped = (uniforms[:, 3] < caption_dropout).tolist()
+    dropped = uniforms[:, 3] < caption_dropout
     return Draws(_timesteps(objective, uniforms), noise * objective.noise_scale, dropped)
 
 
