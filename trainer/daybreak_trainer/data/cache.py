@@ -73,6 +73,7 @@ class NodeCache:
     def __init__(self, folder: Path, limit_bytes: int | None, counters: DataCounters) -> None:
         self._folder, self.limit_bytes, self._counters = folder, limit_bytes, counters
         self._numbers = itertools.count()
+        self._said_exceeded = False
         self.let_go: Callable[[], None] = lambda: None
         """Closes the shards that this process keeps open without need, so they can be evicted."""
         (folder / _LOCKS).mkdir(parents=True, exist_ok=True)
@@ -135,16 +136,16 @@ class NodeCache:
         if self.limit_bytes is None:
             return
         excess = sum(entry.size for entry in entries) + size - self.limit_bytes
-        if excess > 0 and self._evict(entries, excess) < excess:
-            used = sum(entry.size for entry in self._entries()) + size
-            if used > self.limit_bytes:
+        if excess > 0 and (missing := excess - self._evict(entries, excess)) > 0:
+            if not self._said_exceeded:
                 log.event(
                     "cache_limit_exceeded",
                     logging.WARNING,
                     limit_bytes=self.limit_bytes,
-                    used_bytes=used,
-                    reason="every shard in the cache is being read",
+                    used_bytes=self.limit_bytes + missing,
+                    reason="every shard in the cache is being read; said once",
                 )
+            self._said_exceeded = True
 
     def _evict(self, entries: list[_Entry], wanted: int) -> int:
         freed = 0

@@ -25,7 +25,6 @@ from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import Batch, StepPlan
 from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus
-from daybreak_trainer.data.index import TensorColumn
 from daybreak_trainer.data.order import SampleOrder, Slots, rank_slice
 from daybreak_trainer.data.shard import ShardFile
 from daybreak_trainer.data.shards import Shards
@@ -217,10 +216,8 @@ class Loader:
         local = len(planned.slots.positions)
         height, width = bucket_size(planned.slots.bucket)
         planned.tensors = {
-            column.name: torch.empty(
-                (local, *(column.shape or (3, height, width))),
-                dtype=_torch_dtype(column),
-                pin_memory=self._pinned,
+            column.name: _memory(
+                (local, *(column.shape or (3, height, width))), column.dtype, self._pinned
             )
             for column in self._corpus.buckets[planned.slots.bucket]
         }
@@ -257,15 +254,19 @@ class Loader:
             else planned.tensors[column.name].numpy()
             for column in self._corpus.buckets[slots.bucket]
         }
-        places = zip(slots.shards[begin:end].tolist(), slots.ordinals[begin:end], strict=True)
-        files: dict[int, ShardFile] = {}
-        for row, (number, ordinal) in enumerate(places, start=begin):
-            shard = self._corpus.shards[number]
-            if (file := files.get(number)) is None:
-                file = files[number] = self._shards.get(number)
+        rows = np.argsort(slots.shards[begin:end], kind="stable") + begin
+        file: ShardFile | None = None  # one at a time: an open shard cannot be evicted
+        last = -1
+        for row in rows.tolist():
+            shard = self._corpus.shards[slots.shards[row]]
+            if file is None or shard.number != last:
+                file, last = None, shard.number
+                file = self._shards.get(last)
+            ordinal = slots.ordinals[row]
             sample = int(ordinal if shard.skipped is None else shard.numbers(ordinal))
-            rows = {name: values[row] for name, values in memory.items()}
-            planned.captions[row] = file.read(sample, rows, size)
+            planned.captions[row] = file.read(
+                sample, {name: values[row] for name, values in memory.items()}, size
+            )
             planned.indices[row] = shard.first + sample
 
 
@@ -289,8 +290,13 @@ class _Patience:
         self._next *= 2
 
 
-def _torch_dtype(column: TensorColumn) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype=column.dtype)).dtype
+def _memory(shape: tuple[int, ...], dtype: str, pinned: bool) -> Tensor:
+    """For one batch. NumPy's large arrays lie on huge pages, torch's do not: the difference is up
+    to twice the speed, for new memory costs a page fault a page."""
+    if pinned:
+        kind = torch.from_numpy(np.empty(0, dtype=dtype)).dtype
+        return torch.empty(shape, dtype=kind, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
 def _bytes_of(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -20,7 +20,7 @@ from daybreak_trainer.data.store import StoppedError, is_full, is_transient
 _DOWNLOADS = 2
 """Of a shard that arrives damaged, before the store's copy is held to be so."""
 _OPEN_SHARDS = 256
-_OPEN_AT_LEAST = 16
+_OPEN_AT_LEAST = 4
 Identity = tuple[int, int, int]
 
 
