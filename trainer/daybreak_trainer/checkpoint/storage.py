@@ -21,6 +21,7 @@ from tenacity import Retrying
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.streams import HashingStream, RangeReader
 from daybreak_trainer.stores.errors import (
+    NotRemovedError,
     StorageError,
     StorageRefusedError,
     is_missing,
@@ -73,7 +74,7 @@ class Storage:
         except StorageError:
             raise
         except Exception as error:
-            if is_missing(error):
+            if is_missing(error) and operation != "write":
                 raise FileNotFoundError(where) from None
             raise StorageError(f"{where}: cannot {operation}: {said(error)}") from error
 
@@ -116,6 +117,15 @@ class Storage:
         data: bytes = self._again("read", relative, lambda: self.fs.cat_file(path))
         return data
 
+    def read_range(self, relative: str, start: int, end: int) -> bytes:
+        """Bytes from `start` up to `end`, or as many as there are; raises FileNotFoundError where
+        there is no such file."""
+        path = self.path(relative)
+        data: bytes = self._again(
+            "read", relative, lambda: self.fs.cat_file(path, start=start, end=end)
+        )
+        return data
+
     @contextmanager
     def open(self, relative: str) -> Iterator[BinaryIO]:
         """A seekable stream to read from; each of its requests is repeated by itself.
@@ -128,15 +138,11 @@ class Storage:
                 with open(path, "rb") as file:  # noqa: PTH123 (an fsspec path, a string)
                     yield file
                 return
-            size = self.size(relative)
 
             def fetch(start: int, end: int) -> bytes:
-                data: bytes = self._again(
-                    "read", relative, lambda: self.fs.cat_file(path, start=start, end=end)
-                )
-                return data
+                return self.read_range(relative, start, end)
 
-            yield cast(BinaryIO, RangeReader.buffered(fetch, size))
+            yield cast(BinaryIO, RangeReader.buffered(fetch, self.size(relative)))
 
     def write(self, relative: str, data: bytes) -> FileRecord:
         """Whole or not at all: object stores put atomically, a local file is renamed into place."""
@@ -270,7 +276,6 @@ class Storage:
             self._again("remove", relative, lambda: self.fs.rm(path, recursive=True))
         # s3fs says nothing of objects that the store refused to delete.
         if not self.is_local and (left := self.files(relative)):
-            raise StorageError(
-                f"{self.url}/{relative}: cannot remove: the store still has {left[0]}"
-                f"{' and others' if len(left) > 1 else ''}; may its user delete objects?"
+            raise NotRemovedError(
+                f"{self.url}/{relative}: cannot remove: {len(left)} of its files are still there"
             )

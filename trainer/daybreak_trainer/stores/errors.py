@@ -22,8 +22,13 @@ class StorageRefusedError(StorageError):
     """The store refuses because something is set wrongly; trying again would end the same way."""
 
 
+class NotRemovedError(StorageError):
+    """The store keeps what was removed, and did not say why."""
+
+
 NO_BUCKET, _NO_UPLOAD = "NoSuchBucket", "NoSuchUpload"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_MOST_LETTERS = 400
 _PASSING_CODES = frozenset(
     {
         "BadDigest",  # damaged on its way
@@ -117,10 +122,17 @@ def is_upload_gone(error: BaseException) -> bool:
 
 def said(error: BaseException) -> str:
     """What the store said, in one line: its code where it has one, never an empty text."""
-    text = " ".join(str(error).split())
+    text = next((line for link in _chain(error) if (line := " ".join(str(link).split()))), "")
     if (answered := answer(error)) is not None:
         code, status = answered
         return f"{code}: {text}" if not code.isdecimal() else f"{text} (HTTP {status})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    # botocore: which of the ways a connection can fail
+    inner = str(getattr(error, "kwargs", {}).get("error", ""))
+    if inner not in text:
+        text += f" ({inner})"
+    text = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
+    if isinstance(error, StorageError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -38,8 +38,11 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
         limit = max(limit, float(self.config_kwargs.get("read_timeout") or 0))
 
         async def once() -> Any:
-            async with asyncio.timeout(limit):
-                return await call(method, *akwarglist, **kwargs)
+            try:
+                async with asyncio.timeout(limit):
+                    return await call(method, *akwarglist, **kwargs)
+            except TimeoutError as error:
+                raise TimeoutError(f"no answer to {method} within {limit:g} s") from error
 
         def where() -> str:
             return f"s3://{kwargs.get('Bucket', '')}/{kwargs.get('Key', '')}"

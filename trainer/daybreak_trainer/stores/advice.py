@@ -1,0 +1,108 @@
+"""What to do about a store that does not work, in the words of a TrainingRun's fields. Pure but for
+a look whether a Secret is mounted."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+
+import botocore.exceptions as boto  # type: ignore[import-untyped]
+
+from daybreak_trainer.stores.errors import FULL, NO_BUCKET, NotRemovedError, answer, is_passing
+from daybreak_trainer.stores.options import S3_PROTOCOLS, protocol
+
+_WRONG_KEYS = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+)
+_WRONG_REGION = frozenset(
+    {
+        "301",
+        "400",  # to a HEAD, which has no words
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+        "PermanentRedirect",
+    }
+)
+_NOT_ALLOWED = frozenset({"403", "AccessDenied", "AllAccessDisabled"})
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where a store is set in a TrainingRun."""
+
+    path: str
+    """`spec.checkpoint`."""
+    url_name: str
+    """`storage`, of `spec.checkpoint.storage`."""
+    secret: Path
+    """Where its Secret is mounted, if it has one."""
+
+
+def field_of(role: str, secrets_dir: Path) -> Field:
+    """Of the role `checkpoint`, `export` or `data-<number of the stream>`."""
+    if role.startswith("data-"):
+        return Field(f"spec.data.streams[{role.removeprefix('data-')}]", "url", secrets_dir / role)
+    return Field(f"spec.{role}", "storage", secrets_dir / role)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether another attempt would meet the same; a full store may have been emptied by then."""
+    full = isinstance(error, OSError) and error.errno in FULL
+    return not full and not is_passing(error)
+
+
+def advice(error: BaseException, url: str, field: Field) -> str:
+    """One sentence's half: what to look at, or to change."""
+    if isinstance(error, NotRemovedError):
+        return _PERMISSIONS
+    if protocol(url) in S3_PROTOCOLS:
+        return _s3_advice(error, field)
+    if protocol(url) == "file":
+        return _volume_advice(error, field)
+    return f"check {field.path}.{field.url_name} and {_secret(field)}"
+
+
+_PERMISSIONS = "its user must be allowed to do that (docs/storage.md lists the permissions)"
+
+
+def _s3_advice(error: BaseException, field: Field) -> str:
+    code, _ = answer(error) or ("", 0)
+    url_field = f"{field.path}.{field.url_name}"
+    if code == NO_BUCKET:
+        return f"create the bucket, or correct {url_field}"
+    if code in _WRONG_KEYS or isinstance(error, boto.NoCredentialsError):
+        return f"check {_secret(field)}"
+    if code in _NOT_ALLOWED:
+        return f"{_PERMISSIONS}; check {_secret(field)}"
+    if code in _WRONG_REGION:
+        return f"check the bucket's region: AWS_REGION in {_secret(field)}"
+    if code == "RequestTimeTooSkewed":
+        return "set the node's clock"
+    if isinstance(error, boto.SSLError):
+        return f"the endpoint's certificate must be one that this image trusts; check {url_field}"
+    if is_passing(error):
+        return (
+            f"check endpoint_url in {_secret(field)}, and whether the pod's network reaches the "
+            "endpoint"
+        )
+    return f"check {url_field} and {_secret(field)}"
+
+
+def _volume_advice(error: BaseException, field: Field) -> str:
+    volume = f"the volume of {field.path}.persistentVolumeClaim"
+    code = error.errno if isinstance(error, OSError) else None
+    if code in FULL:
+        return f"make room on {volume}"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{volume} must be one that the pod's user may use so"
+    return f"check {volume} and its server"
+
+
+def _secret(field: Field) -> str:
+    if not field.secret.is_dir():
+        return (
+            f"{field.path}.secretRef, which names no Secret (its keys would be key, secret and "
+            "endpoint_url)"
+        )
+    return f"the keys of the Secret of {field.path}.secretRef (mounted at {field.secret})"
