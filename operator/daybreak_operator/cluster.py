@@ -14,7 +14,7 @@ from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION,
 from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.decide import EventNote
 from daybreak_operator.observation import FixedRecipe
-from daybreak_trainer.contract import RECIPE_PATH
+from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 
 _TIMEOUT_SECONDS = 10
 COMPONENT = "daybreak-operator"
@@ -156,7 +156,7 @@ class Cluster:
     async def record(self, run: TrainingRun, note: EventNote) -> None:
         """Writes an Event once: its name follows from what it says."""
         key = f"{run.uid}/{note.attempt}/{note.reason}/{note.message}"
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        now = rfc3339(datetime.now(UTC), "seconds")
         body = {
             "apiVersion": "v1",
             "kind": "Event",

@@ -9,7 +9,6 @@ status and does it all again, or the new one and goes on from there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Literal
 
 from daybreak_operator.api.run import TrainingRun
@@ -31,7 +30,7 @@ from daybreak_operator.children.config import config_map, service
 from daybreak_operator.children.job import job
 from daybreak_operator.failures import Failure, classify
 from daybreak_operator.observation import JobView, Observation, PodView
-from daybreak_trainer.contract import CheckpointRef, Progress
+from daybreak_trainer.contract import CheckpointRef, Progress, rfc3339
 
 _POLL_SECONDS = 1.0
 _MISSING_RETRY_SECONDS = 5.0
@@ -134,7 +133,7 @@ def _next_attempt(draft: _Draft) -> Decision:
         "phase": "Starting",
         "recipe_hash": seen.recipe.hash,
         "workers": None,
-        "start_time": seen.run.status.start_time or _rfc3339(seen.now),
+        "start_time": seen.run.status.start_time or rfc3339(seen.now, "seconds"),
     }
     draft.reason, draft.message = "AttemptStarting", f"attempt {attempt} is starting"
     nodes = seen.run.spec.workers.nodes
@@ -193,7 +192,7 @@ def _running(draft: _Draft, current: JobView, pods: tuple[PodView, ...]) -> None
 
 def _complete(draft: _Draft) -> Decision:
     seen = draft.observation
-    draft.values |= {"phase": "Complete", "completion_time": _rfc3339(seen.now)}
+    draft.values |= {"phase": "Complete", "completion_time": rfc3339(seen.now, "seconds")}
     progress = draft.values.get("progress") or seen.run.status.progress
     if progress is not None and progress.total_steps:
         draft.values["progress"] = progress.model_copy(
@@ -221,7 +220,7 @@ def _failed(draft: _Draft, failure: Failure) -> Decision:
         pod=failure.pod,
         attempt=run.status.attempt,
         step=failure.step,
-        time=_rfc3339(seen.now),
+        time=rfc3339(seen.now, "seconds"),
     )
     if failure.verdict == "final":
         return _fail(draft, failure.reason, failure.message)
@@ -276,7 +275,10 @@ def _stop(draft: _Draft, current: JobView, reason: str, message: str) -> Decisio
 
 
 def _fail(draft: _Draft, reason: str, message: str) -> Decision:
-    draft.values |= {"phase": "Failed", "completion_time": _rfc3339(draft.observation.now)}
+    draft.values |= {
+        "phase": "Failed",
+        "completion_time": rfc3339(draft.observation.now, "seconds"),
+    }
     draft.reason, draft.message = reason, message
     draft.note("Warning", reason, message)
     return Decision(draft.status(), events=tuple(draft.events))
@@ -377,12 +379,8 @@ def _conditions(
                 status=value,
                 reason=reason if about else f"Not{kind}",
                 message=draft.message if about else "",
-                last_transition_time=since or _rfc3339(draft.observation.now),
+                last_transition_time=since or rfc3339(draft.observation.now, "seconds"),
                 observed_generation=run.generation,
             )
         )
     return tuple(conditions)
-
-
-def _rfc3339(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -9,6 +9,7 @@ image has no torch, and a scripted worker in a test can honour it in a few lines
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Literal
@@ -108,6 +109,11 @@ ENV_WORK_DIR = "DAYBREAK_WORK_DIR"
 ENV_RECIPE_PATH = "DAYBREAK_RECIPE_PATH"
 ENV_TERMINATION_LOG = "DAYBREAK_TERMINATION_LOG"
 ENV_SECRETS_DIR = "DAYBREAK_SECRETS_DIR"
+
+
+def rfc3339(moment: datetime, timespec: str = "milliseconds") -> str:
+    """A time as messages and status write it; `moment` is in UTC."""
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 class Message(BaseModel):
@@ -276,6 +282,16 @@ class Progress(Message):
     estimated_completion_time: str | None = None
     training_seconds: float = Field(
         default=0.0, description="Time in training steps over the whole run, restored on resume."
+    )
+    mfu: float | None = Field(
+        default=None, description="Model FLOPs over the devices' peak, 0..1; None: peak not known."
+    )
+    ledger: dict[str, float] = Field(
+        default_factory=dict,
+        description="Seconds that the run held its devices: `productive`, and lost ones by cause.",
+    )
+    restarts: dict[str, int] = Field(
+        default_factory=dict, description="Restarts inside pods over the whole run, by cause."
     )
     evaluation: Evaluation | None = None
     export_url: str | None = None

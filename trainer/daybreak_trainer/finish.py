@@ -16,7 +16,6 @@ from torch import Tensor
 
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import Evaluation
-from daybreak_trainer.data.mds import Dataset
 from daybreak_trainer.evaluate.grid import save_grid
 from daybreak_trainer.evaluate.sampler import Images, sample
 from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
@@ -38,11 +37,11 @@ class Finisher:
         self,
         settings: Settings,
         rank: Rank,
-        dataset: Dataset,
+        vocabulary: list[str],
         text: TextTower,
         progress: ProgressReporter,
     ) -> None:
-        self._settings, self._rank, self._dataset = settings, rank, dataset
+        self._settings, self._rank, self._vocabulary = settings, rank, vocabulary
         self._text, self._progress = text, progress
 
     def check(self) -> None:
@@ -61,7 +60,7 @@ class Finisher:
         weights = export.gathered(shadow)
         self._progress.phase("Exporting")
         pipeline = export.build_pipeline(
-            self._settings.recipe, list(self._dataset.vocabulary), weights, self._text
+            self._settings.recipe, self._vocabulary, weights, self._text
         )
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
         pipeline.to(self._rank.device)  # type: ignore[attr-defined]

@@ -1,0 +1,169 @@
+"""Everything that trains, built once for a process: data, model, optimizers, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from daybreak_trainer.checkpoint.checkpointer import Checkpointer
+from daybreak_trainer.checkpoint.history import Journal
+from daybreak_trainer.checkpoint.layout import Commit
+from daybreak_trainer.checkpoint.lineage import Expected
+from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.data.batch import StepPlan
+from daybreak_trainer.data.cache import NodeCache
+from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.pipeline import Loader
+from daybreak_trainer.data.shards import Shards
+from daybreak_trainer.models import flops, text_to_image
+from daybreak_trainer.models.flops import SampleFlops
+from daybreak_trainer.models.text import encode
+from daybreak_trainer.optim import build as optimizers
+from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.settings import Settings
+from daybreak_trainer.state import RunState
+from daybreak_trainer.step import Phases, TrainStep
+
+_DECODING_THREADS = 4
+
+
+class Engine:
+    """Built by all ranks together.
+
+    Raises:
+        DatasetError, DataUnavailableError, RecipeError, HubUnreachableError, ComputeError,
+        StorageError: as their names say.
+    """
+
+    def __init__(
+        self, settings: Settings, rank: Rank, phases: Phases, before_update: Callable[[], None]
+    ) -> None:
+        self.settings, self.rank, self.recipe = settings, rank, settings.recipe
+        self.counters = DataCounters()
+        self.corpus = self._open_corpus()
+        self.dtype = compute_dtype(self.recipe.precision, rank.device)
+        compute = settings.run.compute
+        model, self.text = text_to_image.build(self.recipe, list(self.corpus.vocabulary))
+        self.text.encoder.to(rank.device)
+        self.model = model.to(rank.device)
+        mesh = mesh_of(rank, compute)
+        shard(self.model, self.model.units, mesh, self.dtype, compute)
+        self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
+        self.ema = Ema(self.model, self.recipe.ema.decay)
+        self.step = TrainStep(
+            self.recipe,
+            self.model,
+            self.text,
+            self.optimizers,
+            self.ema,
+            rank,
+            self.dtype,
+            device_batch_size=compute.device_batch_size,
+            before_update=before_update,
+            phases=phases,
+        )
+        run = settings.run
+        self.storage = Storage(run.checkpoint_url, settings.storage_options("checkpoint"))
+        self.checkpointer = Checkpointer(
+            self.storage, self._expected(), run.attempt, run.checkpoint_keep_last, rank
+        )
+
+    # --- data -----------------------------------------------------------------------------------
+
+    def _open_corpus(self) -> Corpus:
+        streams = [
+            Stream(stream.url, self.settings.storage_options(stream.role), stream.weight)
+            for stream in self.settings.run.streams
+        ]
+        corpus = open_corpus(streams, self.counters)
+        wanted = self.recipe.stages[0].resolution
+        if corpus.resolution != wanted:
+            raise DatasetError(
+                f"{streams[0].url}: images are {corpus.resolution} px, recipe.stages[0].resolution "
+                f"is {wanted}; prepare the dataset with --resolution {wanted} or change the recipe"
+            )
+        return corpus
+
+    def loader(self, state: RunState) -> Loader:
+        """The batches that are left of the run, from where it stands."""
+        run, rank = self.settings.run, self.rank
+        cache = NodeCache(
+            self.settings.work_dir / "cache" / "shards", run.cache_bytes, self.counters
+        )
+        plans = (
+            StepPlan(step, self.recipe.stage_at(step)[1].batch_size)
+            for step in range(state.step, self.recipe.total_steps)
+        )
+        return Loader(
+            self.corpus,
+            Shards(self.corpus, cache, self.counters, processes=rank.local_world),
+            state.data,
+            plans,
+            seed=self.recipe.seed,
+            rank=rank.rank,
+            world=rank.world,
+            threads=_threads(rank),
+            pinned=rank.device.type == "cuda",
+        )
+
+    # --- state ----------------------------------------------------------------------------------
+
+    def _expected(self) -> Expected:
+        run = self.settings.run
+        return Expected(
+            run.uid,
+            self.recipe.hash,
+            self.corpus.fingerprint,
+            recipe=json.loads(self.recipe.to_json()),
+            data=json.loads(self.corpus.description.to_json()),
+            accepted=frozenset(run.accept_changes),
+        )
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything that a commit holds as tensors: the live ones, not copies."""
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizers),
+            "ema": dict(self.ema.shadow),
+        }
+
+    def load(self, commit: Commit) -> Journal:
+        """Weights, optimizer and average as the commit has them; returns its journal."""
+        tensors = self.tensors()
+        journal = self.checkpointer.load(commit, tensors)
+        set_optimizer_state_dict(self.model, self.optimizers, optim_state_dict=tensors["optimizer"])
+        return journal
+
+    def sample_flops(self, height: int, width: int) -> SampleFlops:
+        """Of a sample of this size; a frozen encoder's are counted by running it once."""
+        if self.text.trained:
+            return flops.per_sample(self.recipe, height=height, width=width)
+        ids, mask = self.text.tokenize([""], self.rank.device)
+        with torch.no_grad():
+            frozen = flops.counted(lambda: encode(self.text.encoder, ids, mask))
+        return flops.per_sample(
+            self.recipe,
+            height=height,
+            width=width,
+            text_width=self.text.hidden_size,
+            frozen_text=frozen,
+        )
+
+
+def _threads(rank: Rank) -> int:
+    """Decoding threads of a rank: its part of the node's processors, and no more than help."""
+    own = len(os.sched_getaffinity(0)) // rank.local_world
+    return max(1, min(_DECODING_THREADS, own))

@@ -1,0 +1,57 @@
+"""Where a run stands, apart from tensors: what commits, records and progress are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, TrainState
+from daybreak_trainer.data.batch import Batch
+
+
+@dataclass
+class RunState:
+    """Equal on every rank after every step, but for the seconds."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    """Samples that the weights were trained on."""
+    data: DataPosition = field(default_factory=DataPosition)
+    """Which samples come next."""
+    skipped: tuple[SkippedRange, ...] = ()
+    training_seconds: float = 0.0
+    restarts: dict[str, int] = field(default_factory=dict)
+
+    def trained(self, batch: Batch) -> None:
+        """A step on `batch` was taken."""
+        self.step += 1
+        self.samples += batch.global_size
+        self.data = batch.after
+
+    def restore(self, state: TrainState) -> None:
+        """Goes on from a commit."""
+        self.step, self.samples, self.data = state.step, state.samples, state.data
+        self.skipped, self.training_seconds = state.skipped, state.training_seconds
+        self.restarts = dict(state.restarts)
+
+    def roll_back(self, state: TrainState, reason: str) -> SkippedRange:
+        """Weights go back to a commit, data does not: what was trained on since is passed over.
+
+        The range is remembered, for it is what the run's exactly-once does not hold for.
+        """
+        passed = SkippedRange(start=state.data.samples, end=self.data.samples, reason=reason)
+        self.step, self.samples = state.step, state.samples
+        self.skipped = (*self.skipped, passed)
+        return passed
+
+    def snapshot(self, ledger: Mapping[str, float]) -> TrainState:
+        return TrainState(
+            step=self.step,
+            samples=self.samples,
+            data=self.data,
+            skipped=self.skipped,
+            training_seconds=self.training_seconds,
+            ledger=dict(ledger),
+            restarts=dict(self.restarts),
+        )
