@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _SLICE_BYTES = 8 << 20
 """Most bytes handed to a store's stream at once: it copies them into its own buffer."""
 _RANGE_BYTES = 32 << 20
-_BUFFER_BYTES = 1 << 20
+"""Most bytes of one request to read: what is asked for again where its answer breaks off."""
+_BUFFER_BYTES = 8 << 20
+"""Fewest bytes of one: small reads that follow each other cost one request."""
 
 
 class _Digest(Protocol):
@@ -91,6 +93,14 @@ class RangeReader(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+    def readall(self) -> bytes:
+        """The rest; the inherited one reads 8 KiB at a time."""
+        rest = bytearray(max(0, self._size - self._position))
+        view, filled = memoryview(rest), 0
+        while count := self.readinto(view[filled:]):
+            filled += count
+        return bytes(view[:filled])
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

@@ -1,0 +1,89 @@
+"""Sharded checkpoints and datasets on S3 are what they are on a volume."""
+
+from __future__ import annotations
+
+import runpy
+import socket
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+import torch
+from s3_server import S3Server
+
+from daybreak_trainer.checkpoint import dcp
+from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.data.mds import open_dataset
+from daybreak_trainer.prepare.prepare import prepare
+from daybreak_trainer.stores.options import options_for
+
+SCRIPT = Path(__file__).with_name("dcp_rank.py")
+RANKS = 2
+_SECONDS = 120.0
+
+
+@pytest.mark.training
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_ranks_save_the_same_to_s3_as_to_a_volume(
+    s3: S3Server, tmp_path: Path, fork_server: ForkServerContext
+) -> None:
+    """Two ranks' shards, in several parts each, loaded by one process; file by file the same
+    bytes."""
+    options = s3.options() | {"default_block_size": 5 << 20}
+    stores = [(str(tmp_path / "local"), {}), (f"s3://{s3.new_bucket()}/run/step", options)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(RANKS):
+        environment = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(RANKS),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        given = {"given": {"environment": environment, "stores": stores}}
+        ranks.append(fork_server.Process(target=runpy.run_path, args=(str(SCRIPT), given)))
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(_SECONDS)
+    assert [process.exitcode for process in ranks] == [0] * RANKS
+
+    local, remote = (Storage(url, given) for url, given in stores)
+    assert remote.files() == local.files() == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    for name in local.files():
+        if name != ".metadata":  # it has an identifier of its own
+            assert remote.record(name) == local.record(name)
+    for store in (local, remote):
+        state = {
+            "weight": torch.zeros(6_000, 700),
+            "odd": torch.zeros(7),
+            "step": torch.tensor(0),
+        }
+        dcp.load(state, store, None)
+        assert torch.equal(state["weight"], torch.arange(4_200_000.0).reshape(6_000, 700))
+        assert torch.equal(state["odd"], torch.arange(7.0))
+        assert state["step"] == 7
+
+
+def test_a_dataset_in_a_bucket_is_the_dataset(s3: S3Server, tmp_path: Path) -> None:
+    """With credentials as AWS names them: same fingerprint, same samples, shard by shard."""
+    prepare("digits", tmp_path / "digits", count=40, shard_bytes=1 << 13)
+    url = f"s3://{s3.new_bucket()}/datasets/digits"
+    place = Storage(url, s3.options())
+    for file in (tmp_path / "digits").iterdir():
+        place.write(file.name, file.read_bytes())
+    secret = {
+        "AWS_ACCESS_KEY_ID": s3.root.key,
+        "AWS_SECRET_ACCESS_KEY": s3.root.secret,
+        "AWS_ENDPOINT_URL": s3.url,
+        "AWS_REGION": "us-east-1",
+    }
+    local = open_dataset(str(tmp_path / "digits"), {}, tmp_path / "unused")
+    remote = open_dataset(url, options_for(url, secret), tmp_path / "cache")
+    assert remote.fingerprint == local.fingerprint
+    assert len(remote) == len(local) == 40
+    for number in range(40):
+        assert remote.get(number).caption == local.get(number).caption
+        assert (remote.get(number).image == local.get(number).image).all()
