@@ -3,11 +3,9 @@ and the commands that talk to a cluster work without the trainer's dependencies.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,10 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from daybreak_cli.errors import CommandError
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from daybreak_cli import checkpoints
+from daybreak_cli.errors import CommandError, said_plainly
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,6 +33,7 @@ app = typer.Typer(
     "file itself, `daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
+app.add_typer(checkpoints.app, name="checkpoints")
 console = Console()
 
 StateDir = Annotated[
@@ -44,24 +41,8 @@ StateDir = Annotated[
 ]
 
 
-def _said_plainly(command: Callable[P, R]) -> Callable[P, R]:
-    """Errors a user can act on are one line on stderr and an exit code, never a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except CommandError as error:
-            typer.echo(f"daybreak: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-
-    return wrapped
-
-
 @app.command()
-@_said_plainly
+@said_plainly
 def up(
     nodes: Annotated[int, typer.Option(min=1, max=16, help="Nodes that run pods.")] = 1,
     state_dir: StateDir = None,
@@ -87,7 +68,7 @@ def up(
 
 
 @app.command()
-@_said_plainly
+@said_plainly
 def down(state_dir: StateDir = None) -> None:
     """End the cluster that `daybreak up` started and remove its files."""
     from daybreak_devcluster import background
@@ -101,7 +82,7 @@ def down(state_dir: StateDir = None) -> None:
 
 
 @app.command()
-@_said_plainly
+@said_plainly
 def prepare(
     source: Annotated[str, typer.Argument(help="`digits`, `shapes`, or a folder of images.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
@@ -135,7 +116,7 @@ def prepare(
 
 
 @app.command()
-@_said_plainly
+@said_plainly
 def watch(
     name: Annotated[str, typer.Argument(help="The run.")],
     namespace: Annotated[str | None, typer.Option("--namespace", "-n")] = None,
@@ -154,7 +135,7 @@ def watch(
 
 
 @app.command()
-@_said_plainly
+@said_plainly
 def sample(
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
@@ -180,7 +161,7 @@ def sample(
 
 
 @app.command()
-@_said_plainly
+@said_plainly
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
     benchmark: Annotated[Literal["digits", "shapes"], typer.Argument(help="What to ask for.")],
