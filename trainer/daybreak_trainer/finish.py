@@ -21,6 +21,7 @@ from daybreak_trainer.evaluate.sampler import Images, sample
 from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
 from daybreak_trainer.export.publish import ExportCard, check, publish
+from daybreak_trainer.health.heartbeat import Heartbeat, Phase
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.progress import ProgressReporter
@@ -40,9 +41,10 @@ class Finisher:
         vocabulary: list[str],
         text: TextTower,
         progress: ProgressReporter,
+        heartbeat: Heartbeat,
     ) -> None:
         self._settings, self._rank, self._vocabulary = settings, rank, vocabulary
-        self._text, self._progress = text, progress
+        self._text, self._progress, self._heartbeat = text, progress, heartbeat
 
     def check(self) -> None:
         """Before a day of training: raises ExportTakenError where the place is another run's."""
@@ -57,6 +59,7 @@ class Finisher:
     def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
         """Exports, samples and scores; a collective until the images are drawn."""
         run = self._settings.run
+        self._heartbeat.enter(Phase.EXPORTING)
         weights = export.gathered(shadow)
         self._progress.phase("Exporting")
         pipeline = export.build_pipeline(
@@ -65,6 +68,7 @@ class Finisher:
         pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
         pipeline.to(self._rank.device)  # type: ignore[attr-defined]
         self._progress.phase("Evaluating")
+        self._heartbeat.enter(Phase.EVALUATING)
         images, prompts = self._drawn(pipeline)
         if self._rank.is_first:
             folder = export.scratch_folder(self._settings.work_dir)
@@ -102,6 +106,7 @@ class Finisher:
                 guidance=sampling.guidance,
                 seed=_SAMPLING_SEED,
                 numbers=mine,
+                progress=lambda done, _: self._heartbeat.moved(done),
             )
             if mine
             else None

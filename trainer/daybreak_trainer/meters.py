@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 
+from daybreak_trainer.checkpoint.saves import Outcome
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.engine import Engine
+from daybreak_trainer.health import self_test
+from daybreak_trainer.health.grace import grace_is_short
+from daybreak_trainer.health.own_work import own_work
 from daybreak_trainer.models.flops import SampleFlops
 from daybreak_trainer.parallel.agreement import Agreed
+from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.devices import peak_of
 from daybreak_trainer.telemetry.memory import memory_use
 from daybreak_trainer.telemetry.metrics import train_metrics
@@ -15,6 +22,8 @@ from daybreak_trainer.telemetry.phases import StepTimer, StepTimes
 from daybreak_trainer.telemetry.step_log import StepLog
 from daybreak_trainer.telemetry.throughput import Throughput, ThroughputMeter
 
+_STEPS_TO_AGREE = 3
+"""From a wish at one rank to the step after which all ranks act on it."""
 _SLOW_EVERY_SECONDS = 5.0
 """For what costs a system call to ask."""
 
@@ -32,6 +41,8 @@ class Meters:
         self._flops: dict[tuple[int, int], SampleFlops] = {}
         self._own: dict[int, int] = {}
         self._slow = 0.0
+        self._work = own_work(engine.rank.device)
+        self._said_short = False
         self.last: StepTimes | None = None
         """The newest step whose times are known."""
 
@@ -56,6 +67,36 @@ class Meters:
             self._slow = time.monotonic()
             self._metrics.speed.memory(self._rank.rank, memory_use(self._rank.device))
             self._metrics.loader.counts(self._engine.counters.read())
+
+    def own_work(self, batch: Batch, waited_seconds: float) -> float:
+        """Seconds of this rank's own work for an image since the last step; 0 without images."""
+        seconds = self._work.seconds(waited_seconds)
+        return seconds / batch.own if batch.own else 0.0
+
+    def self_test(self, results: Sequence[self_test.Result]) -> None:
+        """The figures of the start-up's test."""
+        health = self._metrics.health
+        health.matmul(self._rank.rank, results[self._rank.rank].compute.tflops * 1e12)
+        if self._rank.is_first:
+            health.all_gather(min(r.links.gather_bytes_per_second for r in results))
+            stored = [result.storage for result in results if result.storage is not None]
+            health.storage("write", min(s.write_bytes_per_second for s in stored))
+            health.storage("read", min(s.read_bytes_per_second for s in stored))
+
+    def stop_would_take(self, outcome: Outcome, grace_seconds: float) -> None:
+        """What a save took says how long a stop would: it, and the steps until all ranks agree."""
+        save_seconds = outcome.staging_seconds + outcome.write_seconds
+        step_seconds = self.last.total_seconds if self.last is not None else 0.0
+        self._metrics.health.stop(save_seconds + _STEPS_TO_AGREE * step_seconds)
+        if grace_is_short(save_seconds, grace_seconds) and not self._said_short:
+            self._said_short = True
+            log.event(
+                "grace_too_short",
+                level=logging.WARNING,
+                save_seconds=round(save_seconds, 2),
+                grace_seconds=grace_seconds,
+                remedy="raise spec.terminationGracePeriod",
+            )
 
     def speed(self) -> Throughput | None:
         return self._meter.throughput()

@@ -9,13 +9,15 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from daybreak_trainer.checkpoint.storage import StorageError
+from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
-from daybreak_trainer.data.errors import BadDataError
+from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
 from daybreak_trainer.export.publish import ExportTakenError
+from daybreak_trainer.health.self_test import SelfTestError
 from daybreak_trainer.models.text import HubUnreachableError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
+from daybreak_trainer.stores.errors import StorageError, StorageRefusedError
 
 _TRACEBACK_LINES = 12
 _PEER_LOST_SIGNS = (
@@ -79,8 +81,12 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (BadDataError, "BadData", ExitCode.BAD_DATA),
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
         (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
+        (ChangedError, "Changed", ExitCode.BAD_RECIPE),
+        (StorageRefusedError, "StorageRefused", ExitCode.BAD_RECIPE),
         (StorageError, "StorageFailed", ExitCode.FAILED),
+        (DataUnavailableError, "DataUnavailable", ExitCode.FAILED),
         (HubUnreachableError, "HubUnreachable", ExitCode.FAILED),
+        (SelfTestError, "BadDevice", ExitCode.FAILED),
     ):
         if isinstance(error, kind):
             return _record(reason, str(error), code, rank, standing)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, TrainState
 from daybreak_trainer.data.batch import Batch
+from daybreak_trainer.health import restarts
 
 
 @dataclass
@@ -22,6 +23,9 @@ class RunState:
     skipped: tuple[SkippedRange, ...] = ()
     training_seconds: float = 0.0
     restarts: dict[str, int] = field(default_factory=dict)
+    """Restarts inside pods, by cause."""
+    rounds: int = 0
+    """Of them, those of this attempt."""
 
     def trained(self, batch: Batch) -> None:
         """A step on `batch` was taken."""
@@ -33,14 +37,23 @@ class RunState:
         """Goes on from a commit."""
         self.step, self.samples, self.data = state.step, state.samples, state.data
         self.skipped, self.training_seconds = state.skipped, state.training_seconds
-        self.restarts = dict(state.restarts)
+        self.restarts, self.rounds = dict(state.restarts), state.rounds
+
+    def restarted(self, causes: Sequence[str], same_attempt: bool) -> None:
+        """`causes` are those of this attempt so far, oldest first; where the commit that was gone
+        on from is of this attempt too, it knows the first of them."""
+        known = self.rounds if same_attempt else 0
+        self.restarts = restarts.total(self.restarts, known, causes)
+        self.rounds = len(causes)
 
     def roll_back(self, state: TrainState, reason: str) -> SkippedRange:
         """Weights go back to a commit, data does not: what was trained on since is passed over.
 
         The range is remembered, for it is what the run's exactly-once does not hold for.
         """
-        passed = SkippedRange(start=state.data.samples, end=self.data.samples, reason=reason)
+        passed = SkippedRange(
+            start=state.data.samples, end=self.data.samples, step=state.step, reason=reason
+        )
         self.step, self.samples = state.step, state.samples
         self.skipped = (*self.skipped, passed)
         return passed
@@ -54,4 +67,5 @@ class RunState:
             training_seconds=self.training_seconds,
             ledger=dict(ledger),
             restarts=dict(self.restarts),
+            rounds=self.rounds,
         )

@@ -1,16 +1,17 @@
 """One rank of a run: build, resume, train, commit, export, judge.
 
-`main` is what torchrun starts. The loop is `Trainer.train`; everything it calls lives in a module
-of its own.
+`main` is what the launcher starts. The loop is `Trainer.train`; everything it calls lives in a
+module of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import numpy as np
@@ -23,22 +24,27 @@ from daybreak_trainer import settings as pod_settings
 from daybreak_trainer.checkpoint.checkpointer import Due
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal
 from daybreak_trainer.checkpoint.layout import TrainState
-from daybreak_trainer.checkpoint.storage import StorageError
+from daybreak_trainer.checks import StepChecks
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.data.feed import DeviceFeed
 from daybreak_trainer.data.signature import signature
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.finish import Finisher
+from daybreak_trainer.health import restarts, self_test
+from daybreak_trainer.health.grace import usable_seconds
+from daybreak_trainer.health.heartbeat import Heartbeat, Phase
+from daybreak_trainer.health.non_finite import Verdict
 from daybreak_trainer.meters import Meters
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
 from daybreak_trainer.parallel.collector import Collector
 from daybreak_trainer.parallel.process_group import Rank, joined
 from daybreak_trainer.progress import ProgressReporter
-from daybreak_trainer.rank import Standing, StopRequestedError
+from daybreak_trainer.rank import NonFiniteLossError, Standing, StopRequestedError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.schedule import wsd
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
+from daybreak_trainer.stores.errors import StorageError
 from daybreak_trainer.stores.probe import places, probe
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.ledger import Ledger, process_started
@@ -50,17 +56,37 @@ class StopFlag:
     """Set by SIGTERM; what follows is agreed on by all ranks (`StepAgreement`)."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.requested_at: float | None = None
+        """On the monotonic clock."""
         signal.signal(signal.SIGTERM, self._set)
 
     def _set(self, _number: int, _frame: FrameType | None) -> None:
-        self.is_set = True
+        if self.requested_at is None:
+            self.requested_at = time.monotonic()
+
+    @property
+    def is_set(self) -> bool:
+        return self.requested_at is not None
+
+
+class _RollBackError(Exception):
+    """Too many steps in a row without a finite gradient."""
 
 
 class Trainer:
-    def __init__(self, settings: Settings, rank: Rank, standing: Standing, stop: StopFlag) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        rank: Rank,
+        standing: Standing,
+        stop: StopFlag,
+        heartbeat: Heartbeat,
+        restart_causes: Sequence[str] = (),
+    ) -> None:
+        """`restart_causes`: why ranks of this attempt were started again, oldest first."""
         self.settings, self.rank, self.standing, self.stop = settings, rank, standing, stop
-        self.recipe = settings.recipe
+        self.heartbeat, self.restart_causes = heartbeat, restart_causes
+        self.recipe, self.run_settings = settings.recipe, settings.run
         self.ledger = Ledger(started=process_started())
         self.progress = ProgressReporter(settings, rank, standing)
         if rank.is_first_of_node:
@@ -69,15 +95,23 @@ class Trainer:
         self.engine = Engine(settings, rank, self.timer, self._before_update)
         self.checkpointer = self.engine.checkpointer
         self.meters = Meters(self.engine, self.timer)
+        self.checks = StepChecks(self.recipe, rank, self.run_settings.health.non_finite_steps)
         self.journal = Journal()
         self.state = RunState()
         self.starts: dict[int, int] = {}
         """Step -> where its global batch began, until all ranks agreed on it."""
-        run = settings.run
+        run = self.run_settings
         self.due = Due(run.checkpoint_interval_seconds, run.checkpoint_interval_steps)
         self.finisher = Finisher(
-            settings, rank, list(self.engine.corpus.vocabulary), self.engine.text, self.progress
+            settings,
+            rank,
+            list(self.engine.corpus.vocabulary),
+            self.engine.text,
+            self.progress,
+            self.heartbeat,
         )
+        if rank.is_first:
+            train_metrics().health.grace(usable_seconds(run.grace_seconds))
 
     @property
     def step(self) -> int:
@@ -90,24 +124,36 @@ class Trainer:
 
         Raises:
             StopRequestedError: SIGTERM; the state is committed.
-            BadDataError, RecipeError, ChangedError, StorageError, NonFiniteLossError,
-            ExportTakenError: as their names say.
+            BadDataError, DataUnavailableError, RecipeError, ChangedError, StorageError,
+            SelfTestError, NonFiniteLossError, ExportTakenError: as their names say.
         """
         self.finisher.check()
+        self.test_devices()
         self.resume()
-        if self.step < self.recipe.total_steps:
-            self.train()
-            self.commit()
+        while self.step < self.recipe.total_steps:
+            try:
+                self.train()
+            except _RollBackError as error:
+                self.roll_back(str(error))
+        self.commit()
         if self._any_rank_stops():
             self._leave()
-        self.finisher.finish(self.step, self.engine.ema.shadow)
+        with self.ledger.during("evaluation"):
+            self.finisher.finish(self.step, self.engine.ema.shadow)
         self.checkpointer.close()
         self.progress.phase("Done")
+
+    def test_devices(self) -> None:
+        """Devices, links and storage, before a day is spent on them."""
+        self.heartbeat.enter(Phase.SELF_TEST)
+        sizes = self_test.CUDA_SIZES if self.rank.device.type == "cuda" else self_test.CPU_SIZES
+        results = self_test.run(self.rank, self.settings.node, self.engine.storage, sizes)
+        self.meters.self_test(results)
 
     def train(self) -> None:
         """Optimizer steps until the recipe's end."""
         loader = self.engine.loader(self.state)
-        agreement = StepAgreement(dist.group.WORLD)
+        agreement = StepAgreement(dist.group.WORLD, own_values=1)
         batches = iter(DeviceFeed(loader, self.rank.device))
         self.progress.phase("Training")
         try:
@@ -115,22 +161,25 @@ class Trainer:
                 self.ledger.begin_steps()
                 self.meters.pause()
                 while self.step < self.recipe.total_steps:
-                    garbage.after_step(self.step)
                     self.act(self.one_step(batches, agreement), agreement)
-                for agreed in agreement.drain():
-                    self.record(agreed)
+                    garbage.after_step(self.step)
+                self.record(agreement.drain())
         finally:
             loader.close()
 
     def one_step(self, batches: Iterator[Batch], agreement: StepAgreement) -> list[Agreed]:
         """One optimizer step; returns what all ranks agreed on about an earlier one."""
         mark = time.monotonic()
+        self.heartbeat.enter(Phase.DATA)
         with self.ledger.during("data_wait"), self.timer.phase("data"):
             batch = next(batches)
+        waited = time.monotonic() - mark
+        self.heartbeat.enter(Phase.STEP)
         numbers = self.engine.step.run(batch, self.learning_rate(self.step))
         self.state.trained(batch)
         self.state.training_seconds += time.monotonic() - mark
         self.starts[self.step] = batch.after.samples - batch.global_size
+        self.heartbeat.step(self.step)
         self.ledger.step_finished(self.step)
         self.meters.step(batch, self.step)
         return agreement.exchange(
@@ -139,26 +188,25 @@ class Trainer:
             checkpoint_due=self.rank.is_first and self.due.by_time(),
             signature=signature(batch.positions[: batch.own], batch.indices[: batch.own]),
             numbers=numbers,
+            own=(self.meters.own_work(batch, waited),),
         )
 
     def act(self, done: list[Agreed], agreement: StepAgreement) -> None:
         """What follows from a finished step; the same on all ranks."""
-        for agreed in done:
-            self.record(agreed)
+        self.record(done)
         if any(agreed.stop for agreed in done):
-            for agreed in agreement.drain():
-                self.record(agreed)
+            self.record(agreement.drain())
             self.commit()
             self._leave()
         if self.due.by_steps(self.step) or any(agreed.checkpoint_due for agreed in done):
-            for agreed in agreement.drain():
-                self.record(agreed)
+            self.record(agreement.drain())
             with self.ledger.during("checkpoint"):
                 self.checkpointer.save(self.snapshot(), self.engine.tensors(), self.journal)
             self.due.began()
         self.heed_saves()
 
     def learning_rate(self, step: int) -> float:
+        """Of the step after `step` steps."""
         factor = wsd.factor(self.recipe.schedule, step, self.recipe.total_steps)
         return self.recipe.optimizer.learning_rate * factor
 
@@ -166,8 +214,25 @@ class Trainer:
         with self.ledger.during("checkpoint"), self.timer.phase("staging"):
             self.checkpointer.before_update()
 
-    def record(self, agreed: Agreed) -> None:
-        """Notes a finished step in journal, log and progress."""
+    def record(self, done: list[Agreed]) -> None:
+        """Notes finished steps in journal, log and progress.
+
+        Raises:
+            _RollBackError: too many of them in a row had no finite gradient.
+            NonFiniteLossError: they had none again.
+        """
+        for agreed in done:
+            self._record(agreed)
+            verdict = self.checks.observe(agreed)
+            if verdict is Verdict.ROLL_BACK:
+                limit = self.run_settings.health.non_finite_steps
+                raise _RollBackError(
+                    f"{limit} steps in a row without a finite gradient, up to step {agreed.step}"
+                )
+            if verdict is Verdict.GIVE_UP:
+                raise NonFiniteLossError(self.checks.explanation(agreed.step, has_commit=True))
+
+    def _record(self, agreed: Agreed) -> None:
         _, stage = self.recipe.stage_at(agreed.step - 1)
         self.journal.append(
             HistoryLine(
@@ -196,6 +261,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes on from the newest good commit of the run's lineage, or from the beginning."""
+        self.heartbeat.enter(Phase.RESTORING)
         with self.ledger.during("restore"):
             search = self.checkpointer.find()
             self.standing.skipped_checkpoints = tuple(search.skipped)
@@ -203,17 +269,47 @@ class Trainer:
             if (commit := search.commit) is not None:
                 self.journal = self.engine.load(commit)
                 self.state.restore(commit.state)
+                self.checks.resumed(commit.state)
                 self.ledger.resumed(commit.state.ledger)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
+        same = commit is not None and commit.attempt == self.run_settings.attempt
+        self.state.restarted(self.restart_causes, same)
         reference = self.checkpointer.reference
         self.standing.checkpoint = reference
         self.progress.resumed(reference, search.skipped, self.state)
+
+    def roll_back(self, reason: str) -> None:
+        """Weights, optimizer and average become those of the last commit; its data is passed over.
+
+        Raises:
+            NonFiniteLossError: nothing was committed yet.
+        """
+        at = self.step
+        with self.ledger.during("restore"):
+            commit = self.checkpointer.find().commit
+            if commit is None:
+                raise NonFiniteLossError(self.checks.explanation(at, has_commit=False))
+            self.journal = self.engine.load(commit)
+        passed = self.state.roll_back(commit.state, reason)
+        self.starts.clear()
+        self.ledger.rolled_back(commit.step)
+        if self.rank.is_first:
+            train_metrics().health.rolled_back()
+            log.event(
+                "rolled_back",
+                level=logging.WARNING,
+                from_step=at,
+                to_step=commit.step,
+                passed_over=[passed.start, passed.end],
+                reason=reason,
+            )
 
     def snapshot(self) -> TrainState:
         return self.state.snapshot(self.ledger.seconds())
 
     def commit(self) -> None:
         """Saves and waits until the commit is real."""
+        self.heartbeat.enter(Phase.CHECKPOINTING)
         self.progress.phase("Checkpointing")
         with self.ledger.during("checkpoint"):
             self.checkpointer.save_now(self.snapshot(), self.engine.tensors(), self.journal)
@@ -233,6 +329,8 @@ class Trainer:
             assert reference is not None  # the commit just made
             self.standing.checkpoint = reference
             self.progress.committed(reference, outcome)
+            if self.rank.is_first:
+                self.meters.stop_would_take(outcome, self.run_settings.grace_seconds)
 
     def _any_rank_stops(self) -> bool:
         wish = torch.tensor(int(self.stop.is_set))
@@ -240,17 +338,22 @@ class Trainer:
         return bool(wish)
 
     def _leave(self) -> None:
+        """After the commit of a stop."""
         self.progress.phase("Stopping")
-        self.checkpointer.close()
         reference = self.checkpointer.reference
         assert reference is not None  # the commit just made
+        if self.stop.requested_at is not None:
+            seconds = time.monotonic() - self.stop.requested_at
+            train_metrics().health.stop(seconds)
+            log.event("stopped", step=reference.step, seconds=round(seconds, 2))
+        self.checkpointer.close()
         raise StopRequestedError(reference)
 
 
 def main() -> int:
     """Runs this rank to its end; returns the exit code of the contract, and leaves a record."""
     standing = Standing()
-    number = int(os.environ.get("RANK", "0"))
+    number, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     stop = StopFlag()
     try:
         settings = pod_settings.read()
@@ -262,9 +365,11 @@ def main() -> int:
     named = {"run": run.name, "namespace": run.namespace, "attempt": run.attempt, "rank": number}
     log.configure(lambda: {**named, "step": standing.step})
     np.seterr(all="raise", under="ignore")
+    heartbeat = Heartbeat(settings.work_dir, local)
+    causes = restarts.read(os.environ)
     try:
         with joined() as rank:
-            Trainer(settings, rank, standing, stop).run()
+            Trainer(settings, rank, standing, stop, heartbeat, causes).run()
         record = ranks.done(number, standing)
     except (Exception, CheckpointException) as error:  # noqa: BLE001 (each becomes a record)
         record = ranks.failure(error, number, standing)

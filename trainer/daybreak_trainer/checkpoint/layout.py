@@ -115,6 +115,7 @@ class SkippedRange(Message):
 
     start: int
     end: int = Field(description="The first position that was trained again.")
+    step: int = Field(description="Of the commit that was gone back to.")
     reason: str
 
 
@@ -130,7 +131,10 @@ class TrainState(Message):
         default_factory=dict, description="Seconds by cause over the whole run (telemetry.ledger)."
     )
     restarts: dict[str, int] = Field(
-        default_factory=dict, description="Restarts over the whole run, by cause."
+        default_factory=dict, description="Restarts inside pods over the whole run, by cause."
+    )
+    rounds: int = Field(
+        default=0, description="Of these restarts, those of the attempt that committed this."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Of Daybreak, torch, diffusers and Python that wrote it."

@@ -13,6 +13,7 @@ environment: dict[str, str] = globals()["environment"]
 os.environ.update(environment)
 
 from daybreak_trainer import rank as ranks  # noqa: E402 (as in a pod, the environment comes first)
+from daybreak_trainer.health.heartbeat import Heartbeat  # noqa: E402
 from daybreak_trainer.parallel.process_group import joined  # noqa: E402
 from daybreak_trainer.settings import Settings  # noqa: E402
 from daybreak_trainer.train import StopFlag, Trainer  # noqa: E402
@@ -27,7 +28,7 @@ class StopAfter(StopFlag):
     trainer: Trainer | None = None
 
     def __init__(self, step: int | None) -> None:
-        self.step = step
+        self.step, self.requested_at = step, None
 
     @property
     def is_set(self) -> bool:  # type: ignore[override]
@@ -37,7 +38,7 @@ class StopAfter(StopFlag):
 standing, stop = ranks.Standing(), StopAfter(stop_at)
 try:
     with joined() as rank:
-        stop.trainer = Trainer(settings, rank, standing, stop)
+        stop.trainer = Trainer(settings, rank, standing, stop, Heartbeat(settings.work_dir, 0))
         stop.trainer.run()
     code = 0
 except ranks.StopRequestedError as error:
