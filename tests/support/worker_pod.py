@@ -7,7 +7,6 @@ process id and the round, and `patience` of the launcher.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -27,6 +26,7 @@ from daybreak_trainer import launch  # noqa: E402 (as in a pod, the environment 
 from daybreak_trainer.contract import CheckpointRef, Progress, Termination  # noqa: E402
 from daybreak_trainer.data.errors import ShardError  # noqa: E402
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase  # noqa: E402
+from daybreak_trainer.health.restarts import read as read_restarts  # noqa: E402
 from daybreak_trainer.rank import (  # noqa: E402
     Standing,
     StopRequestedError,
@@ -35,8 +35,6 @@ from daybreak_trainer.rank import (  # noqa: E402
     write_record,
 )
 from daybreak_trainer.telemetry.progress import ProgressFile  # noqa: E402
-
-ENV_RESTARTS = "DAYBREAK_RESTARTS"
 
 NUMBER = "LOCAL_RANK"
 WORK_DIR = Path(environment["DAYBREAK_WORK_DIR"])
@@ -173,7 +171,7 @@ def _until_stopped() -> None:
 
 
 def _announce() -> None:
-    ready.send((os.getpid(), _round(), json.loads(os.environ[ENV_RESTARTS])))
+    ready.send((os.getpid(), _round(), list(read_restarts(os.environ))))
 
 
 def _heartbeat() -> Heartbeat:

@@ -112,7 +112,7 @@ def _crash(ending: Ending, records: Records) -> Termination | None:
 def _killed(end: RankExit) -> Termination:
     return Termination(
         reason="RankKilled",
-        message=f"local rank {end.local_rank} was ended by {_signal_name(-end.code)}",
+        message=f"local rank {end.local_rank} {how_ended(end.code)}",
         exit_code=128 - end.code,
         rank=end.rank,
     )
@@ -121,7 +121,7 @@ def _killed(end: RankExit) -> Termination:
 def _silent(end: RankExit) -> Termination:
     return Termination(
         reason="RankFailed",
-        message=f"local rank {end.local_rank} ended with {end.code} and left no record",
+        message=f"local rank {end.local_rank} {how_ended(end.code)} and left no record",
         exit_code=end.code,
         rank=end.rank,
     )
@@ -140,11 +140,14 @@ def _without_cause(ending: Ending, ordered: Sequence[Termination]) -> Terminatio
     return ordered[0]
 
 
-def _signal_name(number: int) -> str:
+def how_ended(code: int) -> str:
+    """A process's exit code, negative for a signal, in words."""
+    if code >= 0:
+        return f"ended with {code}"
     try:
-        return signal.Signals(number).name
+        return f"was ended by {signal.Signals(-code).name}"
     except ValueError:  # a real-time signal
-        return f"signal {number}"
+        return f"was ended by signal {-code}"
 
 
 def read_records(work_dir: Path) -> Records:

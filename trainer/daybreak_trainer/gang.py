@@ -18,8 +18,9 @@ from daybreak_trainer import contract
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
 from daybreak_trainer.ending import PEER_LOST, Ending, conclude, read_records
 from daybreak_trainer.health.heartbeat import HEARTBEATS_FOLDER
+from daybreak_trainer.health.restarts import ENV_RESTARTS
 from daybreak_trainer.meeting import Meeting, PeersLostError, Place
-from daybreak_trainer.rank_processes import ENV_RESTARTS, RankMain, RankProcesses
+from daybreak_trainer.rank_processes import RankMain, RankProcesses
 from daybreak_trainer.restart import Again, NodeEnd, Over, Restarts, decide
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.stop import Stop
@@ -69,8 +70,10 @@ class Gang:
                 # Before any rank has run, nothing has been lost: the attempt did not start.
                 ending = Ending(broken=str(error)) if number else Ending(problem=str(error))
                 return _with(restarts, conclude(ending, {}))
+            self._stop.has_ranks = True
             end = self._round(place, rank_main, restarts)
             self.concluded = end.termination
+            self._stop.has_ranks = False
             ends = self._exchange(number, end)
             verdict = decide(ends, restarts, self._settings.run.health.rank_restarts)
             if isinstance(verdict, Over):

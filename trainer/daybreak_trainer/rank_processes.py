@@ -27,10 +27,6 @@ from daybreak_trainer.health.watchdog import Seen, process_state
 
 RankMain = Callable[[], int]
 
-ENV_RESTARTS = "DAYBREAK_RESTARTS"
-"""A rank's environment: why ranks of this attempt were restarted in place, a JSON list of reasons,
-oldest first."""
-
 
 @dataclass(frozen=True)
 class _Started:

@@ -10,7 +10,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from multiprocessing import active_children
 from threading import Thread
 
 
@@ -26,6 +25,8 @@ class Stop:
         """Must not return; replaced as more is known that it can tell."""
         self.requested_at: float | None = None
         """On the monotonic clock; the launcher tells its ranks."""
+        self.has_ranks = False
+        """Set by the launcher: ranks run, and are told to stop by it."""
         self._is_over = False
         read_end, write_end = socket.socketpair()
         write_end.setblocking(False)
@@ -45,5 +46,5 @@ class Stop:
                 continue
             if self.requested_at is None:
                 self.requested_at = time.monotonic()
-            if not active_children():
+            if not self.has_ranks:
                 self.end()

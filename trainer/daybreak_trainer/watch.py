@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from daybreak_trainer.contract import ExitCode, Termination
-from daybreak_trainer.ending import Ending
+from daybreak_trainer.ending import Ending, how_ended
 from daybreak_trainer.health import stacks
 from daybreak_trainer.health.grace import usable_seconds
 from daybreak_trainer.health.watchdog import (
@@ -95,7 +95,7 @@ class Watch:
         if not self._ranks.failed or self._broken is not None:
             return
         first = next(ended for ended in self._ranks.exits if ended.code != ExitCode.DONE)
-        self._break(f"a rank of worker {self._settings.node} ended with {first.code}", now)
+        self._break(f"a rank of worker {self._settings.node} {how_ended(first.code)}", now)
 
     def _heed_peers(self, seen: list[Seen], now: float) -> None:
         if has_started(seen):
