@@ -21,7 +21,6 @@ from tenacity import Retrying
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.streams import HashingStream, RangeReader
 from daybreak_trainer.stores.errors import (
-    NotRemovedError,
     StorageError,
     StorageRefusedError,
     is_missing,
@@ -274,8 +273,3 @@ class Storage:
         path = self.path(relative)
         with suppress(FileNotFoundError):
             self._again("remove", relative, lambda: self.fs.rm(path, recursive=True))
-        # s3fs says nothing of objects that the store refused to delete.
-        if not self.is_local and (left := self.files(relative)):
-            raise NotRemovedError(
-                f"{self.url}/{relative}: cannot remove: {len(left)} of its files are still there"
-            )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import botocore.exceptions as boto  # type: ignore[import-untyped]
 
-from daybreak_trainer.stores.errors import FULL, NO_BUCKET, NotRemovedError, answer, is_passing
+from daybreak_trainer.stores.errors import FULL, NO_BUCKET, answer, is_passing
 from daybreak_trainer.stores.options import S3_PROTOCOLS, protocol
 
 _WRONG_KEYS = frozenset(
@@ -54,8 +54,6 @@ def is_lasting(error: BaseException) -> bool:
 
 def advice(error: BaseException, url: str, field: Field) -> str:
     """One sentence's half: what to look at, or to change."""
-    if isinstance(error, NotRemovedError):
-        return _PERMISSIONS
     if protocol(url) in S3_PROTOCOLS:
         return _s3_advice(error, field)
     if protocol(url) == "file":

@@ -22,10 +22,6 @@ class StorageRefusedError(StorageError):
     """The store refuses because something is set wrongly; trying again would end the same way."""
 
 
-class NotRemovedError(StorageError):
-    """The store keeps what was removed, and did not say why."""
-
-
 NO_BUCKET, _NO_UPLOAD = "NoSuchBucket", "NoSuchUpload"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MOST_LETTERS = 400

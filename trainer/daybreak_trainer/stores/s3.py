@@ -12,12 +12,13 @@ import hashlib
 import re
 from typing import Any
 
-from fsspec.asyn import sync_wrapper
+from fsspec.asyn import AsyncFileSystem, sync_wrapper
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 from tenacity import AsyncRetrying
 
 from daybreak_trainer.stores.patience import Patience
 
+_REMOVALS_AT_ONCE = 32
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
 
 
@@ -59,6 +60,15 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             )
 
     abort_mpu = sync_wrapper(_abort_mpu)
+
+    async def _rm(self, path: Any, recursive: bool = False, **kwargs: Any) -> Any:
+        """One by one: s3fs's removal in bulk says nothing of objects that the store refused to
+        remove, and needs a checksum that not every store knows."""
+        return await AsyncFileSystem._rm(
+            self, path, recursive=recursive, batch_size=_REMOVALS_AT_ONCE, **kwargs
+        )
+
+    rm = sync_wrapper(_rm)
 
     async def _stored(self, path: str) -> tuple[int, str | None]:
         bucket, key, _ = self.split_path(path)
