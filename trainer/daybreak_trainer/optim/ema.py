@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class Ema:
@@ -18,12 +19,25 @@ class Ema:
         }
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Fold in the weights after `step` optimizer steps.
+    def update(self, step: int, found_inf: Tensor | None = None) -> None:
+        """Fold in the weights after `step` optimizer steps; not where `found_inf`, a scalar on the
+        device, is 1.
 
         The decay warms up as `(1 + step) / (10 + step)`: the first weights are noise, and a long
         average would remember them.
         """
-        decay = min(self._decay, (1 + step) / (10 + step))
-        parameters = [p.detach().float() for p in self._model.parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), parameters, 1.0 - decay)
+        share = 1.0 - min(self._decay, (1 + step) / (10 + step))
+        averages = [_local(average) for average in self.shadow.values()]
+        weights = [_local(p.detach()).float() for p in self._model.parameters()]
+        if found_inf is None:
+            torch._foreach_lerp_(averages, weights, share)
+            return
+        # `lerp` with a share from the device is no single kernel; the weights are finite, for a
+        # step that is skipped left them alone, so 0 times the difference is 0.
+        differences = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(differences, share * (1.0 - found_inf))
+        torch._foreach_add_(averages, differences)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

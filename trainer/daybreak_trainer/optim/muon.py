@@ -63,28 +63,43 @@ class Muon(Optimizer):
         defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([m.parameter for m in given], defaults)
         self._parts: dict[Tensor, int] = {m.parameter: m.parts for m in given}
+        self.found_inf: Tensor | None = None
+        """As torch's fused AdamW has it: 1 skips the next steps' updates, decided on the device."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update of every matrix that has a gradient; a collective where they are sharded."""
+        """One update of every matrix that has a gradient; a collective where they are sharded.
+
+        Where `found_inf`, a scalar on the device, is 1, nothing changes but that the collectives
+        take place: the host does not know.
+        """
         assert closure is None  # no line search here
+        keep = None if self.found_inf is None else 1.0 - self.found_inf
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = [self._momentum(p, group["momentum"]) for p in parameters]
+            updates = [self._momentum(p, group["momentum"], keep) for p in parameters]
             self._orthogonalise(parameters, updates)
             locals_ = [_local(p) for p in parameters]
+            decay = group["lr"] * group["weight_decay"]
+            if keep is not None:
+                torch._foreach_mul_(updates, keep)
+                decay = decay * keep
             if group["weight_decay"]:
-                torch._foreach_mul_(locals_, 1.0 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(locals_, 1.0 - decay)
             torch._foreach_add_(locals_, updates, alpha=-group["lr"])
 
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov momentum of this rank's rows, a new tensor."""
+    def _momentum(self, parameter: Tensor, momentum: float, keep: Tensor | None) -> Tensor:
+        """Nesterov momentum of this rank's rows, a new tensor; finite where `keep` is 0."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         assert parameter.grad is not None  # asked before
         gradient, average = _local(parameter.grad), _local(state["momentum_buffer"])
-        average.lerp_(gradient, 1.0 - momentum)
+        if keep is None:
+            average.lerp_(gradient, 1.0 - momentum)
+        else:
+            gradient = torch.where(keep > 0, gradient, 0.0)
+            average.lerp_(gradient, (1.0 - momentum) * keep)
         return gradient.lerp(average, momentum)
 
     def _orthogonalise(self, parameters: list[Tensor], updates: list[Tensor]) -> None:

@@ -1,0 +1,238 @@
+"""One optimizer step of one rank.
+
+Nothing here waits for the device: what is to be decided (is the gradient finite?) is decided on it,
+on all ranks alike, and the numbers that a host wants to know leave through `StepAgreement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.objectives import flow
+from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel import microbatch
+from daybreak_trainer.parallel.agreement import StepNumbers
+from daybreak_trainer.parallel.microbatch import Pass, PassPlan
+from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.recipe import Recipe
+
+IMAGE = "image"
+
+
+class StepBatch(Protocol):
+    """One rank's part of a global batch; what a step reads of it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def positions(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def captions(self) -> tuple[str, ...]: ...
+    @property
+    def global_size(self) -> int: ...
+    @property
+    def own(self) -> int: ...
+
+
+class Phases(Protocol):
+    """Marks where a step's time goes."""
+
+    def phase(
+        self, name: Literal["transfer", "forward_backward", "optimizer"], /
+    ) -> AbstractContextManager[None]: ...
+
+
+class Untimed:
+    """Marks nothing."""
+
+    def phase(self, name: str, /) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """Token ids and masks `(batch, tokens)`, and those of the empty prompt `(1, tokens)`."""
+
+    ids: Tensor
+    mask: Tensor
+    empty_ids: Tensor
+    empty_mask: Tensor
+
+    def rows(self, part: Pass, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a pass; `dropped` `(rows,)` become the empty prompt."""
+        drop = dropped[:, None]
+        return (
+            torch.where(drop, self.empty_ids, _rows(self.ids, part)),
+            torch.where(drop, self.empty_mask, _rows(self.mask, part)),
+        )
+
+
+class TrainStep:
+    """`model` is the sharded `TextToImage`; `before_update` is called once a step, when the
+    gradients are there and before weights, optimizer state or average change."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        text: TextTower,
+        optimizers: Sequence[torch.optim.Optimizer],
+        ema: Ema,
+        rank: Rank,
+        dtype: torch.dtype,
+        *,
+        device_batch_size: int | None = None,
+        before_update: Callable[[], None] = lambda: None,
+        phases: Phases | None = None,
+    ) -> None:
+        self._recipe, self._model, self._text = recipe, model, text
+        self._optimizers, self._ema = optimizers, ema
+        self._rank, self._dtype = rank, dtype
+        self._device_batch_size = device_batch_size
+        self._before_update = before_update
+        self._phases = phases if phases is not None else Untimed()
+
+    def run(self, batch: StepBatch, learning_rate: float) -> StepNumbers:
+        """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer
+        state and average. Where loss or gradient of any rank is not finite, none of these change on
+        any rank."""
+        with self._phases.phase("transfer"):
+            images = batch.tensors[IMAGE].to(self._rank.device, non_blocking=True)
+            captions = self._captions(batch.captions)
+        plan = microbatch.plan(batch.global_size, self._rank.world, self._device_batch_size)
+        with self._phases.phase("forward_backward"):
+            loss_share = self._forward_backward(batch, images, captions, plan)
+        with self._phases.phase("optimizer"):
+            norm = self._clipped_norm()
+            finite = torch.isfinite(norm)
+        self._before_update()
+        with self._phases.phase("optimizer"):
+            self._update(batch.step + 1, learning_rate, found_inf=1.0 - finite.float())
+        return StepNumbers(loss_share, norm, finite)
+
+    def rehearse(self, height: int, width: int, global_size: int) -> None:
+        """A pass of this step's shape over nothing: compiles what the shape needs, and leaves
+        weights, optimizer and random numbers as they are. All ranks call it together."""
+        plan = microbatch.plan(global_size, self._rank.world, self._device_batch_size)
+        image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        nothing = _Nothing({IMAGE: image}, global_size)
+        images = image.to(self._rank.device)
+        self._forward_backward(nothing, images, self._captions(("",)), PassPlan(1, plan.rows))
+        self._model.zero_grad(set_to_none=True)
+
+    # --- forward and backward -------------------------------------------------------------------
+
+    def _captions(self, captions: Sequence[str]) -> _Captions:
+        ids, mask = self._text.tokenize([*captions, ""], torch.device("cpu"))
+        if self._rank.device.type == "cuda":
+            # From pinned memory alone a copy does not wait for the step before.
+            ids = ids.pin_memory().to(self._rank.device, non_blocking=True)
+            mask = mask.pin_memory().to(self._rank.device, non_blocking=True)
+        return _Captions(ids[:-1], mask[:-1], ids[-1:], mask[-1:])
+
+    def _forward_backward(
+        self, batch: StepBatch, images: Tensor, captions: _Captions, plan: PassPlan
+    ) -> Tensor:
+        """This rank's share of the global batch's mean loss, a scalar; its gradient is left summed
+        over the passes and averaged over ranks."""
+        model = cast(FSDPModule, self._model)
+        total = torch.zeros((), device=self._rank.device)
+        parts = microbatch.split(plan, batch.own)
+        for number, part in enumerate(parts, start=1):
+            last = number == len(parts)
+            model.set_requires_gradient_sync(last)
+            model.set_is_last_backward(last)
+            losses = self._losses(batch, images, captions, part)
+            share = losses[: part.counted].sum() / batch.global_size
+            # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
+            # A loss that is not finite makes the gradient so, which all ranks see in its norm.
+            scale = torch.where(share.isfinite(), float(self._rank.world), torch.nan).detach()
+            (share * scale).backward()  # type: ignore[no-untyped-call]
+            total += share.detach()
+        return total
+
+    def _losses(self, batch: StepBatch, images: Tensor, captions: _Captions, part: Pass) -> Tensor:
+        """Of each row of a pass, `(rows,)`; the first `part.counted` of them count."""
+        recipe, device = self._recipe, self._rank.device
+        clean = _rows(images, part).float() / 127.5 - 1.0
+        shape = (clean.shape[1], clean.shape[2], clean.shape[3])
+        positions = batch.positions[_row_numbers(len(batch.positions), part)]
+        draws = flow.draw(
+            recipe.objective, recipe.text.caption_dropout, recipe.seed, positions, shape, device
+        )
+        dropped = torch.as_tensor(draws.drop_caption, device=device)
+        ids, mask = captions.rows(part, dropped)
+        noised = flow.noised(clean, draws).to(self._dtype)
+        if self._text.trained:
+            prediction = self._model(noised, draws.timesteps, mask, input_ids=ids)
+        else:
+            with torch.no_grad():
+                text = encode(self._text.encoder, ids, mask).to(self._dtype)
+            prediction = self._model(noised, draws.timesteps, mask, text=text)
+        return flow.loss_per_sample(recipe.objective, prediction, clean, draws.timesteps)
+
+    # --- the update -----------------------------------------------------------------------------
+
+    def _clipped_norm(self) -> Tensor:
+        """Clips the gradient; returns the norm it had over all ranks, a scalar."""
+        limit = self._recipe.optimizer.clip_norm or inf
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            cast(Any, optimizer).found_inf = found_inf  # fused AdamW's and Muon's, not the base's
+            optimizer.step()
+        self._ema.update(step, found_inf)
+        self._model.zero_grad(set_to_none=True)
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """A batch of which no sample counts."""
+
+    tensors: Mapping[str, Tensor]
+    global_size: int
+    step: int = 0
+    own: int = 0
+    captions: tuple[str, ...] = ("",)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        return np.zeros(1, dtype=np.int64)
+
+
+def _rows(values: Tensor, part: Pass) -> Tensor:
+    """A pass's rows of `(batch, ...)`: those that count, and one of them again for the others."""
+    counted = values[part.start : part.stop]
+    missing = part.rows - part.counted
+    if not missing:
+        return counted
+    filling = values[_filling(len(values), part)].unsqueeze(0)
+    return torch.cat([counted, filling.expand(missing, *values.shape[1:])])
+
+
+def _row_numbers(length: int, part: Pass) -> npt.NDArray[np.int64]:
+    """The same, as indices."""
+    filling = [_filling(length, part)] * (part.rows - part.counted)
+    return np.array([*range(part.start, part.stop), *filling], dtype=np.int64)
+
+
+def _filling(length: int, part: Pass) -> int:
+    return min(part.start, length - 1)
