@@ -29,8 +29,8 @@ ONLY_ON_A_GPU = (
     "Device memory by rank A",
     "Device memory by rank B",
 )
-ONLY_AFTER_AN_EVENT = ("Restarts A", "Restarts by cause A")
-"""A run that nothing happened to shows nothing there; the panels say so."""
+ONLY_AFTER = ("Restarts A", "Restarts by cause A", "Slowest rank A", "Slow ranks A")
+"""Only after a restart, or after more steps than the smoke run has; the panels say so."""
 
 
 def resolved(expression: str, *, namespace: str, run: str) -> str:

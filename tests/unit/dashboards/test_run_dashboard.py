@@ -15,7 +15,7 @@ import pytest
 from dashboard import (
     DASHBOARD,
     FILE,
-    ONLY_AFTER_AN_EVENT,
+    ONLY_AFTER,
     ONLY_ON_A_GPU,
     PANELS,
     QUERIES,
@@ -133,14 +133,14 @@ def test_panels_explain_themselves() -> None:
 
 
 def test_a_panel_that_may_be_empty_says_when() -> None:
-    """What needs a GPU and what needs an event: these panels and no others say "Only ..."."""
+    """What needs a GPU, or something to have happened: these panels and no others say "Only ..."."""
     says = {
         name: re.findall(r"Only (on GPUs|after)", panel["description"])
         for panel in PANELS
         for name in (f"{panel['title']} {target['refId']}" for target in panel["targets"])
     }
     assert {name for name, only in says.items() if only == ["on GPUs"]} == set(ONLY_ON_A_GPU)
-    assert {name for name, only in says.items() if only == ["after"]} == set(ONLY_AFTER_AN_EVENT)
+    assert {name for name, only in says.items() if only == ["after"]} == set(ONLY_AFTER)
 
 
 def test_panels_do_not_collide() -> None:

@@ -189,10 +189,12 @@ def _in_vain(committed: Mapping[str, float], last: Mapping[str, float]) -> dict[
     return {**last, PRODUCTIVE: productive - in_vain, "rolled_back": rolled_back}
 
 
-def process_started() -> float:
-    """When this process was started, on `time.monotonic`'s clock. Linux (`/proc`, proc(5))."""
+def process_started(pid: int | None = None) -> float:
+    """When a process, this one by default, was started, on `time.monotonic`'s clock. Linux
+    (`/proc`, proc(5))."""
     # The command, field 2, may hold spaces and brackets: fields are counted from its end.
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    stat = Path("/proc", "self" if pid is None else str(pid), "stat")
+    fields = stat.read_text().rpartition(")")[2].split()
     since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot
     return time.monotonic() - age

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from daybreak_trainer.telemetry.ledger import (
     LedgerRecord,
     goodput,
     lost,
+    process_started,
 )
 
 START = 1000.0
@@ -207,6 +209,8 @@ def test_a_process_knows_when_it_was_started() -> None:
     )
     age = float(subprocess.run([sys.executable, "-c", code], stdout=-1, check=True).stdout)
     assert 0 <= age < 30
+    assert process_started(os.getpid()) == pytest.approx(process_started(), abs=0.05)
+    assert process_started(os.getppid()) <= process_started()
 
 
 def test_the_file_holds_the_last_record(tmp_path: Path) -> None:

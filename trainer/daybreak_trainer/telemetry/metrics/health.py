@@ -18,7 +18,7 @@ class HealthMetrics:
         self._spikes = counter("loss_spikes", "Steps whose loss stood out of those before.")
         self._rollbacks = counter("rollbacks", "Times that the run went back to a commit.")
         self._stragglers = run_gauge(
-            "straggler_ratio", "Time of a rank's own work over the median of all ranks.", "rank"
+            "straggler_ratio", "Time of a rank's own work over that of the fast ranks.", "rank"
         )
         self._stop = run_gauge(
             "stop_seconds", "How long a stop takes, from the request to its commit."
@@ -50,7 +50,7 @@ class HealthMetrics:
         self._rollbacks.inc()
 
     def stragglers(self, ratios: Mapping[int, float]) -> None:
-        """By rank; 1 is as fast as most."""
+        """By rank; 1 is as fast as the fast ranks, 2 takes twice as long."""
         for rank, ratio in ratios.items():
             self._stragglers.labels(str(rank)).set(ratio)
 
