@@ -133,7 +133,7 @@ def test_panels_explain_themselves() -> None:
 
 
 def test_a_panel_that_may_be_empty_says_when() -> None:
-    """What needs a GPU, or something to have happened: these panels and no others say "Only ..."."""
+    """What needs a GPU, or something to have happened: these panels and no others say "Only"."""
     says = {
         name: re.findall(r"Only (on GPUs|after)", panel["description"])
         for panel in PANELS
