@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch.distributed as dist
 from daybreak_trainer.checkpoint import dcp, lineage, retention, verify
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.due import Due as Due
-from daybreak_trainer.checkpoint.history import HistoryLine, Journal
+from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
     CLAIM,
@@ -54,15 +53,6 @@ _TIMEOUT_SECONDS = 600.0
 """The slowest rank's share of the largest model to the slowest store takes less."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """Where training stands, apart from tensors."""
-
-    step: int
-    samples: int
-    training_seconds: float
-
-
 class Checkpointer:
     def __init__(
         self,
@@ -71,7 +61,6 @@ class Checkpointer:
         attempt: int,
         keep_last: int,
         rank: Rank,
-        group: dist.ProcessGroup | None = None,
         timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
         """Makes a gloo group of its own: collectives of a background thread and of training on one
@@ -182,8 +171,8 @@ class Checkpointer:
         mark = time.monotonic()
         checkpoint = self._run.child(commit.point.folder)
         flat = flattened(tensors)
+        self._together.run(lambda: dcp.check_fit(flat, checkpoint))
         dcp.load(flat, checkpoint, self._group)
-        self._saves.reserve(flat)
         journal = Journal.decode(self._together.run_on_first(lambda: checkpoint.read(HISTORY)))
         if self._rank.is_first:
             seconds = round(time.monotonic() - mark, 3)
@@ -191,6 +180,11 @@ class Checkpointer:
         return journal
 
     # --- Saving -----------------------------------------------------------------------------------
+
+    def reserve(self, tensors: Mapping[str, Any]) -> None:
+        """Takes the host memory that copies of `tensors` need (this rank's share of them), which a
+        first save would otherwise do: pinning it takes seconds where there is much."""
+        self._saves.reserve(flattened(tensors))
 
     def save(self, state: TrainState, tensors: Mapping[str, Any], journal: Journal) -> None:
         """Begins to save and returns; a save before it that is still in flight is waited for.
@@ -250,18 +244,6 @@ class Checkpointer:
             return None
         url = f"{self._run.url}/{latest.point.folder}"
         return CheckpointRef(step=latest.step, time=latest.time, url=url)
-
-    # --- What `train.py` calls until it saves in the background ---------------------------------
-
-    def restore(self, commit: Commit, state: dict[str, Any]) -> list[HistoryLine]:
-        return list(self.load(commit, state))
-
-    def commit(self, point: Point, state: dict[str, Any], journal: list[HistoryLine]) -> Commit:
-        """Raises StorageError: it could not be saved; the previous commit stands."""
-        standing = TrainState(
-            step=point.step, samples=point.samples, training_seconds=point.training_seconds
-        )
-        return self.save_now(standing, state, Journal(journal))
 
     def _stamped(self, state: TrainState) -> TrainState:
         return state.model_copy(update={"versions": self._versions})

@@ -1,0 +1,168 @@
+"""What a save costs training: how long it stands still, and how much slower its steps are.
+
+    make bench NAME=checkpoint
+
+One rank trains a model of 67 M parameters with AdamW and averaged weights (1.1 GB of state) on one
+thread; the machine's other core is free for the writer, as a GPU node's host is. Saved to a folder
+on disk, synced, every byte hashed. Synchronous and asynchronous saves take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.fsdp import fully_shard
+
+from daybreak_trainer.checkpoint.checkpointer import Checkpointer
+from daybreak_trainer.checkpoint.history import Journal
+from daybreak_trainer.checkpoint.layout import TrainState
+from daybreak_trainer.checkpoint.lineage import Expected
+from daybreak_trainer.checkpoint.saves import Outcome
+from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel.process_group import Rank
+
+WIDTH, BLOCKS, BATCH, ROUNDS, CALM_STEPS = 1024, 8, 48, 5, 5
+AIM = 0.1
+OUT = Path("build/bench/checkpoint.json")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.narrow(nn.functional.gelu(self.wide(x)))
+
+
+class Training:
+    def __init__(self) -> None:
+        self.model = nn.Sequential(*(Block() for _ in range(BLOCKS)))
+        for block in self.model:
+            fully_shard(block)
+        fully_shard(self.model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.ema = Ema(self.model, 0.999)
+        self.inputs = torch.randn(BATCH, WIDTH)
+        self.step = 0
+
+    def train(self, before_update: Callable[[], None]) -> float:
+        """One step; returns its seconds."""
+        start = time.perf_counter()
+        self.model(self.inputs).square().mean().backward()
+        before_update()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.ema.update(self.step)
+        return time.perf_counter() - start
+
+    def tensors(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "ema": dict(self.ema.shadow),
+        }
+
+
+class Measured:
+    """Seconds of each kind, one number a save or a step."""
+
+    def __init__(self) -> None:
+        self.synchronous: list[float] = []
+        self.blocked: list[float] = []
+        self.outcomes: list[Outcome] = []
+        self.calm_steps: list[float] = []
+        self.steps_in_save: list[float] = []
+
+
+def measure(training: Training, checkpointer: Checkpointer) -> Measured:
+    found = Measured()
+    for _ in range(ROUNDS):
+        found.calm_steps += [training.train(lambda: None) for _ in range(CALM_STEPS)]
+        start = time.perf_counter()
+        checkpointer.save_now(state(training), training.tensors(), Journal())
+        found.synchronous.append(time.perf_counter() - start)
+        checkpointer.close()
+        checkpointer.poll()
+        found.calm_steps += [training.train(lambda: None) for _ in range(CALM_STEPS)]
+        start = time.perf_counter()
+        tensors = training.tensors()
+        gathering = time.perf_counter() - start
+        checkpointer.save(state(training), tensors, Journal())
+        while not (outcomes := checkpointer.poll()):
+            found.steps_in_save.append(training.train(checkpointer.before_update))
+        found.steps_in_save.pop()  # the save ended in it
+        found.outcomes += outcomes
+        found.blocked.append(gathering + outcomes[0].blocked_seconds)
+        checkpointer.close()
+    return found
+
+
+def state(training: Training) -> TrainState:
+    return TrainState(step=training.step, samples=BATCH * training.step)
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with tempfile.TemporaryDirectory(dir="build") as folder:
+        rank = Rank(0, 1, torch.device("cpu"))
+        training = Training()
+        checkpointer = Checkpointer(Storage(folder), Expected("bench", "", ""), 1, 2, rank)
+        first = Training.train
+        for _ in range(2):
+            first(training, lambda: None)
+        start = time.perf_counter()
+        checkpointer.save_now(state(training), training.tensors(), Journal())
+        first_seconds = time.perf_counter() - start
+        found = measure(training, checkpointer)
+    dist.destroy_process_group()
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    sync, blocked = median(found.synchronous), median(found.blocked)
+    calm, slowed = median(found.calm_steps), median(found.steps_in_save)
+    saved = found.outcomes[0].bytes
+    write = median([outcome.write_seconds for outcome in found.outcomes])
+    rows = {
+        "state": f"{saved / 1e9:.2f} GB",
+        "first save (synchronous)": f"{first_seconds:.2f} s",
+        "training stands still, synchronous": f"{sync:.2f} s",
+        "training stands still, asynchronous": f"{blocked:.3f} s",
+        "  staging": f"{median([o.staging_seconds for o in found.outcomes]):.2f} s",
+        "  writing": f"{write:.2f} s ({saved / 1e6 / write:.0f} MB/s)",
+        "step outside a save": f"{calm:.3f} s",
+        "step during a save": f"{slowed:.3f} s ({len(found.steps_in_save)} steps)",
+    }
+    headline = {"stall_ratio": round(blocked / sync, 4), "slowdown_ratio": round(slowed / calm, 3)}
+    print(f"median of {ROUNDS} saves")
+    for name, value in rows.items():
+        print(f"{name:40s}{value}")
+    print(f"{'stall_ratio':40s}{headline['stall_ratio']} (aim: at most {AIM})")
+    print(f"{'slowdown_ratio':40s}{headline['slowdown_ratio']}")
+    print(f"\ncommand: make bench NAME=checkpoint (torch {torch.__version__})")
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(
+        json.dumps({"headline": headline, "rows": rows, "first_seconds": first_seconds}, indent=2)
+        + "\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
