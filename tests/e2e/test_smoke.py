@@ -176,7 +176,7 @@ def test_every_query_of_the_dashboard_shows_the_run(ended: Ended, name: str) -> 
 @pytest.mark.parametrize("name", [*ONLY_ON_A_GPU, *ONLY_AFTER])
 def test_what_there_is_not_is_not_shown(ended: Ended, name: str) -> None:
     """Without GPUs there is no MFU, not a guess; without a restart there is none to count, and in
-    so few steps no rank is called slow."""
+    so few steps no rank is called slow; a claim's data needs no cache."""
     assert not _shown(ended, name)
 
 

@@ -29,8 +29,15 @@ ONLY_ON_A_GPU = (
     "Device memory by rank A",
     "Device memory by rank B",
 )
-ONLY_AFTER = ("Restarts A", "Restarts by cause A", "Slowest rank A", "Slow ranks A")
-"""Only after a restart, or after more steps than the smoke run has; the panels say so."""
+ONLY_AFTER = (
+    "Restarts A",
+    "Restarts by cause A",
+    "Slowest rank A",
+    "Slow ranks A",
+    "Shards found in the cache A",
+)
+"""Only after a restart, after more steps than the smoke run has, or with data in a bucket; the
+panels say so."""
 
 
 def resolved(expression: str, *, namespace: str, run: str) -> str:

@@ -61,6 +61,8 @@ step = 0
 started = time.monotonic()
 while not ended.wait(STEP_SECONDS):
     step += 1
+    metrics.loader.waits(worker)
+    metrics.loader.has_batch(worker)
     metrics.step(images=BATCH // 2, seconds=STEP_SECONDS)
     metrics.speed.phases(StepTimes(step, dict.fromkeys(PHASES, STEP_SECONDS / 5), STEP_SECONDS))
     metrics.loader.counts(DataCounts(step << 10, 3 * step, step, 0, step // 100))

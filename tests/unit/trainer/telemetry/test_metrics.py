@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -85,23 +86,25 @@ def test_ranks_add_up_and_the_run_s_gauges_are_the_last_ones_set(pod: Pod) -> No
     assert page["lost_seconds", "rolled_back"] == 0
 
 
-def test_a_dead_rank_uses_no_memory(pod: Pod) -> None:
+def test_a_dead_rank_uses_no_memory_and_waits_for_nothing(pod: Pod) -> None:
     """What it counted stays."""
     living = pod.rank("metrics.speed.memory(0, MemoryUse(100))")
     dead = pod.rank(
         "metrics.speed.memory(1, MemoryUse(200, 30, 40, 50))\n"
-        "metrics.loader.stalled(77.0)\n"
+        "metrics.loader.has_batch(1)\n"
+        "metrics.loader.waits(1)\n"
         "metrics.loader.counts(DataCounts(downloaded_bytes=600, retries=1))\n"
         "metrics.loader.counts(DataCounts(downloaded_bytes=1000, retries=1))"
     )
     page = pod.page()
     assert page["memory_resident_bytes", "0"] == 100
     assert page["memory_peak_bytes", "1"] == 50
-    assert page["loader_stalled_seconds",] == 77
+    waiting = ("loader_waiting_since_timestamp_seconds", "1")
+    assert page[waiting] == pytest.approx(time.time(), abs=60)
     page = pod.page(dead)
     assert page["memory_resident_bytes", "0"] == 100
     assert ("memory_resident_bytes", "1") not in page
-    assert page["loader_stalled_seconds",] == 0
+    assert waiting not in page
     assert page["loader_downloaded_bytes_total",] == 1000
     assert page["loader_retries_total",] == 1
     assert living != dead

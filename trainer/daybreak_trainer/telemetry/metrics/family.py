@@ -25,11 +25,6 @@ def process_gauge(name: str, text: str, *labels: str) -> Gauge:
     return Gauge(_PREFIX + name, text, labels, multiprocess_mode="livemostrecent")
 
 
-def largest_gauge(name: str, text: str) -> Gauge:
-    """The largest value of the pod's living processes; 0 until it is set."""
-    return Gauge(_PREFIX + name, text, multiprocess_mode="livemax")
-
-
 def counter(name: str, text: str, *labels: str) -> Counter:
     """The sum over the pod's processes, dead ones too."""
     return Counter(_PREFIX + name, text, labels)

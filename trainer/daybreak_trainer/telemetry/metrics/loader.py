@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
 from daybreak_trainer.data.counters import DataCounts
-from daybreak_trainer.telemetry.metrics.family import counter, largest_gauge
+from daybreak_trainer.telemetry.metrics.family import counter, process_gauge
 
 
 class LoaderMetrics:
@@ -19,8 +21,10 @@ class LoaderMetrics:
         self._failures = counter(
             "loader_shard_failures", "Shards that were missing, cut short or damaged."
         )
-        self._stalled = largest_gauge(
-            "loader_stalled_seconds", "How long a rank has been waiting for its next batch by now."
+        self._waiting = process_gauge(
+            "loader_waiting_since_timestamp_seconds",
+            "Since when a rank has been waiting for its next batch, Unix time; 0 while it is not.",
+            "rank",
         )
 
     def counts(self, counts: DataCounts) -> None:
@@ -36,6 +40,9 @@ class LoaderMetrics:
         ):
             metric.inc(now - then)
 
-    def stalled(self, seconds: float) -> None:
-        """So far; 0 when the batch has come."""
-        self._stalled.set(seconds)
+    def waits(self, rank: int) -> None:
+        """From now on, for its next batch: before, for a rank that waits tells nothing."""
+        self._waiting.labels(str(rank)).set(time.time())
+
+    def has_batch(self, rank: int) -> None:
+        self._waiting.labels(str(rank)).set(0.0)
