@@ -78,7 +78,8 @@ class S3Proxy:
                 head = exchange.method == "HEAD"
                 self.send_header("Content-Length", str(length if head else len(exchange.content)))
                 self.end_headers()
-                self.wfile.write(exchange.content)
+                if not head:
+                    self.wfile.write(exchange.content)
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass  # noqa: N815
 

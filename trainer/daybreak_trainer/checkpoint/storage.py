@@ -169,12 +169,17 @@ class Storage:
         if self.is_local:
             os.makedirs(posixpath.dirname(target), exist_ok=True)  # noqa: PTH103
             partial = f"{target}.partial"
-            with open(partial, "wb") as file:  # noqa: PTH123
-                stream = HashingStream(file)
-                yield stream
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)  # noqa: PTH105
+            try:
+                with open(partial, "wb") as file:  # noqa: PTH123
+                    stream = HashingStream(file)
+                    yield stream
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)  # noqa: PTH105
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(partial)  # noqa: PTH108 (a full volume needs its room)
+                raise
             return
         # No folders are made: an object store has none, and s3fs would make the bucket.
         raw = self.fs.open(target, "wb")

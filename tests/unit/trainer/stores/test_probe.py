@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from s3_proxy import Exchange, S3Proxy
 from s3_server import S3Server
 
 from daybreak_trainer.contract import RunSettings, StreamSettings
@@ -128,6 +129,33 @@ def test_a_missing_permission_is_refused(
         StorageRefusedError, match=f"{FIELDS[role]}: cannot {operation} in .*must be allowed"
     ):
         probe(run.places())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (400, "AuthorizationHeaderMalformed", "check the bucket's region: AWS_REGION in the keys"),
+        (301, "PermanentRedirect", "check the bucket's region"),
+        (403, "RequestTimeTooSkewed", "set the node's clock"),
+        (403, "ExpiredToken", "check the keys of the Secret"),
+        (403, "AccessDenied", "its user must be allowed to do that"),
+        (501, "NotImplemented", "check spec.checkpoint.storage and the keys"),
+    ],
+)
+def test_every_refusal_has_its_advice(run: Run, status: int, code: str, advice: str) -> None:
+    """And is final: it is not asked for again."""
+
+    def refuse(exchange: Exchange) -> None:
+        if exchange.method == "PUT":
+            exchange.answer(status, code)
+
+    with S3Proxy(run.server.url, refuse) as proxy:
+        run.secret("checkpoint", endpoint_url=proxy.url)
+        with pytest.raises(StorageRefusedError, match=f"^spec.checkpoint: .*{code}.*; {advice}"):
+            probe(run.places())
+    # botocore itself asks once more where it has found out another region.
+    allowed = 2 if code == "PermanentRedirect" else 1
+    assert len([request for request in proxy.seen if request.startswith("PUT")]) == allowed
 
 
 def test_no_secret_is_said(run: Run) -> None:
