@@ -174,8 +174,7 @@ class TrainStep:
         draws = flow.draw(
             recipe.objective, recipe.text.caption_dropout, recipe.seed, positions, shape, device
         )
-        dropped = torch.as_tensor(draws.drop_caption, device=device)
-        ids, mask = captions.rows(part, dropped)
+        ids, mask = captions.rows(part, draws.drop_caption)
         noised = flow.noised(clean, draws).to(self._dtype)
         if self._text.trained:
             prediction = self._model(noised, draws.timesteps, mask, input_ids=ids)

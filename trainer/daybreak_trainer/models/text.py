@@ -105,6 +105,9 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
         dropout=0.0,
         attention_dropout=0.0,
         pad_token_id=0,
+        # With torch's fused attention this class asks on the host whether any token is masked, and
+        # every step would wait for the one before it.
+        attn_implementation="eager",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
