@@ -1,0 +1,137 @@
+"""Compilation before the first step, and only once: every shape of the run is rehearsed, and what
+the compiler made is kept beside the checkpoints for the next attempt.
+
+A lost or damaged file costs the time to compile again and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch._dynamo.config as dynamo_config
+import torch.compiler
+import torch.distributed as dist
+import xxhash
+from torch._dynamo.utils import counters
+
+from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.contract import ComputeSettings
+from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.telemetry import log
+
+_SPARE_COMPILATIONS = 8
+_DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step's passes are compiled for."""
+
+    height: int
+    width: int
+    """Of an image, pixels."""
+    global_size: int
+    """Images of a step over all ranks."""
+
+
+class Rehearses(Protocol):
+    """`step.TrainStep` is one."""
+
+    def rehearse(self, height: int, width: int, global_size: int) -> None: ...
+
+
+def warm_up(
+    step: Rehearses,
+    shapes: Sequence[Shape],
+    units: int,
+    rank: Rank,
+    group: dist.ProcessGroup | None,
+    artifacts: Artifacts,
+) -> None:
+    """Rehearses all `shapes` on all ranks together, after loading what an earlier attempt compiled,
+    and keeps what is new. `units` is how many blocks are compiled."""
+    if rank.is_first_of_node:
+        artifacts.load()  # into the cache on the node's disk, which its ranks share
+    dist.barrier(group)
+    # By default the eighth variant of a function is refused.
+    wanted = len(set(shapes)) * units + _SPARE_COMPILATIONS
+    dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, wanted)
+    dynamo_config.accumulated_recompile_limit = max(
+        dynamo_config.accumulated_recompile_limit, wanted
+    )
+    started, missed = time.monotonic(), _misses()
+    for shape in dict.fromkeys(shapes):
+        step.rehearse(shape.height, shape.width, shape.global_size)
+    compiled = _misses() - missed
+    if rank.is_first:
+        log.event(
+            "compile_warmed_up",
+            shapes=len(set(shapes)),
+            compiled_graphs=compiled,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        if compiled:
+            artifacts.save()
+
+
+class Artifacts:
+    """The compiler's artifacts of one kind of attempt, in one file. Its methods never raise for
+    what the store does or holds."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._storage, self._name = storage, f"{key}.bin"
+
+    def load(self) -> bool:
+        """Fills the compiler's cache on this node's disk; whether there was something to load."""
+        try:
+            raw = self._storage.read(self._name)
+        except FileNotFoundError:
+            return False
+        except StorageError as error:
+            return self._lost("compile_artifacts_not_loaded", str(error))
+        digest, data = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+        if xxhash.xxh64(data).digest() != digest:
+            return self._lost("compile_artifacts_not_loaded", "the file is damaged")
+        try:
+            loaded = torch.compiler.load_cache_artifacts(data) is not None
+        except Exception as error:  # noqa: BLE001 (another version's format raises what it likes)
+            return self._lost("compile_artifacts_not_loaded", repr(error))
+        return loaded or self._lost("compile_artifacts_not_loaded", "another version's format")
+
+    def save(self) -> bool:
+        """Whether what this process compiled or loaded is kept now."""
+        saved = torch.compiler.save_cache_artifacts()
+        if saved is None:
+            return False
+        data, _ = saved
+        try:
+            self._storage.write(self._name, xxhash.xxh64(data).digest() + data)
+        except StorageError as error:
+            return self._lost("compile_artifacts_not_saved", str(error))
+        log.event("compile_artifacts_saved", file=self._name, bytes=len(data))
+        return True
+
+    def _lost(self, event: str, reason: str) -> bool:
+        log.event(event, logging.WARNING, file=self._name, reason=reason)
+        return False
+
+
+def artifacts_key(recipe_hash: str, compute: ComputeSettings, device: torch.device) -> str:
+    """What the artifacts depend on beside the shapes, as a file's name."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    conditions = "\n".join((torch.__version__, name, recipe_hash, compute.to_json()))
+    return hashlib.sha256(conditions.encode()).hexdigest()[:16]
+
+
+def _misses() -> int:
+    return int(counters["inductor"]["fxgraph_cache_miss"])
