@@ -25,9 +25,10 @@ metrics = train_metrics()
 print(os.getpid())
 """
 LAUNCHER = """
-from daybreak_trainer.telemetry.metrics import exposition, forget_process
+from prometheus_client.multiprocess import mark_process_dead
+from daybreak_trainer.telemetry.metrics import exposition
 for pid in {dead}:
-    forget_process(pid)
+    mark_process_dead(pid)
 print(exposition().decode())
 """
 
@@ -49,7 +50,7 @@ class Pod:
         return int(self._python(RANK.format(code=code)))
 
     def page(self, *dead: int) -> dict[tuple[str, ...], float]:
-        """Name and label values → value, of what a scrape shows after these have been forgotten."""
+        """Name and label values → value, of what a scrape shows when these are marked dead."""
         text = self._python(LAUNCHER.format(dead=dead))
         return {
             (sample.name.removeprefix("daybreak_train_"), *sample.labels.values()): sample.value

@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from daybreak_trainer.contract import WorkerPhase
 from daybreak_trainer.telemetry.metrics.checkpoints import CheckpointMetrics
@@ -82,12 +82,6 @@ class TrainMetrics:
 def train_metrics() -> TrainMetrics:
     """This process's metrics."""
     return TrainMetrics()
-
-
-def forget_process(pid: int) -> None:
-    """Called by the launcher when a rank has ended: what it said of itself (its memory) holds no
-    more. What it counted stays."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def exposition() -> bytes:

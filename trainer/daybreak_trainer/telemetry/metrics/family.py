@@ -20,8 +20,8 @@ def run_gauge(name: str, text: str, *labels: str) -> Gauge:
 
 
 def process_gauge(name: str, text: str, *labels: str) -> Gauge:
-    """What holds for a living process, told apart by its labels: `forget_process` removes it.
-    Absent until it is set."""
+    """What holds for a living process, told apart by its labels; gone when the launcher marks the
+    process dead (`RankProcesses`). Absent until it is set."""
     return Gauge(_PREFIX + name, text, labels, multiprocess_mode="livemostrecent")
 
 
