@@ -123,6 +123,10 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return name
 
+    def folder(self, bucket: str) -> Path:
+        """Where the bucket's objects lie; a file that is put there is one."""
+        return self._folder / "data" / bucket
+
     def new_user(self, bucket: str, *actions: str) -> Keys:
         """A user who may do these things with a bucket and its objects, and nothing else."""
         keys = Keys(f"user-{secrets.token_hex(4)}", secrets.token_hex(8))
