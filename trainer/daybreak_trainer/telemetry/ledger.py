@@ -140,9 +140,12 @@ class Ledger:
         """
         before = dict(committed)
         if last is not None:
-            before = _in_vain(committed, last.seconds)
+            # The record may be a little older than the commit, which then knows more.
+            missed = max(0.0, sum(committed.values()) - sum(last.seconds.values()))
+            if not missed:
+                before = _in_vain(committed, last.seconds)
             if last.attempt == attempt:
-                between = max(0.0, started_unix_time - last.unix_time)
+                between = max(0.0, started_unix_time - last.unix_time - missed)
                 before["startup"] = before.get("startup", 0.0) + between
         for account in self._seconds:
             self._seconds[account] += before.get(account, 0.0)

@@ -140,6 +140,15 @@ def test_what_a_dead_process_trained_after_its_commit_is_known_to_be_lost() -> N
         }
 
 
+def test_a_record_that_is_older_than_the_commit_takes_nothing_from_it() -> None:
+    """It was written three seconds before; the process died six seconds after it."""
+    committed = {PRODUCTIVE: 103.0, "startup": 10.0}
+    last = LedgerRecord(attempt=2, unix_time=5000.0, seconds={PRODUCTIVE: 100.0, "startup": 10.0})
+    ledger = Ledger(clock=Clock())
+    ledger.resumed(committed, last, attempt=2, started_unix_time=5006.0)
+    assert spent(ledger) == {PRODUCTIVE: 103, "startup": 13}
+
+
 seconds = st.integers(0, 1000).map(float)
 """Whole seconds: floats add them up exactly."""
 events = st.lists(
