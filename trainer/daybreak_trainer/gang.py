@@ -39,8 +39,10 @@ class Patience:
     """Launchers that were there a moment ago."""
     wedged: float = 5.0
     """For ranks whose peers have failed to say so themselves; NCCL never may."""
-    report: float = 300.0
-    """For other nodes to say how their ranks ended: a stop may take its whole grace there."""
+    report: float = 60.0
+    """For other nodes to say how their ranks ended, once ours have failed: they have been told."""
+    finish: float = 300.0
+    """The same, once ours are done: theirs may still be busy."""
 
 
 class Gang:
@@ -104,7 +106,9 @@ class Gang:
         )
 
     def _exchange(self, number: int, end: NodeEnd) -> list[NodeEnd | None]:
-        said = self._meeting.exchange(number, end.to_json(), self._patience.report)
+        is_done = end.termination.exit_code in (ExitCode.DONE, ExitCode.CHECKPOINTED)
+        seconds = self._patience.finish if is_done else self._patience.report
+        said = self._meeting.exchange(number, end.to_json(), seconds)
         return [None if text is None else NodeEnd.model_validate_json(text) for text in said]
 
     def _note(self, again: Again) -> None:

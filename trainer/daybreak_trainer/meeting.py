@@ -64,6 +64,7 @@ class Meeting:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._ranks_store: TCPStore | None = None
         self._told = 0
+        self._lost: str | None = None
         self._asked: tuple[float, Future[News]] | None = None
         Thread(target=self._serve, name="meeting", daemon=True).start()
 
@@ -129,13 +130,15 @@ class Meeting:
             return None
         asked_at, answer = self._asked
         if not answer.done():
-            silent = now - asked_at > _CALL_SECONDS
-            return News(broken="worker 0 does not answer") if silent else None
+            if now - asked_at > _CALL_SECONDS:
+                self._lost = "worker 0 does not answer"
+            return None if self._lost is None else News(broken=self._lost)
         self._asked = None
         try:
             return answer.result()
         except RuntimeError:
-            return News(broken="worker 0 is gone")
+            self._lost = "worker 0 is gone"
+            return News(broken=self._lost)
 
     def exchange(self, number: int, end: str, seconds: float) -> list[str | None]:
         """Says how this node's part of the round ended; returns what each node said, None for those
@@ -178,10 +181,15 @@ class Meeting:
         self._talk(lambda: self._store.set(key, value))
 
     def _talk(self, call: Callable[[], T]) -> T:
+        if self._lost is not None:
+            raise PeersLostError(self._lost)
         try:
             return self._call(call, _CALL_SECONDS)
-        except (RuntimeError, TimeoutError) as error:
-            raise PeersLostError("worker 0, whose launcher serves the others, is gone") from error
+        except TimeoutError:
+            self._lost = "worker 0 does not answer"
+        except RuntimeError:
+            self._lost = "worker 0 is gone"
+        raise PeersLostError(self._lost)
 
     def _serve(self) -> None:
         while True:

@@ -6,6 +6,7 @@ restart not at all. Nothing touches CUDA before the fork.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,8 @@ from daybreak_trainer.health.heartbeat import Heartbeat, read
 from daybreak_trainer.health.watchdog import Seen, process_state
 
 RankMain = Callable[[], int]
+_PR_SET_PDEATHSIG = 1
+"""Of `prctl(2)`."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def _rank_process(
 
     Until the rank has a handler for it a SIGTERM ends it: there is nothing to save yet.
     """
+    # A rank does not outlive its launcher, which holds the store and heeds the stops.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -109,7 +109,7 @@ class Watch:
         if news.broken is None or self._broken is not None:
             return
         if news.broken.startswith(HUNG) and seen:
-            self._hang(seen, suspect(seen, now, "progress", self._clocks.progress_seconds))
+            self._hang(seen, suspect(seen, self._elsewhere, now, self._clocks))
         self._broken = news.broken
         self._kill_soon(now)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+REMEDY = "lower recipe.optimizer.learningRate or look at the data"
 CLEAN_STEPS = 1000
 """Finite steps after a roll-back from which on another incident is a new one. AdamW's second
 moment, with the usual decay of 0.999, has then forgotten the gradients of the first."""
@@ -35,15 +36,9 @@ class NonFinite:
     """Finite steps since the last roll-back; None where there was none lately."""
 
 
-def after(
-    state: NonFinite, finite: bool, limit: int, has_commit: bool
-) -> tuple[NonFinite, Verdict]:
-    """The state after one more agreed step, and what follows from it.
-
-    `limit` steps in a row without a finite gradient are too many. Without a commit to go back to
-    the run gives up: weights that overflow that early were never sound, and the same recipe would
-    lead there again.
-    """
+def after(state: NonFinite, finite: bool, limit: int) -> tuple[NonFinite, Verdict]:
+    """The state after one more agreed step, and what follows from it: `limit` steps in a row
+    without a finite gradient are too many."""
     if finite:
         clean = None if state.clean_steps is None else state.clean_steps + 1
         clean = None if clean == CLEAN_STEPS else clean
@@ -51,20 +46,15 @@ def after(
     state = replace(state, in_a_row=state.in_a_row + 1, total=state.total + 1)
     if state.in_a_row < limit:
         return state, Verdict.GO_ON
-    if state.clean_steps is not None or not has_commit:
+    if state.clean_steps is not None:
         return state, Verdict.GIVE_UP
     return replace(state, in_a_row=0, clean_steps=0), Verdict.ROLL_BACK
 
 
-def explanation(state: NonFinite, step: int, has_commit: bool) -> str:
-    """The message of the end of a run that gives up."""
-    where = f"the gradient was not finite for {state.in_a_row} steps in a row, up to step {step}"
-    before = (
-        f", {state.clean_steps} finite steps after a roll-back to the last commit that had left "
-        "out the data"
-        if state.clean_steps is not None
-        else ""
-        if has_commit
-        else ", before anything was committed"
+def explanation(state: NonFinite, step: int) -> str:
+    """The message of the end of a run that gives up at `step`."""
+    return (
+        f"the gradient was not finite for {state.in_a_row} steps in a row, up to step {step}, "
+        f"{state.clean_steps} finite steps after a roll-back to the last commit that had left out "
+        f"the data; {REMEDY}"
     )
-    return f"{where}{before}; lower recipe.optimizer.learningRate or look at the data"

@@ -47,12 +47,13 @@ class Stragglers:
         self._work: list[deque[float]] = [deque(maxlen=WINDOW_STEPS) for _ in range(world)]
         self._seen = 0
         self._slow: frozenset[int] = frozenset()
+        self._found: frozenset[int] = frozenset()
         self.scores = [1.0] * world
         """Of the last whole window."""
 
     def observe(self, work: Sequence[float]) -> list[Straggler]:
         """One step: each rank's seconds of own work for an image, 0 where it had none. Returns, at
-        the end of a window, the ranks that were slow in it and not in the one before.
+        the end of a window, the ranks that were slow in it and in the one before, once.
 
         A window's figure is its median: a rank is slow if more than half its steps were.
         """
@@ -63,8 +64,10 @@ class Stragglers:
             return []
         typical = [median(window) for window in self._work]
         self.scores = scores(typical)
-        slow = frozenset(n for n, score in enumerate(self.scores) if score < SLOW_SCORE)
-        new, self._slow = slow - self._slow, slow
+        before = self._slow
+        self._slow = frozenset(n for n, score in enumerate(self.scores) if score < SLOW_SCORE)
+        new = (self._slow & before) - self._found
+        self._found = self._slow & before
         return [
             Straggler(n, self.scores[n], typical[n], typical[n] * self.scores[n])
             for n in sorted(new)

@@ -91,17 +91,18 @@ def expired(
         return None
     if has_started(seen) or elsewhere.started:
         last = max(elsewhere.progressed_at, *(s.beat.progressed_at for s in seen))
-        clock, limit = "progress", clocks.progress_seconds
+        limit = clocks.progress_seconds
     else:
-        last, clock, limit = started_at, "startup", clocks.startup_seconds
+        last, limit = started_at, clocks.startup_seconds
     if now - last < limit:
         return None
-    return suspect(seen, now, clock, limit)
+    return suspect(seen, elsewhere, now, clocks)
 
 
-def suspect(seen: Sequence[Seen], now: float, clock: str, limit_seconds: float) -> Hang:
-    """The rank that the kernel does not run; else the one that is behind: of those that do not say
-    that they wait for others, the one that has been where it is for longest."""
+def suspect(seen: Sequence[Seen], elsewhere: Elsewhere, now: float, clocks: Clocks) -> Hang:
+    """The likeliest culprit where a clock has run out, here or on another node: the rank that the
+    kernel does not run; else the one that is behind, and of those in one step, if it does not say
+    that it waits for others, the one that has been where it is for longest."""
     worst = max(
         seen,
         key=lambda s: (
@@ -111,11 +112,11 @@ def suspect(seen: Sequence[Seen], now: float, clock: str, limit_seconds: float) 
             -s.beat.progressed_at,
         ),
     )
-    beat = worst.beat
+    beat, started = worst.beat, has_started(seen) or elsewhere.started
     return Hang(
         local_rank=beat.local_rank,
-        clock=clock,
-        limit_seconds=limit_seconds,
+        clock="progress" if started else "startup",
+        limit_seconds=clocks.progress_seconds if started else clocks.startup_seconds,
         silent_seconds=now - beat.progressed_at,
         phase=beat.phase,
         step=beat.step,

@@ -16,10 +16,10 @@ from daybreak_trainer.health.non_finite import (
 LIMIT = 5
 
 
-def run(finite: list[bool], has_commit: bool = True) -> tuple[NonFinite, list[Verdict]]:
+def run(finite: list[bool]) -> tuple[NonFinite, list[Verdict]]:
     state, verdicts = NonFinite(), []
     for step in finite:
-        state, verdict = after(state, step, LIMIT, has_commit)
+        state, verdict = after(state, step, LIMIT)
         verdicts.append(verdict)
         if verdict is Verdict.GIVE_UP:
             break
@@ -56,17 +56,10 @@ def test_single_accidents_after_a_roll_back_are_forgiven() -> None:
     assert Verdict.GIVE_UP not in verdicts
 
 
-def test_without_a_commit_there_is_nothing_to_go_back_to() -> None:
-    """The run gives up and says so."""
-    state, verdicts = run([True, *[False] * LIMIT], has_commit=False)
-    assert verdicts[-1] is Verdict.GIVE_UP
-    assert "before anything was committed; lower" in explanation(state, 6, has_commit=False)
-
-
 def test_the_end_tells_its_story() -> None:
     """How many steps, where, and that a roll-back was tried."""
     state, _ = run([False] * LIMIT + [True] * 7 + [False] * LIMIT)
-    assert explanation(state, 512, has_commit=True) == (
+    assert explanation(state, 512) == (
         "the gradient was not finite for 5 steps in a row, up to step 512, 7 finite steps after a "
         "roll-back to the last commit that had left out the data; lower "
         "recipe.optimizer.learningRate or look at the data"

@@ -76,6 +76,38 @@ def test_a_rank_that_checkpointed_beside_a_killed_one() -> None:
         assert conclude(ending, committed).exit_code == ExitCode.CHECKPOINTED
 
 
+def test_errors_that_follow_a_killed_rank_are_its_consequence() -> None:
+    """A death is noticed a moment after it happened, and leaves no record; an error before that is
+    the cause."""
+    ending = Ending((RankExit(0, 0, -9, 10.1), RankExit(1, 1, 1, 10.2)))
+    after = {1: (10.0, record("TrainerError", 1))}
+    assert conclude(ending, after).reason == "RankKilled"
+    before = {1: (9.0, record("TrainerError", 1))}
+    assert conclude(ending, before).reason == "TrainerError"
+
+
+def test_ranks_that_others_took_along() -> None:
+    """Nothing of this node's began it: the pod says what another said."""
+    ended = conclude(Ending(broken="a rank of worker 1 was ended by SIGKILL"), {})
+    assert (ended.exit_code, ended.reason) == (ExitCode.FAILED, "PeerLost")
+    assert ended.message == "a rank of worker 1 was ended by SIGKILL"
+
+
+def test_a_hang_is_what_the_watchdog_says() -> None:
+    """The ranks say nothing, or that they lost each other when they were killed."""
+    hang = Termination(reason="Hung", message="no progress", exit_code=76)
+    assert conclude(Ending(hang=hang), {0: (1.0, record("PeerLost", 1))}) == hang
+
+
+def test_a_stop_tells_what_ranks_died_of() -> None:
+    """But not that they died of the stop itself, before they had a handler for it."""
+    ended = conclude(Ending((RankExit(0, 0, -11, 1.0),), stopped=True), {})
+    assert ended.message.endswith("; RankKilled: local rank 0 was ended by SIGSEGV")
+    ended = conclude(Ending((RankExit(0, 0, -15, 1.0),), stopped=True), {})
+    assert (ended.exit_code, ended.reason) == (ExitCode.TERMINATED, "Terminated")
+    assert ended.message.endswith("was committed")
+
+
 def test_a_realtime_signal_has_no_name() -> None:
     """And is no traceback."""
     ended = conclude(exits((3, -40)), {})

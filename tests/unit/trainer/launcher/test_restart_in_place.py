@@ -130,6 +130,20 @@ def test_other_nodes_hear_of_an_end_on_purpose(
     assert termination.message == "a rank of worker 1 ended with 65"
 
 
+def test_without_worker_0_there_is_no_attempt(
+    fork_server: ForkServerContext, pods: list[Pod]
+) -> None:
+    """Its launcher is killed, and with it its ranks: the others' ranks end, their pods say so."""
+    for pod in pods:
+        pod.start(fork_server, ["hang", "hang"])
+    for pod in pods:
+        pod.rank(), pod.rank()
+    pods[0].signal(signal.SIGKILL)
+    ended, termination = pods[1].end()
+    assert (ended, termination.reason) == (ExitCode.FAILED, "PeerLost")
+    assert termination.message == "worker 0 is gone"
+
+
 def test_a_node_that_does_not_come_back_is_not_waited_for(
     fork_server: ForkServerContext, pod: Pod, other: Meeting
 ) -> None:
