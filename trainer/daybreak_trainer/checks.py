@@ -54,15 +54,12 @@ class StepChecks:
         if not agreed.finite and self._rank.is_first:
             self._metrics.step_skipped()
             log.event("step_skipped", level=logging.WARNING, step=agreed.step, loss=agreed.loss)
-        # Whether there is a commit to go back to, ranks may not know at the same moment.
-        self._non_finite, verdict = non_finite.after(
-            self._non_finite, agreed.finite, self._limit, has_commit=True
-        )
+        self._non_finite, verdict = non_finite.after(self._non_finite, agreed.finite, self._limit)
         return verdict
 
-    def explanation(self, step: int, has_commit: bool) -> str:
+    def explanation(self, step: int) -> str:
         """Why the run gives up."""
-        return non_finite.explanation(self._non_finite, step, has_commit)
+        return non_finite.explanation(self._non_finite, step)
 
     def _look_for_stragglers(self, agreed: Agreed) -> None:
         found = self._stragglers.observe([own for (own,) in agreed.by_rank])

@@ -33,7 +33,7 @@ from daybreak_trainer.finish import Finisher
 from daybreak_trainer.health import restarts, self_test
 from daybreak_trainer.health.grace import usable_seconds
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
-from daybreak_trainer.health.non_finite import Verdict
+from daybreak_trainer.health.non_finite import REMEDY, Verdict
 from daybreak_trainer.meters import Meters
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
 from daybreak_trainer.parallel.collector import Collector
@@ -230,7 +230,7 @@ class Trainer:
                     f"{limit} steps in a row without a finite gradient, up to step {agreed.step}"
                 )
             if verdict is Verdict.GIVE_UP:
-                raise NonFiniteLossError(self.checks.explanation(agreed.step, has_commit=True))
+                raise NonFiniteLossError(self.checks.explanation(agreed.step))
 
     def _record(self, agreed: Agreed) -> None:
         _, stage = self.recipe.stage_at(agreed.step - 1)
@@ -288,7 +288,7 @@ class Trainer:
         with self.ledger.during("restore"):
             commit = self.checkpointer.find().commit
             if commit is None:
-                raise NonFiniteLossError(self.checks.explanation(at, has_commit=False))
+                raise NonFiniteLossError(f"{reason}, before anything was committed; {REMEDY}")
             self.journal = self.engine.load(commit)
         passed = self.state.roll_back(commit.state, reason)
         self.starts.clear()

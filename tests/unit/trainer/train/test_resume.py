@@ -6,25 +6,21 @@ Real ranks over gloo, each a process.
 
 from __future__ import annotations
 
-import runpy
-import socket
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+from rank_runs import Bench
 
-from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.history import HistoryLine
-from daybreak_trainer.checkpoint.layout import ATTEMPT, Attempt, CommitPoint, attempt_folder
+from daybreak_trainer.checkpoint.layout import CommitPoint, attempt_folder
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.contract import ExitCode, RunSettings, StreamSettings
+from daybreak_trainer.contract import ComputeSettings, ExitCode
 from daybreak_trainer.export.publish import check
 from daybreak_trainer.prepare.prepare import prepare
-from daybreak_trainer.recipe import Recipe, resolve
-from daybreak_trainer.settings import Settings
+from daybreak_trainer.recipe import resolve
 
-SCRIPT = Path(__file__).with_name("one_rank.py")
 STEPS = 21
 RECIPE = resolve(
     {
@@ -35,76 +31,9 @@ RECIPE = resolve(
     }
 )
 """Five images a step: two ranks compute three and two of them."""
-_SECONDS = 200.0
-
 _LOSS_TOLERANCE = 1e-5
 """One rank adds the gradients of five images, two ranks those of three and two and then the two
 sums: fp32 rounding, 1e-7 of a gradient, which fourteen AdamW steps carry on. Measured: 2e-7."""
-
-
-class Bench:
-    """One run's storage, and the means to run attempts of it."""
-
-    def __init__(
-        self, folder: Path, dataset: Path, context: ForkServerContext, recipe: Recipe = RECIPE
-    ) -> None:
-        self.folder, self._dataset, self._context = folder, dataset, context
-        self.recipe = recipe
-        self.storage = Storage(str(folder / "checkpoints" / "run-u"))
-
-    def attempt(self, number: int, ranks: int, stop_at: int | None = None) -> list[int | None]:
-        """Runs one attempt to its end; only its last rank wants to stop. Returns the exit codes."""
-        run = RunSettings(
-            name="run",
-            namespace="ns",
-            uid="u",
-            attempt=number,
-            nodes=1,
-            master_address="127.0.0.1",
-            master_port=free_port(),
-            recipe_hash=self.recipe.hash,
-            streams=(StreamSettings(url=str(self._dataset), role="data-0"),),
-            checkpoint_url=str(self.folder / "checkpoints"),
-            export_url=str(self.folder / "models"),
-        )
-        processes = []
-        for rank in range(ranks):
-            work = self.folder / f"work-{number}-{rank}"
-            work.mkdir()
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(run.master_port),
-            }
-            given = {
-                "environment": environment,
-                "settings": Settings(run, 0, self.recipe, work, work / "secrets"),
-                "stop_at": stop_at if rank == ranks - 1 else None,
-            }
-            processes.append(
-                self._context.Process(target=runpy.run_path, args=(str(SCRIPT), given))
-            )
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(_SECONDS)
-        return [process.exitcode for process in processes]
-
-    def journal(self, attempt: int) -> list[HistoryLine]:
-        """Of the attempt's last commit."""
-        place = self.storage.child(attempt_folder(attempt))
-        return history.read(place.child(place.folders()[-1]))
-
-    def origin(self, attempt: int) -> CommitPoint | None:
-        raw = self.storage.read(f"{attempt_folder(attempt)}/{ATTEMPT}")
-        return Attempt.model_validate_json(raw).parent
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +46,7 @@ def benches(
     made = []
     for name in ("calm", "stopped"):
         (folder / name).mkdir()
-        made.append(Bench(folder / name, folder / "dataset", fork_server))
+        made.append(Bench(folder / name, folder / "dataset", fork_server, RECIPE))
     return made[0], made[1]
 
 
@@ -189,3 +118,32 @@ def test_more_ranks_than_images_train_the_same(
     assert [_sampled(line) for line in two] == [_sampled(line) for line in one]
     losses = [line.loss for line in two]
     assert losses == pytest.approx([line.loss for line in one], rel=_LOSS_TOLERANCE)
+
+
+@pytest.mark.training
+def test_four_two_three_four_ranks_are_one_run(
+    benches: tuple[Bench, Bench], fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """Over sizes, meshes (FSDP, HSDP of 2 × 2) and passes a step, a run sees the same samples and
+    learns the same as one that one process trained at once."""
+    calm, _ = benches
+    alone = Bench(tmp_path / "alone", calm.dataset, fork_server, RECIPE)
+    elastic = Bench(tmp_path / "elastic", calm.dataset, fork_server, RECIPE)
+    assert alone.attempt(1, ranks=1) == [ExitCode.DONE]
+    sizes = [
+        (4, 2, ComputeSettings(sharding="hsdp")),
+        (2, 1, ComputeSettings(device_batch_size=1)),
+        (3, 1, ComputeSettings(activation_checkpointing="blocks")),
+        (4, 1, ComputeSettings(sharding="fsdp", device_batch_size=1)),
+    ]
+    for number, (ranks, nodes, compute) in enumerate(sizes, start=1):
+        last = number == len(sizes)
+        codes = elastic.attempt(
+            number, ranks, None if last else 5 * number - 2, nodes=nodes, compute=compute
+        )
+        assert codes == [ExitCode.DONE if last else ExitCode.CHECKPOINTED] * ranks
+    parts, whole = elastic.journal(4), alone.journal(1)
+    assert [line.world for line in parts] == [4] * 5 + [2] * 5 + [3] * 5 + [4] * 6
+    assert [_sampled(line) for line in parts] == [_sampled(line) for line in whole]
+    losses = [line.loss for line in parts]
+    assert losses == pytest.approx([line.loss for line in whole], rel=_LOSS_TOLERANCE)

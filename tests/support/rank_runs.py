@@ -1,0 +1,119 @@
+"""Whole runs of the real trainer without pods: each rank a process, over gloo."""
+
+from __future__ import annotations
+
+import runpy
+import socket
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from daybreak_trainer.checkpoint import history
+from daybreak_trainer.checkpoint.history import HistoryLine
+from daybreak_trainer.checkpoint.layout import (
+    ATTEMPT,
+    COMMIT,
+    Attempt,
+    Commit,
+    CommitPoint,
+    attempt_folder,
+)
+from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.contract import RANKS_FOLDER, RunSettings, StreamSettings, Termination
+from daybreak_trainer.recipe import Recipe
+from daybreak_trainer.settings import Settings
+
+SCRIPT = Path(__file__).with_name("one_rank.py")
+_SECONDS = 200.0
+
+
+class Bench:
+    """One run's storage, and the means to run attempts of it."""
+
+    def __init__(
+        self, folder: Path, dataset: Path, context: ForkServerContext, recipe: Recipe
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.dataset, self._context = folder, dataset, context
+        self.recipe = recipe
+        self.storage = Storage(str(folder / "checkpoints" / "run-u"))
+
+    def attempt(
+        self,
+        number: int,
+        ranks: int,
+        stop_at: int | None = None,
+        *,
+        nodes: int = 1,
+        poisoned: range = range(0),
+        **changes: Any,
+    ) -> list[int | None]:
+        """Runs one attempt to its end; returns the exit codes. Only its last rank wants to stop,
+        and only there the samples at the positions `poisoned` make the loss NaN. `changes` replace
+        fields of the settings; ranks are told that they are on `nodes` nodes."""
+        run = RunSettings(
+            name="run",
+            namespace="ns",
+            uid="u",
+            attempt=number,
+            nodes=1,
+            master_address="127.0.0.1",
+            master_port=free_port(),
+            recipe_hash=self.recipe.hash,
+            streams=(StreamSettings(url=str(self.dataset), role="data-0"),),
+            checkpoint_url=str(self.folder / "checkpoints"),
+            export_url=str(self.folder / "models"),
+        ).model_copy(update=changes)
+        processes = []
+        for rank in range(ranks):
+            work = self.folder / f"work-{number}-{rank}"
+            work.mkdir()
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank % (ranks // nodes)),
+                "LOCAL_WORLD_SIZE": str(ranks // nodes),
+                "GROUP_WORLD_SIZE": str(nodes),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(run.master_port),
+            }
+            given = {
+                "environment": environment,
+                "settings": Settings(run, 0, self.recipe, work, work / "secrets"),
+                "stop_at": stop_at if rank == ranks - 1 else None,
+                "poisoned": poisoned if rank == ranks - 1 else range(0),
+            }
+            processes.append(
+                self._context.Process(target=runpy.run_path, args=(str(SCRIPT), given))
+            )
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_SECONDS)
+        return [process.exitcode for process in processes]
+
+    def said(self, number: int, rank: int) -> str:
+        """The message of a rank's record."""
+        record = self.folder / f"work-{number}-{rank}" / RANKS_FOLDER / f"{rank}.json"
+        return Termination.model_validate_json(record.read_text()).message
+
+    def journal(self, attempt: int) -> list[HistoryLine]:
+        """Of the attempt's last commit."""
+        return history.read(self._last(attempt))
+
+    def commit(self, attempt: int) -> Commit:
+        """The attempt's last."""
+        return Commit.unseal(self._last(attempt).read(COMMIT))
+
+    def _last(self, attempt: int) -> Storage:
+        place = self.storage.child(attempt_folder(attempt))
+        return place.child(place.folders()[-1])
+
+    def origin(self, attempt: int) -> CommitPoint | None:
+        raw = self.storage.read(f"{attempt_folder(attempt)}/{ATTEMPT}")
+        return Attempt.model_validate_json(raw).parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

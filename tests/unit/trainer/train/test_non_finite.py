@@ -1,0 +1,71 @@
+"""A gradient that is not finite on one rank, in a whole run: a step is skipped on all ranks, many
+in a row take the run back to its last commit, and it passes over the data that led there."""
+
+from __future__ import annotations
+
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import pytest
+from rank_runs import Bench
+
+from daybreak_trainer.contract import ExitCode, HealthSettings
+from daybreak_trainer.prepare.prepare import prepare
+from daybreak_trainer.recipe import resolve
+
+STEPS, BATCH, LIMIT = 21, 4, 3
+RECIPE = resolve(
+    {"preset": "smoke", "stages": [{"resolution": 16, "steps": STEPS, "batchSize": BATCH}]}
+)
+EVERY_FOUR_STEPS = {
+    "checkpoint_interval_steps": 4,
+    "health": HealthSettings(non_finite_steps=LIMIT),
+}
+
+
+@pytest.fixture
+def bench(fork_server: ForkServerContext, tmp_path: Path) -> Bench:
+    prepare("digits", tmp_path / "dataset", count=64)
+    return Bench(tmp_path / "run", tmp_path / "dataset", fork_server, RECIPE)
+
+
+def positions(steps: range) -> range:
+    """Of an undisturbed run's samples in these steps, counted from 1."""
+    return range((steps.start - 1) * BATCH, (steps.stop - 1) * BATCH)
+
+
+def test_few_bad_steps_are_skipped(bench: Bench) -> None:
+    """Below the limit the run goes on; every sample has its step, and nothing is passed over."""
+    bad = positions(range(10, 10 + LIMIT - 1))
+    assert bench.attempt(1, 2, poisoned=bad, **EVERY_FOUR_STEPS) == [ExitCode.DONE] * 2
+    assert [line.position for line in bench.journal(1)] == [n * BATCH for n in range(STEPS)]
+    assert bench.commit(1).state.skipped == ()
+
+
+def test_many_bad_steps_take_the_run_back_and_past_their_data(bench: Bench) -> None:
+    """The run goes back to the commit of step 8, leaves out what came after it, and does all its
+    steps; where it went back to and what it left out stand in its commits."""
+    bad = positions(range(10, 13))
+    assert bench.attempt(1, 2, poisoned=bad, **EVERY_FOUR_STEPS) == [ExitCode.DONE] * 2
+    state, journal = bench.commit(1).state, bench.journal(1)
+    (passed,) = state.skipped
+    # The third bad step is the 12th, after which a save is due: first all steps are agreed on.
+    assert (passed.step, passed.start, passed.end) == (8, 8 * BATCH, 12 * BATCH)
+    assert [line.step for line in journal] == list(range(1, STEPS + 1))
+    assert [line.position for line in journal] == [
+        n * BATCH + (4 * BATCH if n >= 8 else 0) for n in range(STEPS)
+    ]
+    assert (state.samples, state.data.samples) == (STEPS * BATCH, (STEPS + 4) * BATCH)
+
+
+def test_what_goes_on_after_a_roll_back_ends_the_run(bench: Bench) -> None:
+    """Exit 77: another attempt would end the same way."""
+    codes = bench.attempt(1, 2, poisoned=positions(range(10, 1000)), **EVERY_FOUR_STEPS)
+    assert codes == [ExitCode.NON_FINITE] * 2
+    assert "after a roll-back" in bench.said(1, 0)
+
+
+def test_a_run_that_never_was_finite_has_nothing_to_go_back_to(bench: Bench) -> None:
+    codes = bench.attempt(1, 1, poisoned=positions(range(1, 1000)), health=HealthSettings())
+    assert codes == [ExitCode.NON_FINITE]
+    assert "before anything was committed" in bench.said(1, 0)
