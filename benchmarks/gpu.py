@@ -146,9 +146,11 @@ class Bench:
         try:
             self.seconds(batch, steps=1, warm_ups=1)
         except torch.OutOfMemoryError:
-            self.close()
-            return False
-        return True
+            pass  # while the error is handled, its traceback holds the memory
+        else:
+            return True
+        self.close()
+        return False
 
     def seconds(self, batch: int, steps: int, warm_ups: int) -> float:
         """A step's, the mean of `steps`; the host waits for the last one only."""

@@ -55,7 +55,7 @@ from daybreak_trainer.telemetry.phases import StepTimer  # noqa: E402
 from daybreak_trainer.telemetry.throughput import ThroughputMeter  # noqa: E402
 
 BATCH, BATCHES = 16, 4
-TURN_STEPS, TURNS = 1, 15
+TURN_STEPS, TURNS = 1, 25
 AIM = 1.03
 LEARNING_RATE = 1e-4
 RECIPE = resolve(
