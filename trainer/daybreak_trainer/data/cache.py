@@ -111,41 +111,55 @@ class NodeCache:
                 time.sleep(_POLL_SECONDS)  # it is being evicted
             os.close(descriptor)
 
-    def partial(self, final: Path, size: int, stopped: threading.Event) -> Partial:
-        """A place to write `size` bytes to; makes room for them first.
+    def partial(
+        self, final: Path, size: int, stopped: threading.Event, *, patient: bool = True
+    ) -> Partial:
+        """A place to write `size` bytes to. Makes room for them first, and waits for it while other
+        downloads are under way, for they become shards that can be evicted; not if `patient` is
+        false, as for who holds a partial file already.
 
         Raises:
             OSError: the volume has none.
+            StoppedError: `stopped` was set.
         """
         final.parent.mkdir(parents=True, exist_ok=True)
         name = f"{final.name}{_PARTIAL}{os.getpid()}-{next(self._numbers)}-{size}"
         path = final.with_name(name)
-        with self._room(stopped):
-            self._keep_limit(size)
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return Partial(path, descriptor)
+        while True:
+            with self._room(stopped):
+                if self._keep_limit(size, patient=patient):
+                    flags = os.O_CREAT | os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC
+                    descriptor = os.open(path, flags, 0o644)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return Partial(path, descriptor)
+            if stopped.wait(_POLL_SECONDS):
+                raise StoppedError
 
     def make_room(self, size: int, stopped: threading.Event) -> int:
         """Removes what was not used for longest until `size` bytes are free; returns how many."""
         with self._room(stopped):
             return self._evict(self._entries(), size)
 
-    def _keep_limit(self, size: int) -> None:
+    def _keep_limit(self, size: int, *, patient: bool = False) -> bool:
+        """Makes room for `size` bytes; False where there is none before a download has ended."""
         entries = self._entries()
         if self.limit_bytes is None:
-            return
+            return True
         excess = sum(entry.size for entry in entries) + size - self.limit_bytes
-        if excess > 0 and (missing := excess - self._evict(entries, excess)) > 0:
-            if not self._said_exceeded:
-                log.event(
-                    "cache_limit_exceeded",
-                    logging.WARNING,
-                    limit_bytes=self.limit_bytes,
-                    used_bytes=self.limit_bytes + missing,
-                    reason="every shard in the cache is being read; said once",
-                )
-            self._said_exceeded = True
+        if excess <= 0 or (missing := excess - self._evict(entries, excess)) <= 0:
+            return True
+        if patient and any(_PARTIAL in entry.path.name for entry in entries):
+            return False
+        if not self._said_exceeded:
+            log.event(
+                "cache_limit_exceeded",
+                logging.WARNING,
+                limit_bytes=self.limit_bytes,
+                used_bytes=self.limit_bytes + missing,
+                reason="every shard in the cache is being read; said once",
+            )
+        self._said_exceeded = True
+        return True
 
     def _evict(self, entries: list[_Entry], wanted: int) -> int:
         freed = 0

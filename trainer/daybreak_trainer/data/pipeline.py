@@ -122,9 +122,12 @@ class Loader:
         return self._shards.waiting_for(planned.shards) or f"decoding step {planned.plan.step}"
 
     def close(self) -> None:
-        """Ends all threads soon, in the middle of a download too."""
+        """Ends all threads soon, in the middle of a download too; iteration ends as well."""
         self._stopped.set()
         self._shards.close()
+        self._ready.put(None)
+        if (awaited := self._awaited) is not None:
+            awaited.done.set()
         self._room.release()
         for _ in self._threads:
             self._work.put(None)
@@ -133,6 +136,8 @@ class Loader:
 
     def _next(self) -> Batch | None:
         patience = _Patience(self._stalled_after, self.waiting_for)
+        if self._stopped.is_set():
+            return None
         while True:
             try:
                 planned = self._ready.get(timeout=patience.seconds())
@@ -140,7 +145,7 @@ class Loader:
                 patience.lost()
             else:
                 break
-        if planned is None:
+        if planned is None or self._stopped.is_set():
             return None
         if isinstance(planned, Exception):
             raise planned
@@ -148,6 +153,8 @@ class Loader:
         while not planned.done.wait(patience.seconds()):
             patience.lost()
         self._awaited = None
+        if self._stopped.is_set():
+            return None
         if planned.error is not None:
             raise planned.error
         self._room.release()

@@ -20,19 +20,28 @@ from daybreak_trainer.data.store import StoppedError, is_full, is_transient
 _DOWNLOADS = 2
 """Of a shard that arrives damaged, before the store's copy is held to be so."""
 _OPEN_SHARDS = 256
-_OPEN_AT_LEAST = 4
 Identity = tuple[int, int, int]
 
 
 @dataclass
-class _Pending:
-    """A shard on its way here."""
+class _Progress:
+    """What is being done about a shard. Closures of a download refer to it, and live on until the
+    garbage collector comes by: it must hold no open file."""
 
     state: str = "queued"
     since: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         return f"{self.state}, {time.monotonic() - self.since:.0f} s"
+
+
+@dataclass
+class _Pending:
+    """A shard on its way here."""
+
+    progress: _Progress = field(default_factory=_Progress)
+    file: ShardFile | None = None
+    """Set when it is here, for those who wait for it: it may be closed again before they look."""
 
 
 class Shards:
@@ -99,10 +108,13 @@ class Shards:
                 if (error := self._failed.get(number)) is not None:
                     raise error
                 self._enqueue(number)
-                if self._pending[number].state == "queued" and self._queue[0] != number:
+                pending = self._pending[number]
+                if pending.progress.state == "queued" and self._queue[0] != number:
                     self._queue.remove(number)
                     self._queue.appendleft(number)
                 self._changed.wait()
+                if pending.file is not None:
+                    return pending.file
 
     @property
     def coming(self) -> int:
@@ -114,7 +126,7 @@ class Shards:
         with self._changed:
             for number in numbers:
                 if (pending := self._pending.get(number)) is not None:
-                    return f"shard {self._shards[number].where}: {pending}"
+                    return f"shard {self._shards[number].where}: {pending.progress}"
         return None
 
     def close(self) -> None:
@@ -138,39 +150,46 @@ class Shards:
         self._changed.notify_all()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._stopped.is_set():
-                    self._changed.wait()
-                if self._stopped.is_set():
-                    return
-                number = self._queue.popleft()
-                pending = self._pending[number]
-                pending.state = "opening"
-            try:
-                file = self._load(self._shards[number], pending)
-            except Exception as error:  # noqa: BLE001 (raised where the shard is needed)
-                self._done(number, None, error)
-            else:
-                self._done(number, file, None)
+        while (number := self._next()) is not None:
+            self._bring(number)
 
-    def _done(self, number: int, file: ShardFile | None, error: Exception | None) -> None:
+    def _next(self) -> int | None:
+        with self._changed:
+            while not self._queue and not self._stopped.is_set():
+                self._changed.wait()
+            if self._stopped.is_set():
+                return None
+            number = self._queue.popleft()
+            self._pending[number].progress.state = "opening"
+            return number
+
+    def _bring(self, number: int) -> None:
+        """In a function of its own: no name of a waiting thread may hold a shard open."""
+        try:
+            self._done(number, self._load(self._shards[number], self._pending[number].progress))
+        except Exception as error:  # noqa: BLE001 (raised where the shard is needed)
+            self._gave_up(number, error)
+
+    def _done(self, number: int, file: ShardFile) -> None:
+        with self._changed:
+            self._pending.pop(number).file = file
+            self._open[number] = file
+            self._open_bytes += file.info.raw.size
+            self._close_old()
+            self._changed.notify_all()
+
+    def _gave_up(self, number: int, error: Exception) -> None:
         with self._changed:
             del self._pending[number]
-            if file is not None:
-                self._open[number] = file
-                self._open_bytes += file.info.raw.size
-                self._close_old()
-            elif error is not None:
-                self._failed[number] = error
-                if not isinstance(error, StoppedError):
-                    self._counters.add("shard_failures")
+            self._failed[number] = error
             self._changed.notify_all()
+        if not isinstance(error, StoppedError):
+            self._counters.add("shard_failures")
 
     def _close_old(self) -> None:
         budget = self.budget_bytes
         while len(self._open) > _OPEN_SHARDS or (
-            budget is not None and self._open_bytes > budget and len(self._open) > _OPEN_AT_LEAST
+            budget is not None and self._open_bytes > budget and len(self._open) > 1
         ):
             self._close_oldest()
 
@@ -190,26 +209,26 @@ class Shards:
     def _in_cache(shard: Shard) -> bool:
         return shard.store.local_root is None or shard.info.zipped is not None
 
-    def _load(self, shard: Shard, pending: _Pending) -> ShardFile:
+    def _load(self, shard: Shard, progress: _Progress) -> ShardFile:
         if not self._in_cache(shard):
-            return self._load_local(shard, pending)
+            return self._load_local(shard, progress)
         path = self._cache.path(shard.dataset, shard.info.raw.name)
-        pending.state = "waiting for another process of this node that works on it"
+        progress.state = "waiting for another process of this node that works on it"
         with self._cache.alone(path, self._stopped):
-            pending.state = "opening"
+            progress.state = "opening"
             known = shard.number in self._verified
             file = self._cached(shard, path)
             if file is None:
                 self._counters.add("cache_misses")
-                return self._fetched(shard, path, pending)
+                return self._fetched(shard, path, progress)
             if not known:
                 self._counters.add("cache_hits")
             return file
 
-    def _load_local(self, shard: Shard, pending: _Pending) -> ShardFile:
+    def _load_local(self, shard: Shard, progress: _Progress) -> ShardFile:
         assert shard.store.local_root is not None  # _in_cache
         path = shard.store.local_root / shard.info.raw.name
-        pending.state = "verifying"
+        progress.state = "verifying"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -244,15 +263,15 @@ class Shards:
             raise
         return ShardFile(descriptor, shard.info, shard.where)
 
-    def _fetched(self, shard: Shard, path: Path, pending: _Pending) -> ShardFile:
+    def _fetched(self, shard: Shard, path: Path, progress: _Progress) -> ShardFile:
         """Downloads a shard into the cache; again, where it arrives damaged or the volume is full
         and something in it can be given up."""
         damaged = 0
         while True:
             partial: Partial | None = None
             try:
-                partial = self._download(shard, path, pending)
-                pending.state = "verifying"
+                partial = self._download(shard, path, progress)
+                progress.state = "verifying"
                 verify(partial.path, shard.info.raw, shard.where)
                 self._verified[shard.number] = _identity(partial.path)
                 partial.publish(path)
@@ -276,13 +295,13 @@ class Shards:
                 if partial is not None:
                     partial.discard()
 
-    def _download(self, shard: Shard, path: Path, pending: _Pending) -> Partial:
+    def _download(self, shard: Shard, path: Path, progress: _Progress) -> Partial:
         """The shard's file as it must be once it is whole, not yet compared with the index."""
         stored = shard.info.stored
 
         def told(attempt: int, error: BaseException | None) -> None:
             after = f" after: {error or type(error).__name__}" if error is not None else ""
-            pending.state = f"downloading, attempt {attempt}{after}"
+            progress.state = f"downloading, attempt {attempt}{after}"
 
         partial = shard.store.get(
             stored.name,
@@ -293,7 +312,7 @@ class Shards:
         self._counters.add("downloaded_bytes", partial.path.stat().st_size)
         if shard.info.zipped is None:
             return partial
-        pending.state = "decompressing"
+        progress.state = "decompressing"
         try:
             return self._decompressed(shard, path, partial)
         finally:
@@ -304,7 +323,7 @@ class Shards:
 
         assert shard.info.zipped is not None  # the caller's question
         verify(zipped.path, shard.info.zipped, shard.where)
-        raw = self._cache.partial(path, shard.info.raw.size, self._stopped)
+        raw = self._cache.partial(path, shard.info.raw.size, self._stopped, patient=False)
         try:
             raw.path.write_bytes(decompress(shard.info.compression, zipped.path.read_bytes()))
         except BaseException as error:

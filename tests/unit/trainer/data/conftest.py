@@ -1,0 +1,105 @@
+"""Opening a corpus as a rank does, with everything that a test may want to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_data_store import FaultyFolder, FaultyStore
+
+from daybreak_trainer.checkpoint.layout import DataPosition
+from daybreak_trainer.data.batch import Batch, StepPlan
+from daybreak_trainer.data.cache import NodeCache
+from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.counters import DataCounters, DataCounts
+from daybreak_trainer.data.pipeline import Loader
+from daybreak_trainer.data.shards import Shards
+from daybreak_trainer.data.store import RetryPolicy
+
+QUICK = RetryPolicy(
+    total_seconds=5, stall_seconds=0.4, first_wait_seconds=0.01, longest_wait_seconds=0.05
+)
+
+
+@dataclass
+class Reader:
+    """One process's way to some streams."""
+
+    cache: Path
+    streams: Sequence[Stream]
+    limit_bytes: int | None = None
+    policy: RetryPolicy = QUICK
+    counters: DataCounters = field(default_factory=DataCounters)
+    loaders: list[Loader] = field(default_factory=list)
+
+    @property
+    def counts(self) -> DataCounts:
+        return self.counters.read()
+
+    def corpus(self) -> Corpus:
+        return open_corpus(self.streams, self.counters, self.policy)
+
+    def shards(self, downloads: int = 4) -> tuple[Corpus, Shards]:
+        corpus = self.corpus()
+        cache = NodeCache(self.cache, self.limit_bytes, self.counters)
+        return corpus, Shards(corpus, cache, self.counters, downloads=downloads)
+
+    def loader(
+        self,
+        sizes: Sequence[int],
+        start: DataPosition | None = None,
+        first_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 3,
+        **options: Any,
+    ) -> Loader:
+        corpus, shards = self.shards()
+        plans = [StepPlan(first_step + step, size) for step, size in enumerate(sizes)]
+        loader = Loader(
+            corpus,
+            shards,
+            start or DataPosition(),
+            plans,
+            seed=seed,
+            rank=rank,
+            world=world,
+            **options,
+        )
+        self.loaders.append(loader)
+        return loader
+
+    def batches(self, sizes: Sequence[int], **options: Any) -> list[Batch]:
+        loader = self.loader(sizes, **options)
+        try:
+            return list(loader)
+        finally:
+            loader.close()
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Callable[..., Reader]]:
+    made: list[Reader] = []
+
+    def make(*urls: str | Path | Stream, **options: Any) -> Reader:
+        streams = [url if isinstance(url, Stream) else Stream(str(url)) for url in urls]
+        made.append(Reader(options.pop("cache", tmp_path / "cache"), streams, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for loader in one.loaders:
+            loader.close()
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[FaultyFolder]:
+    """A misbehaving store of `tmp_path/remote`, at `faulty://store`."""
+    folder = FaultyFolder(tmp_path / "remote")
+    folder.root.mkdir()
+    FaultyStore.folders["store"] = folder
+    yield folder
+    del FaultyStore.folders["store"]
