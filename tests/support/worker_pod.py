@@ -1,8 +1,8 @@
 """A worker pod in a process of its own, for `worker_pods.py`: the launcher with scripted ranks.
 
-Run by `runpy` with globals: `environment` of the pod, `ranks`, what each local rank does (in each
-round, separated by `|`; the last is repeated), `ready`, where a rank says that it does it with its
-process id and the round, and `patience` of the launcher.
+Run by `runpy` with globals: `environment` of the pod; `ranks`, what each local rank does (in each
+round, separated by `|`; the last is repeated), or `["train"]` for the trainer itself; `ready`,
+where a rank says that it does it with its process id and the round; `patience` of the launcher.
 """
 
 from __future__ import annotations
@@ -149,6 +149,13 @@ def reduce_for_ever() -> int:
     return _leave(failure(StopRequestedError(COMMIT), int(os.environ["RANK"]), Standing(step=7)))
 
 
+def starting() -> int:
+    """Not so far yet that it heeds a SIGTERM."""
+    _announce()
+    while True:
+        signal.pause()
+
+
 def die(number: int) -> Callable[[], int]:
     def main() -> int:
         os.kill(os.getpid(), number)
@@ -189,6 +196,7 @@ SCRIPTS: dict[str, Callable[[], int]] = {
     "checkpoint": checkpoint,
     "checkpoint at once": checkpoint_at_once,
     "hang": hang,
+    "starting": starting,
     "segfault": die(signal.SIGSEGV),
     "abort": die(signal.SIGABRT),
     "killed": die(signal.SIGKILL),
@@ -206,4 +214,4 @@ def rank_main() -> int:
     return SCRIPTS[rounds[min(_round(), len(rounds) - 1)]]()
 
 
-sys.exit(launch.main(rank_main, patience))
+sys.exit(launch.main(None if ranks == ["train"] else rank_main, patience))

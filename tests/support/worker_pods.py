@@ -14,7 +14,7 @@ from typing import Any
 
 from daybreak_trainer import contract
 from daybreak_trainer.contract import RunSettings, StreamSettings, Termination
-from daybreak_trainer.recipe import resolve
+from daybreak_trainer.recipe import Recipe, resolve
 
 SCRIPT = Path(__file__).with_name("worker_pod.py")
 RECIPE = resolve({"preset": "smoke"})
@@ -84,7 +84,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def make_pod(folder: Path, ranks: int = 2, node: int = 0, **changes: object) -> Pod:
+def make_pod(
+    folder: Path, ranks: int = 2, node: int = 0, recipe: Recipe = RECIPE, **changes: object
+) -> Pod:
     folder.mkdir(exist_ok=True)
     values: dict[str, Any] = {
         "name": "run",
@@ -95,14 +97,14 @@ def make_pod(folder: Path, ranks: int = 2, node: int = 0, **changes: object) -> 
         "processes_per_node": ranks,
         "master_address": "127.0.0.1",
         "master_port": free_port(),
-        "recipe_hash": RECIPE.hash,
+        "recipe_hash": recipe.hash,
         "streams": (StreamSettings(url="/data", role="data-0"),),
         "checkpoint_url": "/checkpoints",
         "grace_seconds": 1.0,
         "health": {"rankRestarts": 0},
     }
     settings = RunSettings.model_validate(values | changes)
-    (folder / "recipe.json").write_text(RECIPE.to_json())
+    (folder / "recipe.json").write_text(recipe.to_json())
     environment = {
         contract.ENV_RUN: settings.to_json(),
         contract.ENV_WORK_DIR: str(folder / "work"),

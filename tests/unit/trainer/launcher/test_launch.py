@@ -84,6 +84,18 @@ def test_a_stop_that_no_commit_follows_is_no_checkpoint(
     assert (ended, termination.reason) == (ExitCode.TERMINATED, "Terminated")
 
 
+def test_a_stop_before_the_ranks_heed_one_ends_them(
+    fork_server: ForkServerContext, pod: Pod
+) -> None:
+    """They have nothing to save yet: no grace is spent on them."""
+    pod.start(fork_server, ["starting", "starting"])
+    pod.rank(), pod.rank()
+    pod.signal(signal.SIGTERM)
+    ended, termination = pod.end()
+    assert (ended, termination.reason) == (ExitCode.TERMINATED, "Terminated")
+    assert termination.message.endswith("before a checkpoint of this stop was committed")
+
+
 def test_a_stop_during_rendezvous_ends_the_pod_at_once(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
