@@ -42,7 +42,8 @@ def describe(
 
 def refusal(name: str, found: Mapping[str, list[str]], accepted: frozenset[str]) -> str:
     """The message of a `ChangedError`."""
-    lines = [f"{name} was made with {_and(found)} that differ from this run's:"]
+    what = " and ".join(f"other {kind}" if kind == "data" else f"another {kind}" for kind in found)
+    lines = [f"{name} was made with {what} than this run has:"]
     for kind, fields in found.items():
         lines += [f"  {kind}: {field}" for field in fields[:_SHOWN_LINES]]
         if len(fields) > _SHOWN_LINES:
@@ -86,7 +87,3 @@ def _document(checkpoint: Storage, name: str) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _and(found: Mapping[str, list[str]]) -> str:
-    return " and ".join({"recipe": "a recipe", "data": "data"}[kind] for kind in found)

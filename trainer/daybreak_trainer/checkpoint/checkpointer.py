@@ -74,7 +74,7 @@ class Checkpointer:
         )
         self._together = Together(rank, self._group)
         self._publisher = Publisher(self._run, expected, attempt, rank, self._group)
-        self._saves = Saves(self._publisher, rank.device, self._prune, timeout_seconds)
+        self._saves = Saves(self._publisher, rank, self._prune, timeout_seconds)
         self._versions = versions()
         self.prune_failures = 0
         """Times that old checkpoints could not be removed."""

@@ -22,6 +22,7 @@ from daybreak_trainer.checkpoint.publish import Publisher
 from daybreak_trainer.checkpoint.staging import Stager, Staging, Tensors, local
 from daybreak_trainer.checkpoint.storage import StorageError
 from daybreak_trainer.checkpoint.together import FencedError
+from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.telemetry import log
 
 FAILURES_IN_A_ROW = 3
@@ -68,12 +69,13 @@ class Saves:
     def __init__(
         self,
         publisher: Publisher,
-        device: torch.device,
+        rank: Rank,
         prune: Callable[[Commit], None],
         timeout_seconds: float,
     ) -> None:
         self._publisher, self._prune, self._timeout = publisher, prune, timeout_seconds
-        self._stager = Stager(device)
+        self._is_first = rank.is_first
+        self._stager = Stager(rank.device)
         self._background = Background("checkpoint")
         self._ended: queue.SimpleQueue[tuple[_Job, Commit | None, Exception | None]] = (
             queue.SimpleQueue()
@@ -84,8 +86,8 @@ class Saves:
         self.last: Outcome | None = None
         self.latest: Commit | None = None
         """The newest commit of the lineage."""
-        if device.type == "cuda":
-            self._background.submit(lambda: torch.cuda.set_device(device))
+        if rank.device.type == "cuda":  # a thread begins on device 0
+            self._background.submit(lambda: torch.cuda.set_device(rank.device))
 
     def reserve(self, tensors: Tensors) -> None:
         """Takes the memory that copies of `tensors` need."""
@@ -171,7 +173,7 @@ class Saves:
         assert job.written is not None
         self._failures = 0
         self.latest = commit
-        return Outcome(
+        outcome = Outcome(
             step=job.state.step,
             commit=commit,
             blocked_seconds=job.blocked_seconds,
@@ -179,6 +181,16 @@ class Saves:
             write_seconds=job.written - job.staged,
             bytes=job.bytes,
         )
+        if self._is_first:
+            log.event(
+                "checkpoint_committed",
+                step=outcome.step,
+                bytes=commit.size,
+                blocked_seconds=round(outcome.blocked_seconds, 3),
+                staging_seconds=round(outcome.staging_seconds, 3),
+                write_seconds=round(outcome.write_seconds, 3),
+            )
+        return outcome
 
     def _hanging(self, state: TrainState) -> Outcome:
         """Of a save that cannot begin or end."""

@@ -181,8 +181,8 @@ def test_a_changed_recipe_is_refused_and_explained(run: Storage, accepted: froze
     with pytest.raises(ChangedError) as caught:
         found(run, expected=expected)
     assert str(caught.value).splitlines() == [
-        f"checkpoint {run.url}/attempt-0001/step-00000020 was made with a recipe and data that "
-        "differ from this run's:",
+        f"checkpoint {run.url}/attempt-0001/step-00000020 was made with another recipe and other "
+        "data than this run has:",
         "  recipe: optimizer.learningRate: 0.0001 -> 0.0002",
         "  recipe: seed: 1 -> (absent)",
         "  recipe: stages[1].steps: 7 -> (absent)",
