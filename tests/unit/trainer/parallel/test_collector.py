@@ -32,6 +32,18 @@ def test_garbage_goes_at_the_agreed_steps_only() -> None:
         assert dead() is None
 
 
+def test_what_dies_old_goes_too() -> None:
+    """An object that outlived collections, and only then becomes garbage, is not kept for ever."""
+    with Collector(every_steps=1) as collector:
+        node = _Node()
+        for step in range(1, 5):
+            collector.after_step(step)
+        gone = weakref.ref(node)
+        del node
+        collector.after_step(5)
+        assert gone() is None
+
+
 def test_python_is_as_before_at_the_end() -> None:
     """The collector runs by itself again, also after an error."""
     try:

@@ -97,6 +97,8 @@ class Outcome:
     """Whether the bad step left weights, optimizer state and average of all ranks as they were."""
     read: list[str] = field(default_factory=list)
     """What the host read of tensors' values during the steps."""
+    forwards: int = 0
+    """Times that the first block's attention was computed."""
     graphs: tuple[int, int] = (0, 0)
     """Compiled after the rehearsal and after all steps."""
 
@@ -235,6 +237,9 @@ def sharded(case: Case, rank: Rank) -> Outcome:
         device_batch_size=compute.device_batch_size,
         before_update=lambda: called.append(all(p.grad is not None for p in model.parameters())),
     )
+    forwards: list[None] = []
+    if compute.compile == "none":
+        model.units[0].attention.register_forward_hook(lambda *_: forwards.append(None))
     state, reads = torch.get_rng_state(), Reads()
     if case.rehearse:
         before = _everything(model, made, ema)
@@ -272,6 +277,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
         names=sorted(get_model_state_dict(model)),
         untouched=bool(everywhere[0]),
         read=reads.found,
+        forwards=len(forwards),
         graphs=(graphs, _graphs()),
     )
 

@@ -124,6 +124,14 @@ def test_the_ranks_take_the_steps_of_one_process(case: Any, found: Any) -> None:
     agree(case, found[case.name])
 
 
+def test_recomputed_blocks_are_computed_twice(found: Any) -> None:
+    """Once in each forward pass, and once more in each backward pass: two passes a step with one
+    image at a time."""
+    assert found["fsdp"].forwards == 3
+    assert found["recomputed-one-unit"].forwards == 2 * 3
+    assert found["recomputed"].forwards == 2 * 2 * 3
+
+
 @pytest.mark.parametrize(
     "case",
     [
