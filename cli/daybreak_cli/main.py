@@ -91,6 +91,9 @@ def prepare(
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seeds the generators.")] = 0,
+    buckets: Annotated[
+        bool, typer.Option("--buckets", help="Keep a folder's aspect ratios, at most 2:1.")
+    ] = False,
 ) -> None:
     """Write a dataset of MDS shards with hashes.
 
@@ -108,6 +111,7 @@ def prepare(
                 resolution=resolution,
                 count=count,
                 seed=seed,
+                in_buckets=buckets,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except DatasetError as error:

@@ -89,8 +89,9 @@ def _checked(caption: str, where: str) -> str:
     return words
 
 
-def square(file: Path, resolution: int) -> npt.NDArray[np.uint8]:
-    """The image upright, in RGB, its centre square at `(resolution, resolution, 3)`.
+def fitted(file: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The image upright, in RGB, its centre at `(height, width, 3)`: scaled to cover that, and what
+    sticks out cut away.
 
     Raises:
         DatasetError: not an image, or a damaged one.
@@ -100,8 +101,7 @@ def square(file: Path, resolution: int) -> npt.NDArray[np.uint8]:
             image = _on_white(ImageOps.exif_transpose(opened))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{file}: not a readable image: {error}") from None
-    fitted = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

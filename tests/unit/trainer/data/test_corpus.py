@@ -178,6 +178,9 @@ def test_vocabularies_are_joined(reader: MakeReader, folder: Path, tmp_path: Pat
     assert reader(folder, other).corpus().vocabulary == ("a", "number", "zebra")
 
 
+# The library's own dataset leaves its index file open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "pil"])
 def test_samples_are_those_that_the_library_reads(
     reader: MakeReader, tmp_path: Path, encoding: str

@@ -114,7 +114,7 @@ def test_the_centre_square_is_kept_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "turn me clockwise to see me upright"
     turned.save(tmp_path / "a.png", exif=exif)
-    image = folder.square(tmp_path / "a.png", 8)
+    image = folder.fitted(tmp_path / "a.png", 8, 8)
     assert image.shape == (8, 8, 3)
     inner = image[:, 2:6].astype(int)  # resampling mixes in a little of the neighbours
     assert np.abs(inner[1] - (255, 0, 0)).max() < 20
@@ -126,13 +126,13 @@ def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     """Grey, palette, print and bilevel images are as good as others."""
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("I;16" if mode == "I;16" else mode, (9, 9)).save(path)
-    assert folder.square(path, 8).shape == (8, 8, 3)
+    assert folder.fitted(path, 8, 8).shape == (8, 8, 3)
 
 
 def test_transparent_images_lie_on_white(tmp_path: Path) -> None:
     """What hides in fully transparent pixels is not what a person sees."""
     Image.new("RGBA", (9, 9), (255, 0, 0, 0)).save(tmp_path / "a.png")
-    assert (folder.square(tmp_path / "a.png", 8) == 255).all()
+    assert (folder.fitted(tmp_path / "a.png", 8, 8) == 255).all()
 
 
 @pytest.mark.parametrize("damage", ["not an image", "truncated"])
@@ -143,4 +143,4 @@ def test_an_unreadable_image_is_named(tmp_path: Path, damage: str) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(b"hello" if damage == "not an image" else path.read_bytes()[:3000])
     with pytest.raises(DatasetError, match=r"a\.png: not a readable image"):
-        folder.square(path, 8)
+        folder.fitted(path, 8, 8)
