@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Buckets:
             AWS_REGION="us-east-1",
         )
 
-    def apply(self, name: str) -> None:
+    def apply(self, name: str, steps: int = STEPS) -> None:
         def place(kind: str, url: str, secret: str) -> dict[str, Any]:
             return {kind: url, "secretRef": {"name": secret}}
 
@@ -76,7 +77,7 @@ class Buckets:
             name,
             recipe={
                 "preset": "smoke",
-                "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 6}],
+                "stages": [{"resolution": 16, "steps": steps, "batchSize": 6}],
             },
             data={"streams": [place("url", f"s3://{self.data}/digits", "data")]},
             checkpoint=place("storage", f"s3://{self.checkpoints}/runs", "checkpoints")
@@ -112,6 +113,28 @@ def test_a_run_without_volumes_completes(buckets: Buckets) -> None:
     assert card is not None
     assert card.step == STEPS
     assert "model_index.json" in card.files
+
+
+def test_an_outage_of_the_server_costs_no_attempt(
+    devcluster: Cluster, namespace: str, own_s3: S3Server, tmp_path: Path
+) -> None:
+    """It is killed while a run trains, and comes back once a worker has missed it: checkpoint and
+    model are complete, at the first attempt."""
+    install_operator(devcluster)
+    bench = Bench(devcluster, namespace, tmp_path)
+    buckets = Buckets(own_s3, bench, tmp_path)
+    buckets.apply("outage", steps=120)
+    bench.at_step("outage", 15)
+    own_s3.kill()
+    selector = ("-l", "daybreak.dev/run=outage", "--tail=-1", "-n", namespace)
+    deadline = time.monotonic() + 60
+    while "storage_request_repeated" not in devcluster.kubectl("logs", *selector).stdout:
+        assert time.monotonic() < deadline, "no worker has missed the server"
+        time.sleep(0.5)
+    own_s3.start()
+    status = bench.end("outage")
+    assert status["phase"] == "Complete", bench.events("outage")
+    assert (status["attempt"], status["checkpoint"]["step"]) == (1, 120)
 
 
 def test_a_wrong_secret_ends_a_run_before_it_trains(buckets: Buckets) -> None:
