@@ -46,7 +46,7 @@ class Pod:
             "environment": self.environment,
             "ranks": ranks,
             "ready": theirs,
-            "patience": {"wedged": 0.5} | patience,
+            "patience": {"wedged": 0.5, "leave": 0.5} | patience,
         }
         self.process = fork_server.Process(target=runpy.run_path, args=(str(SCRIPT), given))
         self.process.start()

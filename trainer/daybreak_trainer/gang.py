@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 
 from daybreak_trainer import contract
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
@@ -26,23 +25,7 @@ from daybreak_trainer.settings import Settings
 from daybreak_trainer.stop import Stop
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.progress import ProgressFile
-from daybreak_trainer.watch import Watch
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a launcher waits for others, in seconds."""
-
-    join: float = 900.0
-    """Nodes of an attempt may be scheduled minutes apart."""
-    rejoin: float = 120.0
-    """Launchers that were there a moment ago."""
-    wedged: float = 5.0
-    """For ranks whose peers have failed to say so themselves; NCCL never may."""
-    report: float = 60.0
-    """For other nodes to say how their ranks ended, once ours have failed: they have been told."""
-    finish: float = 300.0
-    """The same, once ours are done: theirs may still be busy."""
+from daybreak_trainer.watch import Patience, Watch
 
 
 class Gang:
@@ -93,9 +76,7 @@ class Gang:
         environments = self._environments(place, restarts)
         ranks = RankProcesses(rank_main, environments, place.first_rank, work_dir)
         number = len(restarts.causes)
-        watch = Watch(
-            ranks, self._meeting, number, self._settings, self._stop, self._patience.wedged
-        )
+        watch = Watch(ranks, self._meeting, number, self._settings, self._stop, self._patience)
         ended = watch.to_the_end()
         termination = conclude(ended.ending, read_records(work_dir))
         return NodeEnd(

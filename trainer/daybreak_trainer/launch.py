@@ -18,7 +18,7 @@ def main(
     rank_main: Callable[[], int] | None = None, patience: Mapping[str, float] | None = None
 ) -> int:
     """Runs the pod; returns its exit code. `rank_main` replaces training, and `patience` some of
-    `gang.Patience`, in tests."""
+    `watch.Patience`, in tests."""
     stop = Stop(_end_while_importing)
     from daybreak_trainer.pod import Pod
 

@@ -20,6 +20,7 @@ from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import Settings, SettingsError
 from daybreak_trainer.stop import Stop
 from daybreak_trainer.telemetry import log
+from daybreak_trainer.telemetry.ledger import LEDGER_FILE
 from daybreak_trainer.telemetry.progress import FILE_NAME, ProgressFile
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def prepare(environment: MutableMapping[str, str]) -> Path:
         for stale in (work_dir / RANKS_FOLDER, Path(environment["PROMETHEUS_MULTIPROC_DIR"])):
             shutil.rmtree(stale, ignore_errors=True)
             stale.mkdir(exist_ok=True)
-        (work_dir / FILE_NAME).unlink(missing_ok=True)
+        for stale in (FILE_NAME, LEDGER_FILE):
+            (work_dir / stale).unlink(missing_ok=True)
     except OSError as error:
         raise StartError(f"the work folder {work_dir} cannot be written: {error}") from error
     return work_dir
@@ -84,8 +86,9 @@ class Pod:
         settings = pod_settings.read()
         log.configure(lambda: _context(settings))
         # After `prepare`: prometheus-client reads its folder at import.
-        from daybreak_trainer.gang import Gang, Patience
+        from daybreak_trainer.gang import Gang
         from daybreak_trainer.telemetry.server import WorkerServer
+        from daybreak_trainer.watch import Patience
 
         starting, progress_file = _starting(settings), ProgressFile(work_dir)
 

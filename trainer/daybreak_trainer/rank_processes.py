@@ -76,10 +76,6 @@ class RankProcesses:
         """Process ids of those that still run, by local rank."""
         return {s.local_rank: _pid(s.process) for s in self._running.values()}
 
-    @property
-    def failed(self) -> bool:
-        return any(ended.code != ExitCode.DONE for ended in self.exits)
-
     def wait(self, seconds: float) -> None:
         """Returns once a rank has ended, or after `seconds`."""
         for sentinel in connection.wait(list(self._running), seconds):

@@ -35,6 +35,24 @@ _TRACEBACK_LINES = 12
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How long a launcher waits for others, in seconds."""
+
+    join: float = 900.0
+    """Nodes of an attempt may be scheduled minutes apart."""
+    rejoin: float = 120.0
+    """Launchers that were there a moment ago."""
+    wedged: float = 5.0
+    """For ranks whose peers have failed to say so themselves; NCCL never may."""
+    leave: float = 60.0
+    """For ranks whose peers have left after the commit of a stop."""
+    report: float = 60.0
+    """For other nodes to say how their ranks ended, once ours have failed: they have been told."""
+    finish: float = 300.0
+    """The same, once ours are done: theirs may still be busy."""
+
+
+@dataclass(frozen=True)
 class Ended:
     ending: Ending
     stalled: Stalled | None = None
@@ -48,10 +66,10 @@ class Watch:
         number: int,
         settings: Settings,
         stop: Stop,
-        wedged_seconds: float,
+        patience: Patience,
     ) -> None:
         self._ranks, self._meeting, self._number = ranks, meeting, number
-        self._settings, self._stop, self._wedged_seconds = settings, stop, wedged_seconds
+        self._settings, self._stop, self._patience = settings, stop, patience
         health = settings.run.health
         self._clocks = Clocks(health.startup_seconds, health.progress_seconds)
         self._elsewhere = Elsewhere()
@@ -92,10 +110,15 @@ class Watch:
         log.event("stop_requested", seconds_left=round(deadline - time.monotonic(), 1))
 
     def _heed_failures(self, now: float) -> None:
-        if not self._ranks.failed or self._broken is not None:
+        if self._broken is not None:
             return
-        first = next(ended for ended in self._ranks.exits if ended.code != ExitCode.DONE)
-        self._break(f"a rank of worker {self._settings.node} {how_ended(first.code)}", now)
+        codes = [ended.code for ended in self._ranks.exits]
+        failed = [code for code in codes if code not in (ExitCode.DONE, ExitCode.CHECKPOINTED)]
+        if failed:
+            self._break(f"a rank of worker {self._settings.node} {how_ended(failed[0])}", now)
+        elif ExitCode.CHECKPOINTED in codes:
+            # The commit is that of all ranks: the others are about to leave, too.
+            self._kill_within(self._patience.leave, now)
 
     def _heed_peers(self, seen: list[Seen], now: float) -> None:
         if has_started(seen):
@@ -111,7 +134,7 @@ class Watch:
         if news.broken.startswith(HUNG) and seen:
             self._hang(seen, suspect(seen, self._elsewhere, now, self._clocks))
         self._broken = news.broken
-        self._kill_soon(now)
+        self._kill_within(self._patience.wedged, now)
 
     def _heed_clocks(self, seen: list[Seen], now: float) -> None:
         if self._stopping or self._broken is not None:
@@ -126,16 +149,16 @@ class Watch:
         self._broken = why
         with suppress(PeersLostError):
             self._meeting.say_broken(self._number, why)
-        self._kill_soon(now)
+        self._kill_within(self._patience.wedged, now)
 
-    def _kill_soon(self, now: float) -> None:
+    def _kill_within(self, seconds: float, now: float) -> None:
         # A stop gives the ranks its grace: some may be about to say that they have committed.
         if not self._stopping:
-            self._kill_at = min(self._kill_at, now + self._wedged_seconds)
+            self._kill_at = min(self._kill_at, now + seconds)
 
     def _hang(self, seen: list[Seen], hang: Hang) -> None:
         """Notes where every thread of every rank is, and ends the ranks."""
-        self._kill_at = 0.0
+        self._kill_at = time.monotonic()
         found = stacks.collect(self._settings.work_dir, self._ranks.pids)
         states = {s.beat.local_rank: s for s in seen}
         for local_rank, stack in found.items():

@@ -58,7 +58,9 @@ def test_a_killed_rank_starts_again_with_its_peers(
     pod.start(fork_server, ["checkpoint", "hang|checkpoint"])
     before = [pod.rank(), pod.rank()]
     os.kill(before[0].pid, signal.SIGKILL)
+    killed = time.monotonic()
     after = [pod.rank(), pod.rank()]
+    print(f"two ranks run again {time.monotonic() - killed:.2f} s after one was killed")
     assert [ready.round for ready in before + after] == [0, 0, 1, 1]
     assert [ready.restarts for ready in after] == [["RankKilled"]] * 2
     assert not {ready.pid for ready in before} & {ready.pid for ready in after}
