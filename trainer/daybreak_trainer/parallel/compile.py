@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import torch
 import torch._dynamo.config as dynamo_config
+import torch._inductor.config as inductor_config
 import torch.compiler
 import torch.distributed as dist
 import xxhash
@@ -27,6 +29,7 @@ from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.telemetry import log
 
 _SPARE_COMPILATIONS = 8
+_MOST_COMPILERS = 32
 _DIGEST_BYTES = 8
 
 
@@ -57,10 +60,13 @@ def warm_up(
 ) -> None:
     """Rehearses all `shapes` on all ranks together, after loading what an earlier attempt compiled,
     and keeps what is new. `units` is how many blocks are compiled."""
-    if rank.is_first_of_node:
-        artifacts.load()  # into the cache on the node's disk, which its ranks share
+    # Into the cache on the node's disk, which its ranks share.
+    loaded = artifacts.load() if rank.is_first_of_node else False
     dist.barrier(group)
-    # By default the eighth variant of a function is refused.
+    # Each rank would start a compiler for each processor of the node.
+    threads = len(os.sched_getaffinity(0)) // rank.local_world
+    inductor_config.compile_threads = max(1, min(_MOST_COMPILERS, threads))
+    # By default the ninth variant of a function is refused.
     wanted = len(set(shapes)) * units + _SPARE_COMPILATIONS
     dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, wanted)
     dynamo_config.accumulated_recompile_limit = max(
@@ -77,7 +83,7 @@ def warm_up(
             compiled_graphs=compiled,
             seconds=round(time.monotonic() - started, 3),
         )
-        if compiled:
+        if compiled or not loaded:
             artifacts.save()
 
 

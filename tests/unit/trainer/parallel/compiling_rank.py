@@ -24,7 +24,6 @@ from daybreak_trainer.checkpoint.storage import Storage  # noqa: E402
 from daybreak_trainer.parallel.compile import Artifacts, Shape, warm_up  # noqa: E402
 from daybreak_trainer.parallel.process_group import Rank  # noqa: E402
 
-inductor.compile_threads = 1  # no pool of processes, each of which imports torch
 events: list[tuple[str, dict[str, Any]]] = []
 
 
@@ -48,12 +47,13 @@ logging.getLogger("daybreak").addHandler(Listening())
 logging.getLogger("daybreak").setLevel(logging.INFO)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
 shapes = [Shape(8, 16, 2), Shape(8, 16, 2)]
-rank = Rank(0, 1, torch.device("cpu"))
+rank = Rank(0, 1, torch.device("cpu"), local_world=10_000)
 warm_up(Doubling(), shapes, 40, rank, dist.group.WORLD, Artifacts(Storage(store), "key"))
 (compiled,) = (fields["compiled_graphs"] for name, fields in events if name == "compile_warmed_up")
 found = {
     "events": [name for name, _ in events],
     "compiled": compiled,
+    "threads": inductor.compile_threads,
     "recompile_limit": dynamo_config.recompile_limit,
 }
 (folder / "found.json").write_text(json.dumps(found))

@@ -80,6 +80,7 @@ def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_p
     assert second["events"] == ["compile_warmed_up"]
     assert second["compiled"] == 0
     assert second["recompile_limit"] >= 40
+    assert second["threads"] == 1, "more ranks than processors: each compiles by itself"
     kept = tmp_path / "kept" / "key.bin"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
