@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import (
@@ -40,15 +41,16 @@ def plan(run: Storage, uid: str, keep_last: int, tip: CommitPoint | None = None)
     Whatever comes after `tip` is left alone: it may be in flight.
     """
     before = tip.attempt + 1 if tip else _FOREVER
-    lineage = [
+    wanted = max(keep_last, FEWEST)
+    lineage = (
         point
         for point in walk(run, before, uid, [])
         if (tip is None or point.order <= tip.order) and _is_commit(run, point, uid)
-    ]
-    if not lineage:
+    )
+    keep = tuple(islice(lineage, wanted))
+    if not keep:
         return Plan()
-    keep = tuple(lineage[: max(keep_last, FEWEST)])
-    oldest = keep[-1].order if len(keep) == max(keep_last, FEWEST) else (0, 0)
+    oldest = keep[-1].order if len(keep) == wanted else (0, 0)
     remove = [
         point
         for point in folders(run)
