@@ -34,7 +34,7 @@ class Bench:
         self, folder: Path, dataset: Path, context: ForkServerContext, recipe: Recipe
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self.dataset, self._context = folder, dataset, context
+        self.folder, self.dataset, self.context = folder, dataset, context
         self.recipe = recipe
         self.storage = Storage(str(folder / "checkpoints" / "run-u"))
 
@@ -83,9 +83,7 @@ class Bench:
                 "stop_at": stop_at if rank == ranks - 1 else None,
                 "poisoned": poisoned if rank == ranks - 1 else range(0),
             }
-            processes.append(
-                self._context.Process(target=runpy.run_path, args=(str(SCRIPT), given))
-            )
+            processes.append(self.context.Process(target=runpy.run_path, args=(str(SCRIPT), given)))
         for process in processes:
             process.start()
         for process in processes:

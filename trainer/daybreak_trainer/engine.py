@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -16,11 +17,12 @@ from torch.distributed.checkpoint.state_dict import (
 
 from daybreak_trainer.checkpoint.checkpointer import Checkpointer
 from daybreak_trainer.checkpoint.history import Journal
-from daybreak_trainer.checkpoint.layout import Commit
+from daybreak_trainer.checkpoint.layout import Commit, run_folder
 from daybreak_trainer.checkpoint.lineage import Expected
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
+from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.errors import DatasetError
@@ -31,6 +33,8 @@ from daybreak_trainer.models.flops import SampleFlops
 from daybreak_trainer.models.text import encode
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel.attention import AttentionCall, log_backend
+from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
 from daybreak_trainer.settings import Settings
@@ -146,6 +150,36 @@ class Engine:
         journal = self.checkpointer.load(commit, tensors)
         set_optimizer_state_dict(self.model, self.optimizers, optim_state_dict=tensors["optimizer"])
         return journal
+
+    def warm_up(self) -> None:
+        """Compiles every shape of the run before its first step; logs the attention kernel."""
+        run, recipe = self.settings.run, self.recipe
+        buckets = [bucket_size(name) for name in self.corpus.buckets]
+        if self.rank.is_first:
+            self._log_attention(*max(buckets, key=lambda size: size[0] * size[1]))
+        if run.compute.compile == "none":
+            return
+        shapes = [
+            Shape(height, width, stage.batch_size)
+            for stage in recipe.stages
+            for height, width in buckets
+        ]
+        folder = self.storage.child(f"{run_folder(run.uid)}/compiled")
+        key = artifacts_key(recipe.hash, run.compute, self.rank.device)
+        units, artifacts = len(self.model.units), Artifacts(folder, key)
+        warm_up(self.step, shapes, units, self.rank, dist.group.WORLD, artifacts)
+
+    def _log_attention(self, height: int, width: int) -> None:
+        denoiser, patch = self.recipe.denoiser, self.recipe.denoiser.patch_size
+        queries = (height // patch) * (width // patch)
+        call = AttentionCall(
+            heads=denoiser.heads,
+            head_dim=denoiser.hidden_size // denoiser.heads,
+            queries=queries,
+            keys=queries + self.recipe.text.max_tokens,
+            masked=True,
+        )
+        log_backend(call, self.rank.device, self.dtype)
 
     def sample_flops(self, height: int, width: int) -> SampleFlops:
         """Of a sample of this size; a frozen encoder's are counted by running it once."""

@@ -26,6 +26,7 @@ from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.settings import Settings
+from daybreak_trainer.telemetry.ledger import Ledger
 
 SAMPLES_FILE = "samples.png"
 EVALUATION_FILE = "evaluation.json"
@@ -42,9 +43,11 @@ class Finisher:
         text: TextTower,
         progress: ProgressReporter,
         heartbeat: Heartbeat,
+        ledger: Ledger,
     ) -> None:
         self._settings, self._rank, self._vocabulary = settings, rank, vocabulary
         self._text, self._progress, self._heartbeat = text, progress, heartbeat
+        self._ledger = ledger
 
     def check(self) -> None:
         """Before a day of training: raises ExportTakenError where the place is another run's."""
@@ -58,35 +61,49 @@ class Finisher:
 
     def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
         """Exports, samples and scores; a collective until the images are drawn."""
-        run = self._settings.run
-        self._heartbeat.enter(Phase.EXPORTING)
-        weights = export.gathered(shadow)
-        self._progress.phase("Exporting")
-        pipeline = export.build_pipeline(
-            self._settings.recipe, self._vocabulary, weights, self._text
-        )
-        pipeline.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-        pipeline.to(self._rank.device)  # type: ignore[attr-defined]
-        self._progress.phase("Evaluating")
-        self._heartbeat.enter(Phase.EVALUATING)
-        images, prompts = self._drawn(pipeline)
-        if self._rank.is_first:
+        with self._ledger.during("export"):
+            pipeline = self._pipeline(shadow)
+        with self._ledger.during("evaluation"):
+            self._progress.phase("Evaluating")
+            self._heartbeat.enter(Phase.EVALUATING)
+            images, prompts = self._drawn(pipeline)
+        if not self._rank.is_first:
+            return
+        with self._ledger.during("export"):
             folder = export.scratch_folder(self._settings.work_dir)
-            pipeline.to("cpu")  # type: ignore[attr-defined]
             try:
-                export.save_folder(pipeline, self._settings.recipe, folder)
-                self._judge(step, images, prompts, folder)
-                if (storage := self._storage()) is not None:
-                    card = ExportCard(
-                        uid=run.uid,
-                        run=run.name,
-                        namespace=run.namespace,
-                        recipe_hash=run.recipe_hash,
-                        step=step,
-                    )
-                    self._progress.exported(publish(folder, storage, run.name, card))
+                export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder)
+                with self._ledger.during("evaluation"):
+                    self._judge(step, images, prompts, folder)
+                self._publish(step, folder)
             finally:
                 export.drop(folder)
+
+    def _pipeline(self, shadow: dict[str, Tensor]) -> Any:
+        """On this rank's device."""
+        self._progress.phase("Exporting")
+        self._heartbeat.enter(Phase.EXPORTING)
+        weights = export.gathered(shadow)
+        pipeline: Any = export.build_pipeline(
+            self._settings.recipe, self._vocabulary, weights, self._text
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self._rank.device)
+
+    def _publish(self, step: int, folder: Path) -> None:
+        if (storage := self._storage()) is None:
+            return
+        run = self._settings.run
+        card = ExportCard(
+            uid=run.uid,
+            run=run.name,
+            namespace=run.namespace,
+            recipe_hash=run.recipe_hash,
+            step=step,
+        )
+        self._heartbeat.enter(Phase.EXPORTING, storage.url)
+        url = publish(folder, storage, run.name, card, copied=self._heartbeat.moved)
+        self._progress.exported(url)
 
     def _drawn(self, pipeline: Any) -> tuple[Images | None, list[Any]]:
         """Images of all prompts on rank 0, each rank drawing its part."""

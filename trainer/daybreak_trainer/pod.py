@@ -48,8 +48,8 @@ def prepare(environment: MutableMapping[str, str]) -> Path:
         for stale in (work_dir / RANKS_FOLDER, Path(environment["PROMETHEUS_MULTIPROC_DIR"])):
             shutil.rmtree(stale, ignore_errors=True)
             stale.mkdir(exist_ok=True)
-        for stale in (FILE_NAME, LEDGER_FILE):
-            (work_dir / stale).unlink(missing_ok=True)
+        for name in (FILE_NAME, LEDGER_FILE):
+            (work_dir / name).unlink(missing_ok=True)
     except OSError as error:
         raise StartError(f"the work folder {work_dir} cannot be written: {error}") from error
     return work_dir

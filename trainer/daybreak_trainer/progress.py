@@ -110,7 +110,7 @@ class ProgressReporter:
             first_step_at=rfc3339(now) if first else self._progress.first_step_at,
             estimated_completion_time=self._completion(now, agreed.step, images_per_second),
             training_seconds=round(state.training_seconds, 3),
-            ledger={name: round(seconds, 3) for name, seconds in ledger.items()},
+            ledger=_rounded(ledger),
         )
 
     def _completion(self, now: datetime, step: int, images_per_second: float | None) -> str | None:
@@ -136,6 +136,12 @@ class ProgressReporter:
         self._metrics.evaluation(evaluation.alignment, evaluation.alignment_by_tag)
         self._set(at_once=True, evaluation=evaluation)
 
+    def done(self, ledger: Mapping[str, float]) -> None:
+        """Nothing is left to do."""
+        self._metrics.goodput.ledger(ledger)
+        self._metrics.phase("Done")
+        self._set(at_once=True, phase="Done", ledger=_rounded(ledger))
+
     def exported(self, url: str) -> None:
         self._set(at_once=True, export_url=url)
 
@@ -148,3 +154,7 @@ class ProgressReporter:
         if at_once or time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
             self._file.write(self._progress)
             self._written = time.monotonic()
+
+
+def _rounded(ledger: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(seconds, 3) for name, seconds in ledger.items()}

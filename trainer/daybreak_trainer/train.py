@@ -47,9 +47,11 @@ from daybreak_trainer.state import RunState
 from daybreak_trainer.stores.errors import StorageError
 from daybreak_trainer.stores.probe import places, probe
 from daybreak_trainer.telemetry import log
-from daybreak_trainer.telemetry.ledger import Ledger, process_started
+from daybreak_trainer.telemetry.ledger import Ledger, LedgerFile, LedgerRecord, process_started
 from daybreak_trainer.telemetry.metrics import train_metrics
 from daybreak_trainer.telemetry.phases import StepTimer
+
+_LEDGER_EVERY_SECONDS = 2.0
 
 
 class StopFlag:
@@ -87,7 +89,10 @@ class Trainer:
         self.settings, self.rank, self.standing, self.stop = settings, rank, standing, stop
         self.heartbeat, self.restart_causes = heartbeat, restart_causes
         self.recipe, self.run_settings = settings.recipe, settings.run
-        self.ledger = Ledger(started=process_started())
+        self.metrics = train_metrics()
+        # Up to the first round, the launcher's imports and its wait for other nodes count too.
+        self.ledger = Ledger(started=process_started(None if restart_causes else os.getppid()))
+        self.ledger_file, self.ledger_written = LedgerFile(settings.work_dir), 0.0
         self.progress = ProgressReporter(settings, rank, standing)
         if rank.is_first_of_node:
             probe(places(settings))
@@ -109,9 +114,10 @@ class Trainer:
             self.engine.text,
             self.progress,
             self.heartbeat,
+            self.ledger,
         )
         if rank.is_first:
-            train_metrics().health.grace(usable_seconds(run.grace_seconds))
+            self.metrics.health.grace(usable_seconds(run.grace_seconds))
 
     @property
     def step(self) -> int:
@@ -130,6 +136,8 @@ class Trainer:
         self.finisher.check()
         self.test_devices()
         self.resume()
+        if self.step < self.recipe.total_steps:
+            self.warm_up()
         while self.step < self.recipe.total_steps:
             try:
                 self.train()
@@ -138,10 +146,9 @@ class Trainer:
         self.commit()
         if self._any_rank_stops():
             self._leave()
-        with self.ledger.during("evaluation"):
-            self.finisher.finish(self.step, self.engine.ema.shadow)
+        self.finisher.finish(self.step, self.engine.ema.shadow)
         self.checkpointer.close()
-        self.progress.phase("Done")
+        self.progress.done(self.ledger.seconds())
 
     def test_devices(self) -> None:
         """Devices, links and storage, before a day is spent on them."""
@@ -149,6 +156,12 @@ class Trainer:
         sizes = self_test.CUDA_SIZES if self.rank.device.type == "cuda" else self_test.CPU_SIZES
         results = self_test.run(self.rank, self.settings.node, self.engine.storage, sizes)
         self.meters.self_test(results)
+
+    def warm_up(self) -> None:
+        """Compiles what the steps need."""
+        self.heartbeat.enter(Phase.COMPILING)
+        with self.ledger.during("compile"):
+            self.engine.warm_up()
 
     def train(self) -> None:
         """Optimizer steps until the recipe's end."""
@@ -171,8 +184,10 @@ class Trainer:
         """One optimizer step; returns what all ranks agreed on about an earlier one."""
         mark = time.monotonic()
         self.heartbeat.enter(Phase.DATA)
+        self.metrics.loader.waits(self.rank.rank)
         with self.ledger.during("data_wait"), self.timer.phase("data"):
             batch = next(batches)
+        self.metrics.loader.has_batch(self.rank.rank)
         waited = time.monotonic() - mark
         self.heartbeat.enter(Phase.STEP)
         numbers = self.engine.step.run(batch, self.learning_rate(self.step))
@@ -248,14 +263,21 @@ class Trainer:
         if not agreed.finite:
             self.ledger.step_skipped(agreed.step)
         if self.rank.is_first:
+            seconds = self.ledger.seconds()
             self.meters.log(agreed)
             self.progress.step(
                 agreed,
                 self.state,
                 self.learning_rate(agreed.step - 1),
                 self.meters.speed(),
-                self.ledger.seconds(),
+                seconds,
             )
+            if time.monotonic() - self.ledger_written >= _LEDGER_EVERY_SECONDS:
+                self.ledger_written = time.monotonic()
+                attempt = self.run_settings.attempt
+                self.ledger_file.write(
+                    LedgerRecord(attempt=attempt, unix_time=time.time(), seconds=seconds)
+                )
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -270,10 +292,17 @@ class Trainer:
                 self.journal = self.engine.load(commit)
                 self.state.restore(commit.state)
                 self.checks.resumed(commit.state)
-                self.ledger.resumed(commit.state.ledger)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
+        self.ledger.resumed(
+            commit.state.ledger if commit is not None else {},
+            self.ledger_file.read(),
+            attempt=self.run_settings.attempt,
+            started_unix_time=time.time() - (time.monotonic() - process_started()),
+        )
         same = commit is not None and commit.attempt == self.run_settings.attempt
         self.state.restarted(self.restart_causes, same)
+        if self.rank.is_first and self.state.restarts:
+            self.metrics.health.restarts(self.state.restarts)
         reference = self.checkpointer.reference
         self.standing.checkpoint = reference
         self.progress.resumed(reference, search.skipped, self.state)
@@ -294,7 +323,7 @@ class Trainer:
         self.starts.clear()
         self.ledger.rolled_back(commit.step)
         if self.rank.is_first:
-            train_metrics().health.rolled_back()
+            self.metrics.health.rolled_back()
             log.event(
                 "rolled_back",
                 level=logging.WARNING,
@@ -320,7 +349,8 @@ class Trainer:
         """Notes what became of saves; raises StorageError where the store fails again and again."""
         for outcome in self.checkpointer.poll():
             if outcome.commit is None:
-                train_metrics().checkpoints.failed()
+                if self.rank.is_first:
+                    self.metrics.checkpoints.failed()
                 if outcome.give_up:
                     raise StorageError(outcome.error)
                 continue
@@ -344,7 +374,7 @@ class Trainer:
         assert reference is not None  # the commit just made
         if self.stop.requested_at is not None:
             seconds = time.monotonic() - self.stop.requested_at
-            train_metrics().health.stop(seconds)
+            self.metrics.health.stop(seconds)
             log.event("stopped", step=reference.step, seconds=round(seconds, 2))
         self.checkpointer.close()
         raise StopRequestedError(reference)

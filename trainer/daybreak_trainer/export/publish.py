@@ -8,7 +8,7 @@ under its name in one step; an object store is filled in place, under a claim th
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -19,6 +19,9 @@ from daybreak_trainer.contract import Message
 
 CARD = "daybreak.json"
 CLAIM = "daybreak-unfinished.json"
+
+
+_CHUNK_BYTES = 1 << 20
 
 
 class ExportTakenError(Exception):
@@ -63,8 +66,15 @@ def check(storage: Storage, name: str, uid: str) -> ExportCard | None:
     return finished
 
 
-def publish(folder: Path, storage: Storage, name: str, card: ExportCard) -> str:
-    """Copies a local folder into the storage under `name`; returns its URL.
+def publish(
+    folder: Path,
+    storage: Storage,
+    name: str,
+    card: ExportCard,
+    copied: Callable[[int], None] = lambda _: None,
+) -> str:
+    """Copies a local folder into the storage under `name`; returns its URL. `copied` is told how
+    many bytes have gone so far.
 
     Where this very model is there already, finished, it stays as it is.
 
@@ -77,23 +87,25 @@ def publish(folder: Path, storage: Storage, name: str, card: ExportCard) -> str:
     if there is not None and there.names_what(card):
         return url
     if storage.is_local:
-        _rename_into_place(folder, storage, name, card)
+        _rename_into_place(folder, storage, name, card, copied)
         return url
     place = storage.child(name)
     place.write(CLAIM, card.to_json().encode())
     place.remove(CARD)
     for stale in set(place.files()) - {CLAIM}:
         place.remove(stale)
-    _fill(place, folder, card)
+    _fill(place, folder, card, copied)
     place.remove(CLAIM)
     return url
 
 
-def _rename_into_place(folder: Path, storage: Storage, name: str, card: ExportCard) -> None:
+def _rename_into_place(
+    folder: Path, storage: Storage, name: str, card: ExportCard, copied: Callable[[int], None]
+) -> None:
     partial, old = f".{name}.{card.uid}.partial", f".{name}.{card.uid}.old"
     for stale in (partial, old):
         storage.remove(stale)
-    _fill(storage.child(partial), folder, card)
+    _fill(storage.child(partial), folder, card, copied)
     try:
         if storage.exists(name):
             os.rename(storage.path(name), storage.path(old))  # noqa: PTH104 (fsspec paths)
@@ -104,18 +116,20 @@ def _rename_into_place(folder: Path, storage: Storage, name: str, card: ExportCa
     storage.remove(old)
 
 
-def _fill(place: Storage, folder: Path, card: ExportCard) -> None:
+def _fill(place: Storage, folder: Path, card: ExportCard, copied: Callable[[int], None]) -> None:
     """Copies the files, compares what the store has of them, and writes the card last."""
     written: dict[str, FileRecord] = {}
+    total = 0
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         with file.open("rb") as source, place.create(name) as target:
-            shutil.copyfileobj(source, target)
+            while chunk := source.read(_CHUNK_BYTES):
+                target.write(chunk)
+                total += len(chunk)
+                copied(total)
         written[name] = target.record()
-        if (size := place.size(name)) != written[name].size:
-            raise StorageError(
-                f"{place.url}/{name}: the store has {size} bytes of {written[name].size}"
-            )
+        if difference := place.verify(name, written[name]):
+            raise StorageError(difference)
     place.write(CARD, card.model_copy(update={"files": written}).to_json().encode())
 
 

@@ -46,6 +46,8 @@ gone on from, in this process or one before it · skipped: steps without a finit
 Account = Literal["productive"] | Cause
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 PRODUCTIVE: Final = "productive"
+LEDGER_FILE: Final = "ledger.json"
+"""Under the work folder."""
 
 
 class LedgerRecord(Message):
@@ -207,7 +209,7 @@ class LedgerFile:
     """Rank 0's ledger on the pod's disk. Replaced whole, so a reader never sees half of it."""
 
     def __init__(self, work_dir: Path) -> None:
-        self._path = work_dir / "ledger.json"
+        self._path = work_dir / LEDGER_FILE
 
     def write(self, record: LedgerRecord) -> None:
         partial = self._path.with_suffix(".partial")

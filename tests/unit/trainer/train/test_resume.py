@@ -37,25 +37,25 @@ sums: fp32 rounding, 1e-7 of a gradient, which fourteen AdamW steps carry on. Me
 
 
 @pytest.fixture(scope="module")
-def benches(
-    fork_server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Bench, Bench]:
-    """Two runs of one recipe: one that is left alone and one that is stopped twice."""
-    folder = tmp_path_factory.mktemp("resume")
+def calm(fork_server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A run that is left alone."""
+    folder = tmp_path_factory.mktemp("calm")
     prepare("digits", folder / "dataset", count=64, shard_bytes=1 << 12)
-    made = []
-    for name in ("calm", "stopped"):
-        (folder / name).mkdir()
-        made.append(Bench(folder / name, folder / "dataset", fork_server, RECIPE))
-    return made[0], made[1]
+    bench = Bench(folder / "run", folder / "dataset", fork_server, RECIPE)
+    assert bench.attempt(1, ranks=2) == [ExitCode.DONE] * 2
+    return bench
 
 
-def test_two_ranks_one_rank_two_ranks_are_one_run(benches: tuple[Bench, Bench]) -> None:
+def another(calm: Bench, folder: Path) -> Bench:
+    """A run of the same recipe on the same data."""
+    return Bench(folder, calm.dataset, calm.context, RECIPE)
+
+
+def test_two_ranks_one_rank_two_ranks_are_one_run(calm: Bench, tmp_path: Path) -> None:
     """Every stop commits at one step that all ranks agree on, every attempt goes on from the commit
     before it, and the journal of the last holds each step once: the samples of the undisturbed run,
     and its losses. Up to the first change of size they are equal to the bit."""
-    calm, stopped = benches
-    assert calm.attempt(1, ranks=2) == [ExitCode.DONE] * 2
+    stopped = another(calm, tmp_path / "stopped")
     assert stopped.attempt(1, ranks=2, stop_at=6) == [ExitCode.CHECKPOINTED] * 2
     assert stopped.attempt(2, ranks=1, stop_at=13) == [ExitCode.CHECKPOINTED]
     assert stopped.attempt(3, ranks=2) == [ExitCode.DONE] * 2
@@ -77,10 +77,9 @@ def _sampled(line: HistoryLine) -> dict[str, object]:
     return {key: value for key, value in asdict(line).items() if key not in ("loss", "world")}
 
 
-def test_a_complete_run_completes_again_at_once(benches: tuple[Bench, Bench]) -> None:
+def test_a_complete_run_completes_again_at_once(calm: Bench) -> None:
     """An attempt that finds the run's last commit trains no step, leaves the model where it is, and
     is done: the pod may have died between export and exit."""
-    calm, _ = benches
     models = Storage(str(calm.folder / "models"))
     before = check(models, "run", "u")
     assert before is not None
@@ -105,7 +104,6 @@ def test_more_ranks_than_images_train_the_same(
     )
     journals = []
     for name, sizes in (("one", (1,)), ("two", (2, 1))):
-        (tmp_path / name).mkdir()
         bench = Bench(tmp_path / name, tmp_path / "dataset", fork_server, recipe)
         for number, ranks in enumerate(sizes, start=1):
             last = number == len(sizes)
@@ -121,14 +119,11 @@ def test_more_ranks_than_images_train_the_same(
 
 
 @pytest.mark.training
-def test_four_two_three_four_ranks_are_one_run(
-    benches: tuple[Bench, Bench], fork_server: ForkServerContext, tmp_path: Path
-) -> None:
+def test_four_two_three_four_ranks_are_one_run(calm: Bench, tmp_path: Path) -> None:
     """Over sizes, meshes (FSDP, HSDP of 2 × 2) and passes a step, a run sees the same samples and
     learns the same as one that one process trained at once."""
-    calm, _ = benches
-    alone = Bench(tmp_path / "alone", calm.dataset, fork_server, RECIPE)
-    elastic = Bench(tmp_path / "elastic", calm.dataset, fork_server, RECIPE)
+    alone = another(calm, tmp_path / "alone")
+    elastic = another(calm, tmp_path / "elastic")
     assert alone.attempt(1, ranks=1) == [ExitCode.DONE]
     sizes = [
         (4, 2, ComputeSettings(sharding="hsdp")),
@@ -144,6 +139,21 @@ def test_four_two_three_four_ranks_are_one_run(
         assert codes == [ExitCode.DONE if last else ExitCode.CHECKPOINTED] * ranks
     parts, whole = elastic.journal(4), alone.journal(1)
     assert [line.world for line in parts] == [4] * 5 + [2] * 5 + [3] * 5 + [4] * 6
+    assert [_sampled(line) for line in parts] == [_sampled(line) for line in whole]
+    losses = [line.loss for line in parts]
+    assert losses == pytest.approx([line.loss for line in whole], rel=_LOSS_TOLERANCE)
+
+
+@pytest.mark.training
+def test_a_compiled_run_goes_on_as_it_was(calm: Bench, tmp_path: Path) -> None:
+    """Compiled or not, checkpoints and samples are the same; what was compiled lies beside the
+    checkpoints for the next attempt."""
+    mixed = another(calm, tmp_path / "mixed")
+    compiled = ComputeSettings(compile="blocks")
+    assert mixed.attempt(1, 1, stop_at=6, compute=compiled) == [ExitCode.CHECKPOINTED]
+    assert len(mixed.storage.files("compiled")) == 1
+    assert mixed.attempt(2, 2) == [ExitCode.DONE] * 2
+    whole, parts = calm.journal(1), mixed.journal(2)
     assert [_sampled(line) for line in parts] == [_sampled(line) for line in whole]
     losses = [line.loss for line in parts]
     assert losses == pytest.approx([line.loss for line in whole], rel=_LOSS_TOLERANCE)
