@@ -75,8 +75,8 @@ def photo(number: int, generator: np.random.Generator) -> Any:
 
 CASES = (
     Case("latents, 16 KiB", "latent", "ndarray:float16:32,16,16", 8192, 256, latent),
-    Case("JPEG, 512 px", "image", "jpeg", 384, 12, photo),
-    Case("text embeddings, 1.38 MB", "latent", "ndarray:float16:300,2304", 384, 12, embedding),
+    Case("JPEG, 512 px", "image", "jpeg", 832, 13, photo),
+    Case("text embeddings, 1.38 MB", "latent", "ndarray:float16:300,2304", 832, 13, embedding),
 )
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +292,35 @@ def test_nothing_is_left_in_shared_memory(node: Callable[..., Node]) -> None:
     time.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
     assert {path for path in Path("/dev/shm").iterdir() if "daybreak" in path.name} <= before
+
+
+def test_two_datasets_do_not_share_cached_shards(reader: MakeReader, faulty: FaultyFolder) -> None:
+    """Shards have the same names everywhere; the cache keeps datasets apart."""
+    for name, first in (("one", 0), ("other", 100)):
+        (faulty.root / name).mkdir()
+        write_latents(faulty.root / name, [5], first=first)
+    for name, first in (("one", 0), ("other", 100), ("one", 0)):
+        _, shards = reader(f"faulty://store/{name}").shards()
+        assert shards.get(0).text(0, "caption") == f"number {first}"
+        shards.close()
+    assert faulty.requests[name_of(0)] == 2
+
+
+def test_threads_that_need_the_same_shard_share_one_download(
+    reader: MakeReader, faulty: FaultyFolder
+) -> None:
+    """Eight threads that meet at unread shards all get the right ones."""
+    write_latents(faulty.root, [5] * 4)
+    corpus, shards = reader("faulty://store").shards()
+    gate = threading.Barrier(8)
+
+    def texts(offset: int) -> list[str]:
+        gate.wait()
+        numbers = [(number + offset) % 4 for number in range(4)]
+        return sorted(shards.get(number).text(0, "caption") for number in numbers)
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(texts, range(8)))
+    assert results == [sorted(f"number {shard.first}" for shard in corpus.shards)] * 8
+    assert {faulty.requests[name_of(number)] for number in range(4)} == {1}
+    shards.close()

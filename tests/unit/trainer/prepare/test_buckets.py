@@ -41,8 +41,8 @@ def test_a_resolution_that_has_no_buckets_is_refused() -> None:
 
 
 def test_images_keep_about_their_shape(tmp_path: Path) -> None:
-    """Tall, wide and square ones, and one that its EXIF says is turned, each land in shards of their
-    bucket, with the right pixels; the corpus has those buckets."""
+    """Tall, wide and square ones, and one that its EXIF says is turned, each land in shards of
+    their bucket, with the right pixels; the corpus has those buckets."""
     source = tmp_path / "images"
     source.mkdir()
     shapes = {"tall": (64, 120), "wide": (130, 64), "square": (90, 90), "panorama": (600, 60)}

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from samples import opened, read
 
 from daybreak_trainer.data.errors import DatasetError
-from daybreak_trainer.data.mds import open_dataset
 from daybreak_trainer.prepare import digits, shapes
 from daybreak_trainer.prepare.prepare import prepare
 
@@ -32,12 +32,12 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_what_is_read_is_what_was_drawn(tmp_path: Path) -> None:
     """Pixels, captions and ids come back losslessly and in order, across shards."""
     card = prepare("shapes", tmp_path / "out", count=20, seed=5, shard_bytes=1 << 13)
-    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
-    assert len(dataset) == card.samples == 20
-    assert dataset.resolution == 32
+    corpus, samples = opened(tmp_path / "out", tmp_path / "cache")
+    assert len(samples) == card.samples == 20
+    assert corpus.resolution == 32
     for scene, number in shapes.training_scenes(20, seed=5):
         drawn = shapes.render(scene, 32, np.random.default_rng([5, 1, number]))
-        sample = dataset.get(number)
+        sample = samples[number]
         assert np.array_equal(sample.image, drawn.transpose(2, 0, 1))
         assert sample.caption == scene.caption
 
@@ -49,10 +49,10 @@ def test_digits_are_the_generators_part_only(tmp_path: Path) -> None:
     assert card.samples == len(generator.labels)
     assert "CC BY 4.0" in card.licence
     assert set(card.vocabulary) == {"the", "handwritten", "digit", *digits.WORDS}
-    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
+    samples = read(tmp_path / "out", tmp_path / "cache")
     allowed = {digits.render(image, 16).tobytes() for image in generator.images}
-    read = (dataset.get(number).image.transpose(1, 2, 0) for number in range(len(dataset)))
-    assert {np.ascontiguousarray(image).tobytes() for image in read} == allowed
+    images = (sample.image.transpose(1, 2, 0) for sample in samples)
+    assert {np.ascontiguousarray(image).tobytes() for image in images} == allowed
 
 
 def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
@@ -63,10 +63,10 @@ def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
         Image.new("RGB", (40, 20), "red").save(source / f"{name}.png")
         (source / f"{name}.txt").write_text(caption)
     card = prepare(str(source), tmp_path / "out", resolution=16)
-    dataset = open_dataset(str(tmp_path / "out"), {}, tmp_path / "cache")
-    assert card.vocabulary == dataset.vocabulary == ("!", "a", "boat", "box", "red", "the")
-    assert [dataset.get(i).id for i in range(2)] == ["a.png", "b.png"]
-    assert dataset.get(0).image.shape == (3, 16, 16)
+    corpus, samples = opened(tmp_path / "out", tmp_path / "cache")
+    assert card.vocabulary == corpus.vocabulary == ("!", "a", "boat", "box", "red", "the")
+    assert [sample.id for sample in samples] == ["a.png", "b.png"]
+    assert samples[0].image.shape == (3, 16, 16)
 
 
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:

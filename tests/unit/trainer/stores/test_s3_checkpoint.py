@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from s3_server import S3Server
+from samples import opened
 
 from daybreak_trainer.checkpoint import dcp
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.data.mds import open_dataset
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.stores.options import options_for
 
@@ -80,10 +80,10 @@ def test_a_dataset_in_a_bucket_is_the_dataset(s3: S3Server, tmp_path: Path) -> N
         "AWS_ENDPOINT_URL": s3.url,
         "AWS_REGION": "us-east-1",
     }
-    local = open_dataset(str(tmp_path / "digits"), {}, tmp_path / "unused")
-    remote = open_dataset(url, options_for(url, secret), tmp_path / "cache")
-    assert remote.fingerprint == local.fingerprint
+    here, local = opened(tmp_path / "digits", tmp_path / "unused")
+    there, remote = opened(url, tmp_path / "cache", options_for(url, secret))
+    assert there.fingerprint == here.fingerprint
     assert len(remote) == len(local) == 40
-    for number in range(40):
-        assert remote.get(number).caption == local.get(number).caption
-        assert (remote.get(number).image == local.get(number).image).all()
+    for one, other in zip(local, remote, strict=True):
+        assert (one.caption, one.id) == (other.caption, other.id)
+        assert (one.image == other.image).all()
