@@ -226,7 +226,7 @@ def _promised(name: str) -> int:
 def _removed(path: Path) -> bool:
     """Removes a file unless somebody holds it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
     except FileNotFoundError:
         return False
     try:

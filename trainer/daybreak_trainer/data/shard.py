@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from daybreak_trainer.data.errors import ShardError
+from daybreak_trainer.data.errors import DataUnavailableError, ShardError
 from daybreak_trainer.data.index import CAPTION, HASH, FileRecord, ShardInfo, TensorColumn
 
 _HEAD_BYTES = 1024
@@ -92,7 +92,8 @@ class ShardFile:
         width)` `uint8`. `size` is the height and width that an image must have.
 
         Raises:
-            ShardError: the sample cannot be read; the message names shard and sample.
+            ShardError: the sample is not what it must be; the message names shard and sample.
+            DataUnavailableError: the volume gives an error.
         """
         try:
             spans, head, begin = self._spans(number)
@@ -148,7 +149,12 @@ class ShardFile:
             raise OSError("the file is too short")
         return data
 
-    def _unreadable(self, what: str, error: object) -> ShardError:
+    def _unreadable(self, what: str, error: object) -> Exception:
+        if isinstance(error, OSError) and error.errno is not None:  # the volume's, not the data's
+            return DataUnavailableError(
+                f"shard {self._where}: {what} cannot be read: {error}; the volume that holds it "
+                "fails"
+            )
         return ShardError(
             f"shard {self._where}: {what} cannot be read: {error}; the file changed while it was "
             f"in use, or was written so; {_ADVICE}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from faulty_data_store import FaultyFolder, every_nth_fails, hangs, slow, throttled
+from faulty_data_store import FaultyFolder, every_nth_fails, hangs, throttled
 from mds_folders import name_of, write_latents
 
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError, ShardError
@@ -151,12 +153,37 @@ def test_a_store_that_is_down_for_good(reader: MakeReader, store: FaultyFolder) 
     assert one.counts.retries >= 3
 
 
-def test_a_slow_store_costs_time_only_once(reader: MakeReader, store: FaultyFolder) -> None:
-    """Shards are fetched side by side and ahead of need: six of 0.3 s take no 1.8 s."""
-    store.fault = slow(0.3)
+def test_shards_are_fetched_side_by_side(reader: MakeReader, store: FaultyFolder) -> None:
+    """And ahead of need: a slow store is asked for several shards at once, within the limit."""
+    gate = threading.Barrier(4)
+
+    def meet(name: str, _before: int) -> None:
+        if name.endswith(".mds") and not gate.broken:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                gate.wait(timeout=10)
+            gate.abort()  # four were here at once; the others need not wait
+
+    store.fault = meet
     started = time.monotonic()
-    assert sorted(numbers(reader(URL))) == list(range(SAMPLES))
-    assert time.monotonic() - started < 1.5
+    assert sorted(numbers(reader(URL, policy=RetryPolicy()))) == list(range(SAMPLES))
+    assert time.monotonic() - started < 10
+
+
+def test_a_volume_that_fails_is_not_bad_data(
+    reader: MakeReader, store: FaultyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale mount says nothing about the shard: another attempt may go well."""
+
+    def stale(*_arguments: object) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    one = reader(store.root)
+    _, shards = one.shards()
+    file = shards.get(0)
+    monkeypatch.setattr(os, "pread", stale)
+    with pytest.raises(DataUnavailableError, match=rf"{name_of(0)}: sample 0.*Stale.*volume"):
+        file.text(0, "caption")
+    shards.close()
 
 
 def test_a_shard_may_be_refused(reader: MakeReader, store: FaultyFolder) -> None:
