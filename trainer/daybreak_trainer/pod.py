@@ -86,9 +86,7 @@ class Pod:
         settings = pod_settings.read()
         log.configure(lambda: _context(settings))
         # After `prepare`: prometheus-client reads its folder at import.
-        from daybreak_trainer.gang import Gang
         from daybreak_trainer.telemetry.server import WorkerServer
-        from daybreak_trainer.watch import Patience
 
         starting, progress_file = _starting(settings), ProgressFile(work_dir)
 
@@ -104,6 +102,10 @@ class Pod:
                 f"cannot serve on {address}:{contract.HTTP_PORT}: {error}; on the host's network "
                 "only one worker fits on a node"
             ) from error
+        # After the server: the pod is up while torch is imported.
+        from daybreak_trainer.gang import Gang
+        from daybreak_trainer.watch import Patience
+
         if rank_main is None:
             from daybreak_trainer import train
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from worker_pods import SECONDS, Pod, make_pod
@@ -201,3 +202,29 @@ def test_a_stop_before_the_imports_are_done_ends_the_pod(tmp_path: Path) -> None
     termination = Termination.decode((tmp_path / "termination").read_text())
     assert termination is not None
     assert (termination.reason, termination.exit_code) == ("Terminated", ExitCode.TERMINATED)
+
+
+def test_the_pod_is_up_while_it_imports_torch(tmp_path: Path) -> None:
+    """That takes a minute on a cold node: probes are answered meanwhile, and a stop ends it."""
+    pod = make_pod(tmp_path)
+    read, write = os.pipe()
+    slow = f"import os, signal\nos.write({write}, b'x')\nwhile True: signal.pause()\n"
+    (tmp_path / "torch.py").write_text(slow)
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "daybreak_trainer.launch"],
+        env={**os.environ, **pod.environment, "PYTHONPATH": os.pathsep.join(path)},
+        pass_fds=(write,),
+    )
+    os.close(write)
+    try:
+        with open(read, "rb") as started:  # noqa: PTH123 (a descriptor)
+            assert started.read(1) == b"x"
+        url = f"http://{pod.environment[contract.ENV_POD_IP]}:{contract.HTTP_PORT}/progress"
+        with urlopen(url, timeout=SECONDS) as answer:
+            assert json.load(answer)["phase"] == "Starting"
+        process.terminate()
+        assert process.wait(SECONDS) == ExitCode.TERMINATED
+    finally:
+        process.kill()
+        process.wait()
