@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def committed(
     attempt: int,
     step: int,
     parent: tuple[int, int] | None = None,
-    documents: dict[str, dict[str, object]] | None = None,
+    documents: Mapping[str, Mapping[str, object]] | None = None,
     **changes: str,
 ) -> Storage:
     point = CommitPoint(attempt=attempt, step=step)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gated_store
 import pytest
@@ -60,7 +61,7 @@ class Run:
         self.storage = Storage(f"gated://{folder}/store")
         self.run = self.storage.child("run-u")
         self._rank = rank
-        self.tensors = {
+        self.tensors: dict[str, Any] = {
             "model": {"weight": torch.zeros(50, 20), "empty": torch.zeros(0, 4)},
             "optimizer": {"state": {"weight": {"step": torch.tensor(0.0)}}, "param_groups": [{}]},
         }
@@ -79,9 +80,9 @@ class Run:
 
     def at(self, step: int) -> TrainState:
         """Trains up to `step`: every number of the state is the step's."""
-        weight: Tensor = self.tensors["model"]["weight"]  # type: ignore[call-overload, assignment]
+        weight: Tensor = self.tensors["model"]["weight"]
         weight.fill_(step)
-        self.tensors["optimizer"]["state"]["weight"]["step"].fill_(step)  # type: ignore[call-overload]
+        self.tensors["optimizer"]["state"]["weight"]["step"].fill_(step)
         return TrainState(step=step, samples=5 * step, data=DataPosition(samples=5 * step))
 
     def save(self, checkpointer: Checkpointer, step: int) -> None:
@@ -89,7 +90,7 @@ class Run:
         checkpointer.before_update()
 
     def weight(self) -> float:
-        values = self.tensors["model"]["weight"].unique().tolist()  # type: ignore[call-overload]
+        values = self.tensors["model"]["weight"].unique().tolist()
         assert len(values) == 1
         return float(values[0])
 
@@ -156,7 +157,12 @@ def test_a_commit_says_all_that_is_needed(run: Run) -> None:
 def test_the_next_save_waits_for_the_one_in_flight(run: Run, rules: list[Rule]) -> None:
     """One at a time: the second begins when the first is committed, and both are."""
     order: list[str] = []
-    rules.append(Rule("open", SHARD, lambda: (time.sleep(0.3), order.append("first"))))
+
+    def slow() -> None:
+        time.sleep(0.3)
+        order.append("first")
+
+    rules.append(Rule("open", SHARD, slow))
     checkpointer = run.started(1)
     run.save(checkpointer, 1)
     run.save(checkpointer, 2)
@@ -279,7 +285,12 @@ def test_a_leftovers_late_commit_is_not_believed(run: Run, rules: list[Rule]) ->
     run.save(old, 1)
     old.wait()
     reached, gate = threading.Event(), threading.Event()
-    rules.append(Rule("open", f"step-00000009/{COMMIT}", lambda: (reached.set(), gate.wait())))
+
+    def stop_there() -> None:
+        reached.set()
+        gate.wait()
+
+    rules.append(Rule("open", f"step-00000009/{COMMIT}", stop_there))
     run.save(old, 9)
     assert reached.wait(10)
     new = run.started(2)
