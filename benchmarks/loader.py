@@ -174,7 +174,6 @@ def best(speeds: dict[str, float], whose: str) -> float:
 
 
 def main() -> int:
-    torch.set_num_threads(1)
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for number, case in enumerate(CASES):

@@ -9,12 +9,10 @@ batches in order.
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,10 +24,10 @@ from daybreak_trainer.data.batch import Batch, StepPlan
 from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.order import SampleOrder, Slots, rank_slice
+from daybreak_trainer.data.patience import Patience
 from daybreak_trainer.data.shard import ShardFile
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.data.store import StoppedError
-from daybreak_trainer.telemetry import log
 
 _PIECE = 32
 """Most samples that a thread decodes at a time."""
@@ -135,7 +133,7 @@ class Loader:
             thread.join(timeout=1.0)
 
     def _next(self) -> Batch | None:
-        patience = _Patience(self._stalled_after, self.waiting_for)
+        patience = Patience(self._stalled_after, self.waiting_for)
         if self._stopped.is_set():
             return None
         while True:
@@ -275,26 +273,6 @@ class Loader:
                 sample, {name: values[row] for name, values in memory.items()}, size
             )
             planned.indices[row] = shard.first + sample
-
-
-class _Patience:
-    """Says what is missing after a while without a batch, and again at growing intervals."""
-
-    def __init__(self, first_seconds: float, waiting_for: Callable[[], str | None]) -> None:
-        self._since = time.monotonic()
-        self._next, self._waiting_for = first_seconds, waiting_for
-
-    def seconds(self) -> float:
-        return max(self._since + self._next - time.monotonic(), 0.0)
-
-    def lost(self) -> None:
-        log.event(
-            "data_stalled",
-            logging.WARNING,
-            seconds=round(time.monotonic() - self._since, 1),
-            waiting_for=self._waiting_for(),
-        )
-        self._next *= 2
 
 
 def _memory(shape: tuple[int, ...], dtype: str, pinned: bool) -> Tensor:
