@@ -10,6 +10,7 @@ import torch
 from diffusers.models.transformers.transformer_prx import PRXTransformer2DModel
 from torch import nn
 
+from daybreak_trainer.models.attention import SmallMaskAttention
 from daybreak_trainer.recipe.model import Denoiser as DenoiserRecipe
 
 CHANNELS = 3
@@ -49,4 +50,5 @@ def build(recipe: DenoiserRecipe, text_hidden_size: int, seed: int) -> Denoiser:
             bottleneck_size=recipe.bottleneck_size,
         )
         denoiser.zero_final_layer()
+    denoiser.set_attn_processor(SmallMaskAttention())
     return denoiser
