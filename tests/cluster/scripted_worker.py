@@ -8,6 +8,7 @@ the last worker fails, or where worker 0 waits to be stopped.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from daybreak_trainer import contract
 from daybreak_trainer.contract import CheckpointRef, ExitCode, Progress, RunSettings, Termination
 
 DATASET_SIZE = 200
+HISTORY = "history.jsonl.gz"
 _LOOK_SECONDS = 0.02
 
 
@@ -36,7 +38,7 @@ class Script:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return contract.rfc3339(datetime.now(UTC))
 
 
 class Worker:
@@ -87,19 +89,21 @@ class Worker:
         # Here, for only worker 0 needs numpy, and a run has many workers that start.
         import numpy as np
 
-        from daybreak_trainer.data.order import global_batch
+        from daybreak_trainer.checkpoint.layout import DataPosition
+        from daybreak_trainer.data.order import Cell, SampleOrder
         from daybreak_trainer.data.signature import signature
 
         position = self.progress.samples
-        positions = np.arange(position, position + self.batch)
-        indices = global_batch(self.seed, DATASET_SIZE, position, self.batch)
+        shard = Cell(0, "8x8", np.array([0]), np.array([DATASET_SIZE]))
+        order = SampleOrder([shard], [1.0], self.seed)
+        slots = order.batch(DataPosition(samples=position), self.batch)
         step = self.progress.step + 1
         self.journal.append(
             {
                 "step": step,
                 "position": position,
                 "size": self.batch,
-                "samples": f"{signature(positions, indices):016x}",
+                "samples": f"{signature(slots.positions, slots.ordinals):016x}",
                 "loss": 1 / step,
                 "world": self.run.nodes,
             }
@@ -119,7 +123,7 @@ class Worker:
         folder = self.folder / f"step-{step:08d}"
         folder.mkdir(exist_ok=True)
         lines = [json.dumps(line) + "\n" for line in self.journal]
-        (folder / "history.jsonl").write_text("".join(lines))
+        (folder / HISTORY).write_bytes(gzip.compress("".join(lines).encode()))
         (folder / "COMMIT.json").write_text(json.dumps({"samples": self.progress.samples}))
         self.says(checkpoint=CheckpointRef(step=step, time=_now(), url=str(folder)))
 
@@ -129,7 +133,7 @@ class Worker:
         if not commits:
             return
         folder = commits[-1].parent
-        lines = (folder / "history.jsonl").read_text().splitlines()
+        lines = gzip.decompress((folder / HISTORY).read_bytes()).splitlines()
         self.journal = [json.loads(line) for line in lines]
         origin = CheckpointRef(step=len(self.journal), time=_now(), url=str(folder))
         self.says(

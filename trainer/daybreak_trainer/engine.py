@@ -42,6 +42,7 @@ from daybreak_trainer.state import RunState
 from daybreak_trainer.step import Phases, TrainStep
 
 _DECODING_THREADS = 4
+_SAVE_SECONDS, _OF_THE_CLOCK = 600.0, 0.8
 
 
 class Engine:
@@ -82,7 +83,13 @@ class Engine:
         run = settings.run
         self.storage = Storage(run.checkpoint_url, settings.storage_options("checkpoint"))
         self.checkpointer = Checkpointer(
-            self.storage, self._expected(), run.attempt, run.checkpoint_keep_last, rank
+            self.storage,
+            self._expected(),
+            run.attempt,
+            run.checkpoint_keep_last,
+            rank,
+            # A rank that waits for a save must not look hung.
+            timeout_seconds=min(_SAVE_SECONDS, _OF_THE_CLOCK * run.health.progress_seconds),
         )
 
     # --- data -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from types import FrameType
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from daybreak_trainer import rank as ranks
 from daybreak_trainer import settings as pod_settings
-from daybreak_trainer.checkpoint.checkpointer import Due
+from daybreak_trainer.checkpoint.due import Due
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal
 from daybreak_trainer.checkpoint.layout import TrainState
 from daybreak_trainer.checks import StepChecks
@@ -293,6 +294,7 @@ class Trainer:
                 self.state.restore(commit.state)
                 self.checks.resumed(commit.state)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
+            self.checkpointer.reserve(self.engine.tensors())
         self.ledger.resumed(
             commit.state.ledger if commit is not None else {},
             self.ledger_file.read(),
@@ -396,9 +398,10 @@ def main() -> int:
     log.configure(lambda: {**named, "step": standing.step})
     np.seterr(all="raise", under="ignore")
     heartbeat = Heartbeat(settings.work_dir, local)
+    patience = 2 * max(run.health.startup_seconds, run.health.progress_seconds)
     causes = restarts.read(os.environ)
     try:
-        with joined() as rank:
+        with joined(timedelta(seconds=patience)) as rank:
             Trainer(settings, rank, standing, stop, heartbeat, causes).run()
         record = ranks.done(number, standing)
     except (Exception, CheckpointException) as error:  # noqa: BLE001 (each becomes a record)

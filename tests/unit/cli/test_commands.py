@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from daybreak_cli.main import app
 
-COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate")
+COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate", "checkpoints")
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:

@@ -24,7 +24,6 @@ import torch.distributed as dist
 
 from daybreak_trainer.checkpoint import dcp, lineage, retention, verify
 from daybreak_trainer.checkpoint.changes import ChangedError
-from daybreak_trainer.checkpoint.due import Due as Due
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,

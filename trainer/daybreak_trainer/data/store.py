@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import (
     RetryCallState,
@@ -29,6 +28,8 @@ from tenacity import (
 )
 
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.stores.errors import StorageRefusedError
+from daybreak_trainer.stores.filesystem import open_filesystem
 
 Result = TypeVar("Result")
 
@@ -74,7 +75,7 @@ def is_full(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, (StoppedError, *_PERMANENT)) or not isinstance(error, Exception):
+    if isinstance(error, (StoppedError, StorageRefusedError, *_PERMANENT)) or not isinstance(error, Exception):
         return False
     # botocore's NoCredentialsError and the like have no base class of their own.
     return not is_full(error) and "Credential" not in type(error).__name__
@@ -100,7 +101,7 @@ class Store:
         self, url: str, options: Mapping[str, Any], policy: RetryPolicy, counters: DataCounters
     ) -> None:
         self.url = url.rstrip("/")
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        self._fs, self._root = open_filesystem(self.url, options)
         self._policy, self._counters = policy, counters
 
     @property

@@ -12,8 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-_JOIN_TIMEOUT = timedelta(minutes=10)
-"""Generous: on a cold node the others may still be pulling data or compiling."""
+DEFAULT_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,13 @@ class Rank:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Rank]:
+def joined(
+    timeout: timedelta = DEFAULT_TIMEOUT, environment: Mapping[str, str] = os.environ
+) -> Iterator[Rank]:
     """This process as a rank of the group that torchrun's environment describes.
+
+    `timeout` ends a collective that a rank does not come to. Where a launcher watches the ranks it
+    must be longer than the launcher's clocks, which know who is to blame.
 
     On an error the group is abandoned, not destroyed: the peers must see the connection break at
     once instead of waiting in a collective.
@@ -53,7 +57,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Rank]:
     else:
         device = torch.device("cpu")
         backend = "gloo"
-    dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
+    dist.init_process_group(backend, timeout=timeout)
     world = dist.get_world_size()
     local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
     fewest = torch.tensor(local_world)
