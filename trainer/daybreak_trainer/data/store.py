@@ -75,7 +75,9 @@ def is_full(error: BaseException) -> bool:
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    if isinstance(error, (StoppedError, StorageRefusedError, *_PERMANENT)) or not isinstance(error, Exception):
+    if isinstance(error, (StoppedError, StorageRefusedError, *_PERMANENT)) or not isinstance(
+        error, Exception
+    ):
         return False
     # botocore's NoCredentialsError and the like have no base class of their own.
     return not is_full(error) and "Credential" not in type(error).__name__
