@@ -106,6 +106,13 @@ class Engine:
                 f"{streams[0].url}: images are {corpus.resolution} px, recipe.stages[0].resolution "
                 f"is {wanted}; prepare the dataset with --resolution {wanted} or change the recipe"
             )
+        patch = self.recipe.denoiser.patch_size
+        for bucket in corpus.buckets:
+            if any(side % patch for side in bucket_size(bucket)):
+                raise DatasetError(
+                    f"bucket {bucket} of the data cannot be cut into patches of {patch} px "
+                    "(recipe.denoiser.patchSize); prepare the dataset at another resolution"
+                )
         return corpus
 
     def loader(self, state: RunState) -> Loader:

@@ -6,17 +6,20 @@ Real ranks over gloo, each a process.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rank_runs import Bench
 
 from daybreak_trainer.checkpoint.history import HistoryLine
 from daybreak_trainer.checkpoint.layout import CommitPoint, attempt_folder
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.contract import ComputeSettings, ExitCode
+from daybreak_trainer.contract import ComputeSettings, ExitCode, StreamSettings
 from daybreak_trainer.export.publish import check
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
@@ -157,3 +160,39 @@ def test_a_compiled_run_goes_on_as_it_was(calm: Bench, tmp_path: Path) -> None:
     assert [_sampled(line) for line in parts] == [_sampled(line) for line in whole]
     losses = [line.loss for line in parts]
     assert losses == pytest.approx([line.loss for line in whole], rel=_LOSS_TOLERANCE)
+
+
+def test_streams_buckets_and_skipped_samples_on_any_number_of_ranks(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """Two weighted streams, one of them in buckets of three shapes and with samples to skip: a run
+    that goes on with another number of ranks sees what it would have seen, batch by batch of one
+    shape, and never what is skipped."""
+    photos, random = tmp_path / "photos", np.random.default_rng(0)
+    photos.mkdir()
+    for number in range(30):
+        size = [(40, 24), (24, 40), (32, 32)][number % 3]
+        pixels = random.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number:02d}.png")
+        (photos / f"{number:02d}.txt").write_text(f"photo {number}")
+    prepare(str(photos), tmp_path / "a", resolution=32, in_buckets=True)
+    prepare("digits", tmp_path / "b", count=20, resolution=32)
+    shard = next((tmp_path / "b").glob("*.mds")).name
+    (tmp_path / "b" / "skip.json").write_text(json.dumps({shard: [0, 3, 19]}))
+    streams = (
+        StreamSettings(url=str(tmp_path / "a"), role="data-0", weight=2.0),
+        StreamSettings(url=str(tmp_path / "b"), role="data-1"),
+    )
+    stage = {"resolution": 32, "steps": STEPS, "batchSize": 5}
+    recipe = resolve({"preset": "smoke", "stages": [stage]})
+    whole, parts = (
+        Bench(tmp_path / name, tmp_path / "a", fork_server, recipe) for name in ("whole", "parts")
+    )
+    assert whole.attempt(1, 1, streams=streams) == [ExitCode.DONE]
+    assert parts.attempt(1, 2, stop_at=6, streams=streams) == [ExitCode.CHECKPOINTED] * 2
+    assert parts.attempt(2, 1, streams=streams) == [ExitCode.DONE]
+    one, two = whole.journal(1), parts.journal(2)
+    assert [_sampled(line) for line in two] == [_sampled(line) for line in one]
+    losses = [line.loss for line in two]
+    assert losses == pytest.approx([line.loss for line in one], rel=_LOSS_TOLERANCE)
+    assert len(whole.commit(1).state.data.buckets) == 3
