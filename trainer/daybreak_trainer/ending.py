@@ -51,6 +51,9 @@ class Ending:
     """What another node's launcher said of its own ranks' end, before any of ours."""
     hang: Termination | None = None
     """What the watchdog found."""
+    cut_short: bool = False
+    """The launcher killed ranks that had not ended: what others have done is not all there was to
+    do."""
 
 
 Records = Mapping[int, tuple[float, Termination]]
@@ -71,7 +74,7 @@ def conclude(ending: Ending, records: Records) -> Termination:
     if ending.stopped:
         # A rank that has no handler yet is ended by the stop itself.
         exits = tuple(end for end in ending.exits if end.code != -signal.SIGTERM)
-        return _stopped(ordered, _crash(Ending(exits), records))
+        return _stopped(ordered, _crash(Ending(exits), records), ending.cut_short)
     if ending.hang is not None:
         return ending.hang
     for record in ordered:
@@ -80,10 +83,13 @@ def conclude(ending: Ending, records: Records) -> Termination:
     return _crash(ending, records) or _without_cause(ending, ordered)
 
 
-def _stopped(ordered: Sequence[Termination], crash: Termination | None) -> Termination:
+def _stopped(
+    ordered: Sequence[Termination], crash: Termination | None, cut_short: bool
+) -> Termination:
     codes = {record.exit_code for record in ordered}
     final = [record for record in ordered if record.exit_code in FINAL_EXIT_CODES]
-    if final or codes in ({ExitCode.CHECKPOINTED}, {ExitCode.DONE}):
+    is_done = codes == {ExitCode.DONE} and not cut_short
+    if final or is_done or codes == {ExitCode.CHECKPOINTED}:
         return (final or ordered)[0]
     died_of = f"; {crash.reason}: {crash.message}" if crash is not None else ""
     return Termination(
@@ -131,7 +137,7 @@ def _without_cause(ending: Ending, ordered: Sequence[Termination]) -> Terminatio
     for record in ordered:
         if record.exit_code != ExitCode.DONE:
             return record
-    if ending.broken is not None and not (ordered and ending.exits):
+    if ending.broken is not None and (ending.cut_short or not (ordered and ending.exits)):
         return Termination(reason=PEER_LOST, message=ending.broken, exit_code=ExitCode.FAILED)
     if not ordered:
         return Termination(

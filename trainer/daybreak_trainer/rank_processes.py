@@ -52,6 +52,8 @@ class RankProcesses:
         """In order of time; none of those that ended because `kill` did it."""
         self._work_dir = work_dir
         self._killed = False
+        self.cut_short = False
+        """`kill` found some that had not ended."""
         self._running: dict[int, _Started] = {}
         context = multiprocessing.get_context("fork")
         # A SIGTERM between fork and `_rank_process` waits: it is for the rank, not for the
@@ -95,6 +97,7 @@ class RankProcesses:
     def kill(self) -> None:
         """Also what is stopped or stuck; only what the kernel itself waits for stays."""
         self._killed = True
+        self.cut_short |= self.are_running
         self._signal(signal.SIGKILL)
 
     def seen(self) -> list[Seen]:

@@ -97,7 +97,14 @@ class Watch:
                 break
         stalled, hang = self._hung or (None, None)
         exits = tuple(ranks.exits)
-        return Ended(Ending(exits, self._stopping, broken=self._broken, hang=hang), stalled)
+        ending = Ending(
+            exits,
+            self._stopping,
+            broken=self._broken,
+            hang=hang,
+            cut_short=ranks.cut_short,
+        )
+        return Ended(ending, stalled)
 
     def _heed_stop(self) -> None:
         requested_at = self._stop.requested_at

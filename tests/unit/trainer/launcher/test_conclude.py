@@ -69,6 +69,16 @@ def test_a_stop_does_not_hide_what_is_certain() -> None:
     assert conclude(Ending(stopped=True), bad).exit_code == ExitCode.BAD_DATA
 
 
+def test_ranks_that_are_done_are_not_the_gang() -> None:
+    """Rank 0 exports while the others are done; where it is killed, the run is not complete."""
+    done = {1: (1.0, record("Complete", 0))}
+    ended = conclude(Ending(stopped=True, cut_short=True), done)
+    assert (ended.exit_code, ended.reason) == (ExitCode.TERMINATED, "Terminated")
+    others = Ending(exits((1, 0)).exits, broken="a rank of worker 1 ended with 1", cut_short=True)
+    ended = conclude(others, done)
+    assert (ended.exit_code, ended.reason) == (ExitCode.FAILED, "PeerLost")
+
+
 def test_a_rank_that_checkpointed_beside_a_killed_one() -> None:
     """Its commit is the whole gang's, so the state is safe, whatever killed the other after it."""
     committed = {0: (1.0, record("Checkpointed", 75))}
