@@ -138,10 +138,17 @@ def _commit_step(termination: Termination, progress: Progress | None) -> int:
 
 
 def _blaming(over: Over, node: int, ends: list[NodeEnd | None], own: NodeEnd) -> Termination:
-    """How this node ends: as its ranks did, unless they hung because of a rank elsewhere."""
+    """How this node ends: as its ranks did, unless that was because of a node elsewhere, which hung
+    or has not said anything."""
     culprit = ends[over.culprit] if over.culprit is not None else None
     if culprit is None or over.culprit == node:
-        return own.termination
+        silent = [number for number, end in enumerate(ends) if end is None]
+        if own.termination.reason != PEER_LOST or not silent:
+            return own.termination
+        # Without worker 0 nothing is heard of the others either.
+        gone = "worker 0" if 0 in silent else f"worker {', '.join(map(str, silent))}"
+        message = f"{gone} is gone: nothing says how its ranks ended"
+        return own.termination.model_copy(update={"message": message})
     return Termination(
         reason=PEER_LOST,
         message=f"worker {over.culprit}: {culprit.termination.message}",
