@@ -107,6 +107,7 @@ class GatedFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         path = self._strip_protocol(path)
         if "w" not in mode:
+            _pass("read", path)
             return open(path, mode)  # noqa: PTH123
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return _File(path, mode)

@@ -1,8 +1,9 @@
 """A worker pod in a process of its own, for `worker_pods.py`: the launcher with scripted ranks.
 
 Run by `runpy` with globals: `environment` of the pod; `ranks`, what each local rank does (in each
-round, separated by `|`; the last is repeated), or `["train"]` for the trainer itself; `ready`,
-where a rank says that it does it with its process id and the round; `patience` of the launcher.
+round, separated by `|`; the last is repeated), or `["train"]` for the trainer itself; `faults` of
+its stores; `ready`, where a rank says that it does it with its process id and the round; `patience`
+of the launcher.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from storage_faults import Fault, install
+
 environment: dict[str, str] = globals()["environment"]
 ranks: list[str] = globals()["ranks"]
+faults: tuple[Fault, ...] = globals()["faults"]
 ready: Connection = globals()["ready"]
 patience: dict[str, float] = globals()["patience"]
 
 os.environ.update(environment)
+log = os.open(f"{environment['TEST_FOLDER']}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
 
 from daybreak_trainer import launch  # noqa: E402 (as in a pod, the environment comes first)
 from daybreak_trainer.contract import CheckpointRef, Progress, Termination  # noqa: E402
@@ -214,4 +221,5 @@ def rank_main() -> int:
     return SCRIPTS[rounds[min(_round(), len(rounds) - 1)]]()
 
 
+install(faults, _announce, Path(environment["TEST_FOLDER"]))
 sys.exit(launch.main(None if ranks == ["train"] else rank_main, patience))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import socket
@@ -11,6 +12,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from storage_faults import Fault
 
 from daybreak_trainer import contract
 from daybreak_trainer.contract import RunSettings, StreamSettings, Termination
@@ -32,11 +35,13 @@ class Ready:
 
 @dataclass
 class Pod:
-    """One worker pod; `ready` hears from its ranks."""
+    """One worker pod; `ready` hears from its ranks. What it prints is printed when it is closed."""
 
     folder: Path
     settings: RunSettings
     environment: dict[str, str]
+    faults: tuple[Fault, ...] = ()
+    """Of stores with a `gated://` URL."""
     process: ForkServerProcess = field(init=False)
     ready: Connection = field(init=False)
 
@@ -45,6 +50,7 @@ class Pod:
         given = {
             "environment": self.environment,
             "ranks": ranks,
+            "faults": self.faults,
             "ready": theirs,
             "patience": {"wedged": 0.5, "leave": 0.5} | patience,
         }
@@ -77,6 +83,16 @@ class Pod:
             self.process.join()
             self.process.close()
             self.ready.close()
+            print(self.log())
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Lines of the log that tell of it, oldest first."""
+        lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    def log(self) -> str:
+        """What the pod has printed so far."""
+        return (self.folder / "log").read_text()
 
 
 def free_port() -> int:
@@ -112,6 +128,7 @@ def make_pod(
         contract.ENV_TERMINATION_LOG: str(folder / "termination"),
         contract.ENV_POD_IP: next(_ADDRESSES),
         contract.ENV_NODE_INDEX: str(node),
+        "TEST_FOLDER": str(folder),
         "TEST_SHARED": str(folder),
     }
     return Pod(folder, settings, environment)
