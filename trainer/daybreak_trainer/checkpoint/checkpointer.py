@@ -203,7 +203,7 @@ class Checkpointer:
         return self._saves.poll()
 
     def wait(self) -> list[Outcome]:
-        """As `poll`, once the save in flight has ended."""
+        """As `poll`, once the save in flight has ended, or has been waited for in vain."""
         self._saves.wait()
         return self._saves.poll()
 

@@ -39,8 +39,8 @@ class Outcome:
     error: str = ""
     failures_in_a_row: int = 0
     give_up: bool = False
-    """The loop is to raise `StorageError(error)`: the store fails again and again, or a newer
-    attempt has begun."""
+    """The loop is to raise `StorageError(error)`: the store fails again and again, a newer attempt
+    has begun, or the ranks cannot save together any more."""
     blocked_seconds: float = 0.0
     """That training stood still for it."""
     staging_seconds: float = 0.0
@@ -82,6 +82,11 @@ class Saves:
         )
         self._job: _Job | None = None
         self._failures = 0
+        self._hangs = False
+        """The save in flight was waited for long enough."""
+        self._lost: str | None = None
+        """Why the ranks cannot save together any more: a collective that timed out breaks its
+        group."""
         self._untold: list[Outcome] = []
         self.last: Outcome | None = None
         self.latest: Commit | None = None
@@ -96,7 +101,9 @@ class Saves:
     def start(self, state: TrainState, tensors: Tensors, journal: bytes) -> None:
         """Begins a save, after the one before it has ended."""
         mark = time.monotonic()
-        if not self.settle():
+        is_idle = self._background.wait_idle(self._patience)
+        self.collect()
+        if not is_idle:
             self._tell(self._hanging(state))
             return
         size = sum(tensor.nbytes for tensor in map(local, tensors.values()))
@@ -121,15 +128,19 @@ class Saves:
 
     def wait(self) -> None:
         """Returns once the save in flight has ended, or hangs: `last` says what became of it."""
-        if self._job is not None and not self._job.ended.wait(self._timeout):
+        if self._job is not None and not self._job.ended.wait(self._patience):
             self._tell(self._hanging(self._job.state))
         self.collect()
 
-    def settle(self) -> bool:
-        """Waits until nothing runs, the removal of old checkpoints included; False: it hangs."""
-        is_idle = self._background.wait_idle(self._timeout)
+    def settle(self) -> None:
+        """Waits until nothing runs, the removal of old checkpoints included, or it hangs."""
+        self._background.wait_idle(self._timeout)
         self.collect()
-        return is_idle
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for the save in flight: once, for a rank that waits longer looks hung."""
+        return 0.0 if self._hangs else self._timeout
 
     def _run(self, job: _Job) -> None:
         """In the thread: writes, tells, tidies up."""
@@ -145,8 +156,15 @@ class Saves:
             commit = self._publisher.publish(job.state, staged, job.journal)
         except CheckpointException as error:  # no Exception: DCP's sum of all ranks' errors
             failure = StorageError(str(error))
-        except Exception as error:  # noqa: BLE001 (a save that fails must not end training)
+        except StorageError as error:
             failure = error
+        except Exception as error:  # noqa: BLE001 (a save that fails must not end training)
+            if time.monotonic() - job.started >= self._timeout:
+                self._lost = (
+                    f"not every rank's part was saved within {self._timeout:.0f} s: the store does "
+                    "not answer one of them, or it stands still"
+                )
+            failure = StorageError(self._lost) if self._lost is not None else error
         job.written = time.monotonic()
         self._ended.put((job, commit, failure))
         job.ended.set()
@@ -157,6 +175,7 @@ class Saves:
         """Takes over what the thread has ended; never waits."""
         while not self._ended.empty():
             job, commit, error = self._ended.get()
+            self._hangs = False
             if commit is None:
                 assert error is not None  # one of the two
                 fenced = isinstance(error, FencedError)
@@ -194,6 +213,7 @@ class Saves:
 
     def _hanging(self, state: TrainState) -> Outcome:
         """Of a save that cannot begin or end."""
+        self._hangs = True
         return self._failed(state, f"the store has not answered for {self._timeout:.0f} s", False)
 
     def _failed(self, state: TrainState, error: str, fenced: bool) -> Outcome:
@@ -210,5 +230,5 @@ class Saves:
             commit=None,
             error=error,
             failures_in_a_row=self._failures,
-            give_up=fenced or self._failures >= FAILURES_IN_A_ROW,
+            give_up=fenced or self._lost is not None or self._failures >= FAILURES_IN_A_ROW,
         )
