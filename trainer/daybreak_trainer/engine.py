@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
-from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.models import flops, text_to_image
@@ -39,7 +41,7 @@ from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
-from daybreak_trainer.step import Phases, TrainStep
+from daybreak_trainer.step import IMAGE, Phases, TrainStep
 
 _DECODING_THREADS = 4
 _SAVE_SECONDS, _OF_THE_CLOCK = 600.0, 0.8
@@ -59,6 +61,7 @@ class Engine:
         self.settings, self.rank, self.recipe = settings, rank, settings.recipe
         self.counters = DataCounters()
         self.corpus = self._open_corpus()
+        self._compare_corpora()
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
         model, self.text = text_to_image.build(self.recipe, list(self.corpus.vocabulary))
@@ -106,6 +109,11 @@ class Engine:
                 f"{streams[0].url}: images are {corpus.resolution} px, recipe.stages[0].resolution "
                 f"is {wanted}; prepare the dataset with --resolution {wanted} or change the recipe"
             )
+        if any(IMAGE not in [c.name for c in columns] for columns in corpus.buckets.values()):
+            raise DatasetError(
+                f"{streams[0].url}: there is no column {IMAGE}; training on other columns, such as "
+                "latents, is not built yet"
+            )
         patch = self.recipe.denoiser.patch_size
         for bucket in corpus.buckets:
             if any(side % patch for side in bucket_size(bucket)):
@@ -115,12 +123,29 @@ class Engine:
                 )
         return corpus
 
-    def loader(self, state: RunState) -> Loader:
-        """The batches that are left of the run, from where it stands."""
+    def _compare_corpora(self) -> None:
+        """Each rank has read the indexes by itself, and a file may have been replaced meanwhile."""
+        fingerprints = [""] * self.rank.world
+        dist.all_gather_object(fingerprints, self.corpus.fingerprint)
+        if len(set(fingerprints)) > 1:
+            raise DataUnavailableError(
+                "the data was changed while the ranks opened it: their indexes or skip lists differ"
+            )
+
+    def drop_cache(self) -> None:
+        """Training is over: makes room on the scratch volume for the export."""
+        if self.rank.is_first_of_node:
+            shutil.rmtree(self._cache_folder, ignore_errors=True)
+
+    @property
+    def _cache_folder(self) -> Path:
+        return self.settings.work_dir / "cache" / "shards"
+
+    def loader(self, state: RunState, says: Callable[[str], None]) -> Loader:
+        """The batches that are left of the run, from where it stands. `says` is told what training
+        waits for, while it waits."""
         run, rank = self.settings.run, self.rank
-        cache = NodeCache(
-            self.settings.work_dir / "cache" / "shards", run.cache_bytes, self.counters
-        )
+        cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
         plans = (
             StepPlan(step, self.recipe.stage_at(step)[1].batch_size)
             for step in range(state.step, self.recipe.total_steps)
@@ -135,6 +160,7 @@ class Engine:
             world=rank.world,
             threads=_threads(rank),
             pinned=rank.device.type == "cuda",
+            says=says,
         )
 
     # --- state ----------------------------------------------------------------------------------

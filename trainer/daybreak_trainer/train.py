@@ -95,8 +95,7 @@ class Trainer:
         self.ledger = Ledger(started=process_started(None if restart_causes else os.getppid()))
         self.ledger_file, self.ledger_written = LedgerFile(settings.work_dir), 0.0
         self.progress = ProgressReporter(settings, rank, standing)
-        if rank.is_first_of_node:
-            probe(places(settings))
+        self._probe_stores()
         self.timer = StepTimer(rank.device)
         self.engine = Engine(settings, rank, self.timer, self._before_update)
         self.checkpointer = self.engine.checkpointer
@@ -119,6 +118,20 @@ class Trainer:
         )
         if rank.is_first:
             self.metrics.health.grace(usable_seconds(run.grace_seconds))
+
+    def _probe_stores(self) -> None:
+        """One rank of each node asks; all hear the answer, so that no other error comes first."""
+        problem: StorageError | None = None
+        if self.rank.is_first_of_node:
+            try:
+                probe(places(self.settings))
+            except StorageError as error:
+                problem = error
+        problems: list[StorageError | None] = [None] * self.rank.world
+        dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise found
 
     @property
     def step(self) -> int:
@@ -147,6 +160,7 @@ class Trainer:
         self.commit()
         if self._any_rank_stops():
             self._leave()
+        self.engine.drop_cache()
         self.finisher.finish(self.step, self.engine.ema.shadow)
         self.checkpointer.close()
         self.progress.done(self.ledger.seconds())
@@ -166,7 +180,7 @@ class Trainer:
 
     def train(self) -> None:
         """Optimizer steps until the recipe's end."""
-        loader = self.engine.loader(self.state)
+        loader = self.engine.loader(self.state, self.heartbeat.says)
         agreement = StepAgreement(dist.group.WORLD, own_values=1)
         batches = iter(DeviceFeed(loader, self.rank.device))
         self.progress.phase("Training")
@@ -317,9 +331,10 @@ class Trainer:
         """
         at = self.step
         with self.ledger.during("restore"):
-            commit = self.checkpointer.find().commit
-            if commit is None:
+            search = self.checkpointer.find()
+            if (commit := search.commit) is None:
                 raise NonFiniteLossError(f"{reason}, before anything was committed; {REMEDY}")
+            self.checkpointer.begin(search)
             self.journal = self.engine.load(commit)
         passed = self.state.roll_back(commit.state, reason)
         self.starts.clear()

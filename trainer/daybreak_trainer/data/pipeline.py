@@ -12,7 +12,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,12 +74,14 @@ class Loader:
         depth: int = 4,
         pinned: bool = False,
         stalled_after_seconds: float = 30.0,
+        says: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`depth` batches at most are decoded or waiting; `shards` is closed with the loader."""
+        """`depth` batches at most are decoded or waiting; `shards` is closed with the loader.
+        `says` is told what training waits for, while it waits."""
         self._corpus, self._shards = corpus, shards
         self._rank, self._world, self._pinned = rank, world, pinned
         self._piece = max(1, _PIECE // threads)
-        self._stalled_after = stalled_after_seconds
+        self._stalled_after, self._says = stalled_after_seconds, says
         self._work: queue.SimpleQueue[tuple[_Planned, int, int] | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Planned | Exception | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(depth)
@@ -133,7 +135,7 @@ class Loader:
             thread.join(timeout=1.0)
 
     def _next(self) -> Batch | None:
-        patience = Patience(self._stalled_after, self.waiting_for)
+        patience = Patience(self._stalled_after, self.waiting_for, self._says)
         if self._stopped.is_set():
             return None
         while True:
