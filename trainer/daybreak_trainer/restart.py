@@ -36,6 +36,8 @@ class Stalled(Message):
 
     silent_seconds: float
     frozen: bool
+    alone: bool = False
+    """It waits for no other rank."""
 
 
 class NodeEnd(Message):
@@ -93,7 +95,7 @@ def decide(ends: Sequence[NodeEnd | None], restarts: Restarts, budget: int) -> A
     known = [end for end in ends if end is not None]
     stalled = {n: e.stalled for n, e in enumerate(ends) if e is not None and e.stalled is not None}
     if stalled:
-        return Over(max(stalled, key=lambda n: (stalled[n].frozen, stalled[n].silent_seconds)))
+        return Over(max(stalled, key=lambda n: _suspicion(stalled[n])))
     if len(known) < len(ends) or any(_is_last(end) for end in known):
         return Over()
     commit_step = max(restarts.commit_step, *(end.commit_step for end in known))
@@ -111,6 +113,10 @@ def decide(ends: Sequence[NodeEnd | None], restarts: Restarts, budget: int) -> A
         ),
         cause,
     )
+
+
+def _suspicion(stalled: Stalled) -> tuple[bool, bool, float]:
+    return stalled.frozen, stalled.alone, stalled.silent_seconds
 
 
 def _is_last(end: NodeEnd) -> bool:

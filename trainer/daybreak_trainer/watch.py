@@ -186,6 +186,8 @@ class Watch:
             step=hang.step,
             traceback="\n".join(frames[:_TRACEBACK_LINES]),
         )
-        stalled = Stalled(silent_seconds=hang.silent_seconds, frozen=hang.is_frozen)
+        stalled = Stalled(
+            silent_seconds=hang.silent_seconds, frozen=hang.is_frozen, alone=hang.is_alone
+        )
         self._hung = stalled, termination
         log.event("ranks_hung", level=logging.ERROR, of_rank=rank, cause=hang.message)

@@ -63,6 +63,11 @@ class Hang:
         return self.state in _STATES
 
     @property
+    def is_alone(self) -> bool:
+        """It waits for no other rank, as those in a step do."""
+        return self.phase == Phase.DATA
+
+    @property
     def message(self) -> str:
         """One sentence without the rank's number, which only its pod's ranks share."""
         state = f", the process is {_STATES[self.state]}" if self.is_frozen else ""
@@ -101,14 +106,16 @@ def expired(
 
 def suspect(seen: Sequence[Seen], elsewhere: Elsewhere, now: float, clocks: Clocks) -> Hang:
     """The likeliest culprit where a clock has run out, here or on another node: the rank that the
-    kernel does not run; else the one that is behind, and of those in one step, if it does not say
-    that it waits for others, the one that has been where it is for longest."""
+    kernel does not run; else, of those that do not say that they wait for others, the one that is
+    behind; and of those in one step, one that still waits for its data, for the others may be
+    waiting for it, or the one that has been where it is for longest."""
     worst = max(
         seen,
         key=lambda s: (
             s.state in _STATES,
             s.beat.phase != Phase.WAITING,
             -s.beat.step,
+            s.beat.phase == Phase.DATA,
             -s.beat.progressed_at,
         ),
     )

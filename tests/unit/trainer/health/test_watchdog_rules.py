@@ -67,15 +67,20 @@ def test_the_stopped_process_is_the_culprit() -> None:
 
 
 def test_the_one_behind_is_the_culprit() -> None:
-    """Of those in one step, the one that stopped first; one that waits for others never."""
+    """Of those in one step, one that waits for data, for it waits for nobody else, or the one that
+    stopped first; one that waits for others never."""
     waiting = seen(0, at=0.0, step=3, phase=Phase.WAITING)
     ahead = seen(1, at=1.0, step=5)
     reading = seen(2, at=1.5, step=4, phase=Phase.DATA, detail="shard.00007.mds")
-    later = seen(3, at=1.7, step=4)
+    later = seen(3, at=1.2, step=4)
     hang = expired([waiting, ahead, later, reading], Elsewhere(), 0.0, 60.0, CLOCKS)
     assert hang is not None
     assert hang.local_rank == 2
     assert "at 'waiting for data' (shard.00007.mds) after step 4" in hang.message
+    assert hang.is_alone
+    hang = expired([waiting, ahead, later, seen(4, at=1.3, step=4)], Elsewhere(), 0.0, 60.0, CLOCKS)
+    assert hang is not None
+    assert (hang.local_rank, hang.is_alone) == (3, False)
 
 
 @given(

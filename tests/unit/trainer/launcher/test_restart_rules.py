@@ -65,10 +65,13 @@ def test_a_silent_node_is_the_end() -> None:
 
 
 def test_the_frozen_rank_is_the_culprit_of_a_hang() -> None:
-    """Else the one that has been silent for longest, on whichever node."""
+    """Else one that waits for no other rank, else the one that has been silent for longest, on
+    whichever node."""
     stalled = [Stalled(silent_seconds=seconds, frozen=False) for seconds in (5.0, 9.0, 7.0)]
     ends = [end(76, "Hung", stalled=each) for each in stalled]
     assert decide(ends, Restarts(), budget=9) == Over(1)
+    ends[0] = end(76, "Hung", stalled=Stalled(silent_seconds=5.0, frozen=False, alone=True))
+    assert decide(ends, Restarts(), budget=9) == Over(0)
     ends[2] = end(76, "Hung", stalled=Stalled(silent_seconds=1.0, frozen=True))
     assert decide(ends, Restarts(), budget=9) == Over(2)
 
