@@ -15,9 +15,11 @@ from storage_faults import Fault
 from worker_pods import SECONDS, Pod, free_port, make_pod
 
 from daybreak_trainer.checkpoint import history, verify
-from daybreak_trainer.checkpoint.layout import COMMIT, Commit, CommitPoint
+from daybreak_trainer.checkpoint.layout import COMMIT, Commit, CommitPoint, DataPosition
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ExitCode, Progress, StreamSettings
+from daybreak_trainer.data.corpus import Stream, open_corpus
+from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.health.heartbeat import Beat, read
 from daybreak_trainer.recipe import resolve
 
@@ -115,6 +117,19 @@ class TrainingRun:
 
 def _storage(commit: Path) -> Storage:
     return Storage(str(commit.parent))
+
+
+def last_shard(dataset: Path) -> tuple[Path, int]:
+    """The shard that a run needs last of all, and the step that needs it first, counted from 1."""
+    corpus = open_corpus([Stream(str(dataset), {}, 1.0)], DataCounters())
+    order, position = corpus.order(RECIPE.seed), DataPosition()
+    first: dict[int, int] = {}
+    for step in range(1, STEPS + 1):
+        for number in order.batch(position, BATCH, slice(0, BATCH)).shards.tolist():
+            first.setdefault(number, step)
+        position = order.after(position, BATCH)
+    number = max(first, key=lambda shard: first[shard])
+    return dataset / corpus.shards[number].info.raw.name, first[number]
 
 
 def await_beat(pod: Pod, condition: Callable[[Beat], bool], rank: int = 0) -> Beat:

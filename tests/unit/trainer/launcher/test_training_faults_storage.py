@@ -8,27 +8,11 @@ from pathlib import Path
 
 import pytest
 from storage_faults import Fault
-from training_pods import BATCH, EVERY, RECIPE, STEPS, Samples, TrainingRun
+from training_pods import EVERY, STEPS, Samples, TrainingRun, last_shard
 
-from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.contract import ExitCode
-from daybreak_trainer.data.corpus import Stream, open_corpus
-from daybreak_trainer.data.counters import DataCounters
 
 pytestmark = pytest.mark.training
-
-
-def late_shard(dataset: Path) -> tuple[Path, int]:
-    """The shard that a run needs last of all, and the step that needs it first, counted from 1."""
-    corpus = open_corpus([Stream(str(dataset), {}, 1.0)], DataCounters())
-    order, position = corpus.order(RECIPE.seed), DataPosition()
-    first: dict[int, int] = {}
-    for step in range(1, STEPS + 1):
-        for number in order.batch(position, BATCH, slice(0, BATCH)).shards.tolist():
-            first.setdefault(number, step)
-        position = order.after(position, BATCH)
-    number = max(first, key=lambda shard: first[shard])
-    return dataset / corpus.shards[number].info.raw.name, first[number]
 
 
 def damage(shard: Path) -> None:
@@ -54,7 +38,7 @@ def test_a_bad_shard(training: TrainingRun, tmp_path: Path, spoil: Callable[[Pat
     """Training goes on up to the step that needs it, ends with 65 and the shard's name, and ranks
     are not started again for it."""
     training.dataset = shutil.copytree(training.dataset, tmp_path / "spoilt")
-    shard, step = late_shard(training.dataset)
+    shard, step = last_shard(training.dataset)
     spoil(shard)
     with training.attempt(checkpoint_interval_steps=2, health={"rankRestarts": 3}) as pod:
         code, termination = pod.end()

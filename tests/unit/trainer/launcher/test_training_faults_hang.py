@@ -1,0 +1,94 @@
+"""Ranks that train for real and then stand still: the pod ends within the clock of progress, says
+which rank it was and what it did, and the next attempt completes the run."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from storage_faults import Fault
+from training_pods import EVERY, STEPS, Samples, TrainingRun, last_shard, strike
+from worker_pods import Pod
+
+from daybreak_trainer.contract import ExitCode, StreamSettings, Termination
+from daybreak_trainer.health.heartbeat import Phase
+
+pytestmark = pytest.mark.training
+
+PROGRESS_SECONDS = 4.0
+HEALTH = {"startupSeconds": 120.0, "progressSeconds": PROGRESS_SECONDS, "rankRestarts": 3}
+_MARGIN_SECONDS = 20.0
+"""Of a loaded machine."""
+
+
+def hung(pod: Pod) -> Termination:
+    """How it ends, within its clock from now on."""
+    mark = time.monotonic()
+    code, termination = pod.end()
+    print(f"{time.monotonic() - mark:.1f} s: {termination.message}")
+    assert time.monotonic() - mark < PROGRESS_SECONDS + _MARGIN_SECONDS
+    assert (code, termination.reason) == (ExitCode.HUNG, "Hung")
+    assert f"no progress for {PROGRESS_SECONDS:g} s" in termination.message
+    return termination
+
+
+def assert_goes_on(training: TrainingRun, undisturbed: Samples) -> None:
+    newest = training.commits()[-1].step
+    start = training.complete().resumed_from
+    assert start is not None
+    assert start.step == newest >= EVERY
+    assert training.samples() == undisturbed
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.e2e)])
+def test_a_stopped_rank(training: TrainingRun, undisturbed: Samples, rank: int) -> None:
+    """SIGSTOP in the middle of training, as from a debugger or a frozen container."""
+    with training.attempt(health=HEALTH) as pod:
+        strike(pod, signal.SIGSTOP, lambda beat: beat.step > EVERY + EVERY // 2, rank)
+        termination = hung(pod)
+    assert termination.rank == rank
+    assert termination.message.startswith(f"rank {rank}: ")
+    assert termination.message.endswith("the process is stopped")
+    assert "step.py" in termination.traceback or "train.py" in termination.traceback
+    assert_goes_on(training, undisturbed)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "where",
+    [f"step-{2 * EVERY:08d}/__1_", f"step-{STEPS:08d}/__1_", f"step-{STEPS:08d}/"],
+    ids=["for one rank in training", "for one rank at the end", "for all at the end"],
+)
+def test_a_store_that_hangs_under_a_save(
+    training: TrainingRun, undisturbed: Samples, where: str
+) -> None:
+    """Ranks that wait for it, because another save is due or nothing is left to train, say that the
+    store is to blame before they would count as hung."""
+    fault = Fault("write", where, "hold")
+    with training.attempt(fault, health=HEALTH | {"rankRestarts": 0}) as pod:
+        pod.rank()
+        mark = time.monotonic()
+        code, termination = pod.end()
+    print(f"{time.monotonic() - mark:.1f} s: {termination.message}")
+    assert time.monotonic() - mark < 2 * PROGRESS_SECONDS + _MARGIN_SECONDS
+    assert (code, termination.reason) == (ExitCode.FAILED, "StorageFailed")
+    assert "the store" in termination.message
+    assert_goes_on(training, undisturbed)
+
+
+def test_a_data_store_that_hangs(training: TrainingRun, undisturbed: Samples) -> None:
+    """In the middle of training: the shard that is waited for is named."""
+    shard, step = last_shard(training.dataset)
+    streams = (StreamSettings(url=f"gated://{training.dataset}", role="data-0"),)
+    often = {"checkpoint_interval_steps": 3, "streams": streams}
+    with training.attempt(Fault("read", shard.name, "hold"), health=HEALTH, **often) as pod:
+        pod.rank()
+        termination = hung(pod)
+    assert f"the rank has been at '{Phase.DATA}' (shard " in termination.message
+    assert f"{shard.name}: " in termination.message
+    assert termination.step == step - 1
+    start = training.complete(streams=streams).resumed_from
+    assert start is not None
+    assert start.step == (step - 1) // 3 * 3 > 0
+    assert training.samples() == undisturbed
