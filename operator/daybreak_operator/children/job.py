@@ -123,8 +123,8 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
     )
 
 
-_CACHE_SHARE = 0.9
-"""The rest of the scratch volume is for compiled kernels, temporary files and the export; the
+_CACHE_SHARE = 0.8
+"""The rest of the scratch volume is for a text encoder, compiled kernels and temporary files; the
 kubelet evicts a pod that exceeds its volume's limit."""
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 

@@ -95,7 +95,7 @@ def test_operator_and_trainer_have_the_same_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "size"), [("10Gi", 9 << 30), ("1000", 900), ("1.5Ki", int(0.9 * 1536))]
+    ("limit", "size"), [("10Gi", 8 << 30), ("1000", 800), ("1.5Ki", int(0.8 * 1536))]
 )
 def test_the_cache_leaves_room_on_its_volume(limit: str, size: int) -> None:
     """The kubelet evicts a pod whose volume grows beyond its limit."""
