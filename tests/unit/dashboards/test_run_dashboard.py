@@ -103,7 +103,7 @@ def test_the_tiles_say_what_the_run_says(prometheus: Prometheus) -> None:
     assert by_phase == pytest.approx(dict.fromkeys(PHASES, 0.02 / 5), rel=0.3)
     # The exporters take 0.02 s a step and work for both workers on 8 images a step.
     assert prometheus.value(ASKED["Step time A"]) < 0.1
-    assert 0 <= prometheus.value(ASKED["Checkpoint age A"]) < ANSWER_SECONDS
+    assert 0 <= prometheus.value(ASKED["Not committed yet A"]) < ANSWER_SECONDS
 
 
 def test_it_uses_only_metrics_that_exist(prometheus: Prometheus) -> None:

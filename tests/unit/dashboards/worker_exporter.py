@@ -57,6 +57,7 @@ if worker == 0:
     metrics.health.all_gather(2e11)
     metrics.health.storage("read", 1e9)
     metrics.health.storage("write", 5e8)
+    metrics.checkpoints.holds(0.0)
 step = 0
 started = time.monotonic()
 while not ended.wait(STEP_SECONDS):
@@ -89,4 +90,5 @@ while not ended.wait(STEP_SECONDS):
                 write_seconds=0.2,
                 size_bytes=1 << 20,
             )
+            metrics.checkpoints.holds(time.monotonic() - started)
 server.close()

@@ -127,7 +127,10 @@ def test_checkpoints_phases_and_health(pod: Pod) -> None:
         "metrics.checkpoints.resumed(step=10, unix_time=1000.0)\n"
         "metrics.checkpoints.committed(step=20, unix_time=2000.0, seconds=4.0,\n"
         "    blocked_seconds=0.25, write_seconds=3.0, size_bytes=1 << 30)\n"
-        "metrics.checkpoint(step=30, unix_time=3000.0, seconds=2.0)\n"
+        "metrics.checkpoints.holds(40.0)\n"
+        "metrics.checkpoints.committed(step=30, unix_time=3000.0, seconds=2.0,\n"
+        "    blocked_seconds=2.0)\n"
+        "metrics.checkpoints.holds(60.0)\n"
         "metrics.checkpoints.failed()\n"
         "metrics.speed.phases(StepTimes(1, dict.fromkeys(PHASES, 0.5), 3.0))\n"
         "metrics.health.restarts({'crashed': 2})\n"
@@ -137,6 +140,7 @@ def test_checkpoints_phases_and_health(pod: Pod) -> None:
     page = pod.page()
     assert page["checkpoint_step",] == 30
     assert page["checkpoint_timestamp_seconds",] == 3000
+    assert page["checkpoint_training_seconds",] == 60
     assert page["checkpoint_seconds_sum",] == 6
     assert page["checkpoint_blocked_seconds_sum",] == 2.25
     assert page["checkpoint_write_seconds_count",] == 1

@@ -68,12 +68,6 @@ class TrainMetrics:
     def phase(self, phase: WorkerPhase) -> None:
         self.progress.phase(phase)
 
-    def checkpoint(self, *, step: int, seconds: float, unix_time: float) -> None:
-        """A commit that held training up for as long as it took."""
-        self.checkpoints.committed(
-            step=step, unix_time=unix_time, seconds=seconds, blocked_seconds=seconds
-        )
-
     def evaluation(self, alignment: float, by_tag: dict[str, float]) -> None:
         self.progress.evaluation(alignment, by_tag)
 

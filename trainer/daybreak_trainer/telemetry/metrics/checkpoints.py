@@ -11,6 +11,10 @@ class CheckpointMetrics:
         self._time = run_gauge(
             "checkpoint_timestamp_seconds", "When the last commit was made, Unix time."
         )
+        self._training = run_gauge(
+            "checkpoint_training_seconds",
+            "Of the run's training seconds, those that the last commit holds; 0 before the first.",
+        )
         self._bytes = run_gauge("checkpoint_bytes", "Size of the last commit.")
         self._seconds = histogram("checkpoint_seconds", "Duration of a commit.", LONG)
         self._blocked = histogram(
@@ -25,6 +29,10 @@ class CheckpointMetrics:
         """Training goes on from this commit."""
         self._step.set(step)
         self._time.set(unix_time)
+
+    def holds(self, training_seconds: float) -> None:
+        """So much of the run's training is safe: what the last commit holds."""
+        self._training.set(training_seconds)
 
     def committed(
         self,
