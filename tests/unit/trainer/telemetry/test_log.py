@@ -94,10 +94,11 @@ def written() -> Iterator[io.StringIO]:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(log._Line(dict))
     logger.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)
     yield stream
     logger.removeHandler(handler)
-    logger.level = level
+    logger.setLevel(level)
 
 
 def test_steps_are_logged_now_and_then(written: io.StringIO) -> None:
