@@ -60,6 +60,7 @@ def test_the_key_tells_apart_what_compiles_differently() -> None:
 
 
 @pytest.mark.training
+@pytest.mark.e2e
 def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_path: Path) -> None:
     """On a fresh disk the second attempt finds all that the first compiled; where
     the file is damaged it compiles again, says so, and mends the file."""

@@ -134,10 +134,7 @@ def test_recomputed_blocks_are_computed_twice(found: Any) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(COMPILED[0], marks=pytest.mark.training),
-        *(pytest.param(case, marks=pytest.mark.e2e) for case in COMPILED[1:]),
-    ],
+    [pytest.param(case, marks=[pytest.mark.training, pytest.mark.e2e]) for case in COMPILED],
     ids=lambda case: case.name,
 )
 def test_compiled_steps_are_those_of_one_process(
