@@ -88,6 +88,8 @@ PVC = {"claimName": "c"}
             "compute.activationCheckpointing: budget needs compute.compile: blocks",
         ),
         ("spec.healthPolicy.progressDeadline", "soon", "spec.healthPolicy.progressDeadline"),
+        ("spec.healthPolicy.startupDeadline", "0s", "startupDeadline must be longer than 0s"),
+        ("spec.healthPolicy.progressDeadline", "0m", "progressDeadline must be longer than 0s"),
         ("spec.checkpoint.acceptChanges", ["seed"], "spec.checkpoint.acceptChanges"),
         (
             "spec.workers",

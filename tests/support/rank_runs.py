@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import runpy
 import socket
+import warnings
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.history import HistoryLine
@@ -98,6 +105,21 @@ class Bench:
     def journal(self, attempt: int) -> list[HistoryLine]:
         """Of the attempt's last commit."""
         return history.read(self._last(attempt))
+
+    def tensors(self, attempt: int, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Of the attempt's last commit, by name."""
+        place = self._last(attempt)
+        reader = FileSystemReader(f"{place.url}")
+        metadata = reader.read_metadata().state_dict_metadata
+        found = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in metadata.items()
+            if wanted(name) and isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process loads what several wrote is meant
+            load(found, storage_reader=reader)
+        return found
 
     def commit(self, attempt: int) -> Commit:
         """The attempt's last."""

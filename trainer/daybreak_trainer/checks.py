@@ -34,6 +34,11 @@ class StepChecks:
             if clean < non_finite.CLEAN_STEPS:
                 self._non_finite = NonFinite(clean_steps=clean)
 
+    @property
+    def bad_steps(self) -> int:
+        """Steps in a row without a finite gradient, up to the last one that was agreed on."""
+        return self._non_finite.in_a_row
+
     def observe(self, agreed: Agreed) -> Verdict:
         """What follows from a step, in the order of steps."""
         stage, _ = self._recipe.stage_at(agreed.step - 1)

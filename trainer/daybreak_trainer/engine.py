@@ -184,6 +184,14 @@ class Engine:
             "ema": dict(self.ema.shadow),
         }
 
+    def reserve(self, fresh: bool) -> None:
+        """Takes the memory that saves need before the first one; `fresh`: nothing was loaded."""
+        self.checkpointer.reserve(self.tensors())
+        if fresh:
+            # To know its tensors torch has taken a step of nothing, which an optimizer would count.
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
+
     def load(self, commit: Commit) -> Journal:
         """Weights, optimizer and average as the commit has them; returns its journal."""
         tensors = self.tensors()

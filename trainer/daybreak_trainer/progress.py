@@ -44,10 +44,11 @@ class ProgressReporter:
             started_at=now,
             updated_at=now,
         )
-        self._set(at_once=True)
+        self.phase("Starting")
 
     def phase(self, phase: WorkerPhase, message: str = "") -> None:
-        self._metrics.phase(phase)
+        if self._file is not None:
+            self._metrics.phase(phase)
         self._set(at_once=True, phase=phase, message=message)
 
     def resumed(
@@ -138,9 +139,10 @@ class ProgressReporter:
 
     def done(self, ledger: Mapping[str, float]) -> None:
         """Nothing is left to do."""
-        self._metrics.goodput.ledger(ledger)
-        self._metrics.phase("Done")
-        self._set(at_once=True, phase="Done", ledger=_rounded(ledger))
+        if self._file is not None:
+            self._metrics.goodput.ledger(ledger)
+        self.phase("Done")
+        self._set(at_once=True, ledger=_rounded(ledger))
 
     def exported(self, url: str) -> None:
         self._set(at_once=True, export_url=url)

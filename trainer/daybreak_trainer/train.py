@@ -106,6 +106,7 @@ class Trainer:
         self.starts: dict[int, int] = {}
         """Step -> where its global batch began, until all ranks agreed on it."""
         run = self.run_settings
+        self.save_is_owed = False
         self.due = Due(run.checkpoint_interval_seconds, run.checkpoint_interval_steps)
         self.finisher = Finisher(
             settings,
@@ -207,12 +208,11 @@ class Trainer:
         self.heartbeat.enter(Phase.STEP)
         numbers = self.engine.step.run(batch, self.learning_rate(self.step))
         self.state.trained(batch)
-        self.state.training_seconds += time.monotonic() - mark
         self.starts[self.step] = batch.after.samples - batch.global_size
         self.heartbeat.step(self.step)
         self.ledger.step_finished(self.step)
         self.meters.step(batch, self.step)
-        return agreement.exchange(
+        done = agreement.exchange(
             self.step,
             stop=self.stop.is_set,
             checkpoint_due=self.rank.is_first and self.due.by_time(),
@@ -220,6 +220,9 @@ class Trainer:
             numbers=numbers,
             own=(self.meters.own_work(batch, waited),),
         )
+        # On a GPU the host waits for the device only in `exchange`.
+        self.state.training_seconds += time.monotonic() - mark
+        return done
 
     def act(self, done: list[Agreed], agreement: StepAgreement) -> None:
         """What follows from a finished step; the same on all ranks."""
@@ -229,11 +232,21 @@ class Trainer:
             self.commit()
             self._leave()
         if self.due.by_steps(self.step) or any(agreed.checkpoint_due for agreed in done):
+            self.save_is_owed = True
+        if self.save_is_owed:
             self.record(agreement.drain())
-            with self.ledger.during("checkpoint"):
-                self.checkpointer.save(self.snapshot(), self.engine.tensors(), self.journal)
-            self.due.began()
+            self.save()
         self.heed_saves()
+
+    def save(self) -> None:
+        """Begins to save, unless gradients are bad just now: the run may have to go back to before
+        they were, and a commit of today's weights would be where it finds itself."""
+        if self.checks.bad_steps:
+            return
+        with self.ledger.during("checkpoint"):
+            self.checkpointer.save(self.snapshot(), self.engine.tensors(), self.journal)
+        self.due.began()
+        self.save_is_owed = False
 
     def learning_rate(self, step: int) -> float:
         """Of the step after `step` steps."""
@@ -308,7 +321,7 @@ class Trainer:
                 self.state.restore(commit.state)
                 self.checks.resumed(commit.state)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
-            self.checkpointer.reserve(self.engine.tensors())
+            self.engine.reserve(fresh=commit is None)
         self.ledger.resumed(
             commit.state.ledger if commit is not None else {},
             self.ledger_file.read(),
@@ -330,6 +343,7 @@ class Trainer:
             NonFiniteLossError: nothing was committed yet.
         """
         at = self.step
+        self.heartbeat.enter(Phase.RESTORING)
         with self.ledger.during("restore"):
             search = self.checkpointer.find()
             if (commit := search.commit) is None:
@@ -338,6 +352,7 @@ class Trainer:
             self.journal = self.engine.load(commit)
         passed = self.state.roll_back(commit.state, reason)
         self.starts.clear()
+        self.save_is_owed = True  # what was passed over is to stay so whatever happens next
         self.ledger.rolled_back(commit.step)
         if self.rank.is_first:
             self.metrics.health.rolled_back()
@@ -364,12 +379,11 @@ class Trainer:
 
     def heed_saves(self) -> None:
         """Notes what became of saves; raises StorageError where the store fails again and again."""
-        for outcome in self.checkpointer.poll():
+        outcomes = self.checkpointer.poll()
+        for outcome in outcomes:
             if outcome.commit is None:
                 if self.rank.is_first:
                     self.metrics.checkpoints.failed()
-                if outcome.give_up:
-                    raise StorageError(outcome.error)
                 continue
             self.ledger.committed(outcome.step)
             reference = self.checkpointer.reference
@@ -378,6 +392,8 @@ class Trainer:
             self.progress.committed(reference, outcome)
             if self.rank.is_first:
                 self.meters.stop_would_take(outcome, self.run_settings.grace_seconds)
+        if outcomes and outcomes[-1].give_up:
+            raise StorageError(outcomes[-1].error)
 
     def _any_rank_stops(self) -> bool:
         wish = torch.tensor(int(self.stop.is_set))

@@ -189,6 +189,18 @@ class Compute(ApiModel):
 class HealthPolicy(ApiModel):
     """When workers that are alive count as hung: they dump their stacks and end with code 76."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            *(
+                (
+                    f"duration(self.{name}) > duration('0s')",
+                    f"healthPolicy.{name} must be longer than 0s",
+                )
+                for name in ("startupDeadline", "progressDeadline")
+            )
+        )
+    )
+
     startup_deadline: Duration = Field(
         default="30m", description="From the start of a worker's ranks to their first step."
     )

@@ -42,20 +42,23 @@ def test_few_bad_steps_are_skipped(bench: Bench) -> None:
     assert bench.commit(1).state.skipped == ()
 
 
-def test_many_bad_steps_take_the_run_back_and_past_their_data(bench: Bench) -> None:
+@pytest.mark.parametrize("first", [10, 11])
+def test_many_bad_steps_take_the_run_back_and_past_their_data(bench: Bench, first: int) -> None:
     """The run goes back to the commit of step 8, leaves out what came after it, and does all its
-    steps; where it went back to and what it left out stand in its commits."""
-    bad = positions(range(10, 13))
+    steps; where it went back to and what it left out stand in its commits. A save that is due
+    after step 12, amid bad steps, waits: the run would find itself there."""
+    bad = positions(range(first, first + LIMIT))
+    end = first + LIMIT - 1
     assert bench.attempt(1, 2, poisoned=bad, **EVERY_FOUR_STEPS) == [ExitCode.DONE] * 2
     state, journal = bench.commit(1).state, bench.journal(1)
     (passed,) = state.skipped
-    # The third bad step is the 12th, after which a save is due: first all steps are agreed on.
-    assert (passed.step, passed.start, passed.end) == (8, 8 * BATCH, 12 * BATCH)
+    # A save is due after step 12, and for that all steps are agreed on at once.
+    assert (passed.step, passed.start, passed.end) == (8, 8 * BATCH, end * BATCH)
     assert [line.step for line in journal] == list(range(1, STEPS + 1))
     assert [line.position for line in journal] == [
-        n * BATCH + (4 * BATCH if n >= 8 else 0) for n in range(STEPS)
+        n * BATCH + ((end - 8) * BATCH if n >= 8 else 0) for n in range(STEPS)
     ]
-    assert (state.samples, state.data.samples) == (STEPS * BATCH, (STEPS + 4) * BATCH)
+    assert (state.samples, state.data.samples) == (STEPS * BATCH, (STEPS + end - 8) * BATCH)
 
 
 def test_what_goes_on_after_a_roll_back_ends_the_run(bench: Bench) -> None:

@@ -80,6 +80,13 @@ def _sampled(line: HistoryLine) -> dict[str, object]:
     return {key: value for key, value in asdict(line).items() if key not in ("loss", "world")}
 
 
+def test_the_optimizer_counts_the_runs_steps(calm: Bench) -> None:
+    """No more and no fewer: bias correction depends on it."""
+    counts = calm.tensors(1, lambda name: name.endswith(".step"))
+    assert counts
+    assert {float(value) for value in counts.values()} == {float(STEPS)}
+
+
 def test_a_complete_run_completes_again_at_once(calm: Bench) -> None:
     """An attempt that finds the run's last commit trains no step, leaves the model where it is, and
     is done: the pod may have died between export and exit."""
