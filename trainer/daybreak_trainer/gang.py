@@ -13,7 +13,6 @@ import json
 import logging
 import shutil
 
-from daybreak_trainer import contract
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
 from daybreak_trainer.ending import PEER_LOST, Ending, conclude, read_records
 from daybreak_trainer.health.heartbeat import HEARTBEATS_FOLDER
@@ -32,9 +31,16 @@ class Gang:
     """This node's part of it."""
 
     def __init__(
-        self, settings: Settings, stop: Stop, progress: ProgressFile, patience: Patience
+        self,
+        settings: Settings,
+        stop: Stop,
+        progress: ProgressFile,
+        patience: Patience,
+        ranks: int,
     ) -> None:
+        """`ranks` is how many this node has."""
         self._settings, self._stop, self._patience = settings, stop, patience
+        self._ranks = ranks
         self._progress = progress
         self._meeting = Meeting(settings.run, settings.node)
         self.concluded: Termination | None = None
@@ -50,7 +56,7 @@ class Gang:
         while True:
             number = len(restarts.causes)
             try:
-                place = self._meeting.join(number, _processes(self._settings.run), patience)
+                place = self._meeting.join(number, self._ranks, patience)
             except PeersLostError as error:
                 # Before any rank has run, nothing has been lost: the attempt did not start.
                 ending = Ending(broken=str(error)) if number else Ending(problem=str(error))
@@ -121,14 +127,6 @@ class Gang:
             common | {"LOCAL_RANK": str(local), "RANK": str(place.first_rank + local)}
             for local in range(place.ranks)
         ]
-
-
-def _processes(settings: contract.RunSettings) -> int:
-    if settings.processes_per_node != "auto":
-        return settings.processes_per_node
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def _commit_step(termination: Termination, progress: Progress | None) -> int:

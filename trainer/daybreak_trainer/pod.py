@@ -103,16 +103,21 @@ class Pod:
                 "only one worker fits on a node"
             ) from error
         # After the server: the pod is up while torch is imported.
+        from daybreak_trainer import gpus
         from daybreak_trainer.gang import Gang
         from daybreak_trainer.watch import Patience
 
+        gpus.ask_nvml(os.environ)
+        found = gpus.count()
         if rank_main is None:
             from daybreak_trainer import train
 
             rank_main = train.main
+        if found and gpus.are_lost_to_children():
+            raise StartError(f"no rank could use the {found} GPUs: {gpus.REMEDY}")
         waits = Patience(**patience)
         _await_name(settings.run.master_address, waits.join)
-        self._gang = Gang(settings, self._stop, progress_file, waits)
+        self._gang = Gang(settings, self._stop, progress_file, waits, processes(settings, found))
         termination = self._gang.run(rank_main)
         self._stop.over()
         server.close()
@@ -123,6 +128,12 @@ class Pod:
         two rounds, or while those of other nodes are waited for."""
         concluded = self._gang.concluded if self._gang is not None else None
         end_stopped(read_records(pod_settings.work_dir()), self._progress(), concluded)
+
+
+def processes(settings: Settings, gpus_found: int) -> int:
+    """Ranks of this node: as many as the run says, else one a GPU, else one."""
+    wanted = settings.run.processes_per_node
+    return max(1, gpus_found) if wanted == "auto" else wanted
 
 
 def _context(settings: Settings) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """This node's ranks of one round as processes, with the environment that torchrun would give them.
 
 They are forked after torch and diffusers are imported, so a pod pays for those imports once, and a
-restart not at all. Nothing touches CUDA before the fork.
+restart not at all. The launcher has made sure that nothing has touched CUDA before (`gpus`).
 """
 
 from __future__ import annotations
