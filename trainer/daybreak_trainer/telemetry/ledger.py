@@ -1,11 +1,14 @@
 """What the run's time was spent on: productive seconds, and lost seconds by cause.
 
-Every moment from the process's start on belongs to exactly one account, so the accounts always add
-up to the time that the devices were held. They travel in the checkpoint (`TrainState.ledger`) and
-so count the whole run. Seconds are the group's: ranks work in step, and rank 0's ledger counts.
+Every moment from the launcher's start on belongs to exactly one account. They travel in the
+checkpoint (`TrainState.ledger`) from attempt to attempt, and in `LedgerFile` from one process of an
+attempt to the next, and so count the whole run, but for what an attempt spends after the ledger of
+its last commit was drawn up. Seconds are the group's: ranks work in step, and rank 0's ledger
+counts.
 
     ledger = Ledger(started=process_started())      # from here on: startup
     with ledger.during("restore"): ...
+    ledger.resumed(..., held_since=process_started(os.getppid()))
     ledger.begin_steps()                            # from here on: productive
     with ledger.during("data_wait"): batch = next(batches)
     ledger.step_finished(step)
@@ -39,10 +42,11 @@ Cause = Literal[
     "rolled_back",
     "skipped",
 ]
-"""startup: from the process's start to its first step, as far as it is none of the others ·
-restore: reading a checkpoint · compile: before the first step · data_wait: the loop waits for a
-batch · checkpoint: training is held up by a save · rolled_back: steps after the commit that was
-gone on from, in this process or one before it · skipped: steps without a finite gradient."""
+"""startup: from the launcher's start to the first step, and from the end of ranks to the next step,
+as far as it is none of the others · restore: reading a checkpoint · compile: before the first step
+· data_wait: the loop waits for a batch · checkpoint: training is held up by a save · rolled_back:
+steps after the commit that was gone on from, in this process or one before it · skipped: steps
+without a finite gradient."""
 Account = Literal["productive"] | Cause
 CAUSES: Final[tuple[Cause, ...]] = get_args(Cause)
 PRODUCTIVE: Final = "productive"
@@ -74,7 +78,7 @@ class Ledger:
         self, *, started: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._mark = clock() if started is None else started
+        self._started = self._mark = clock() if started is None else started
         self._base: Account = "startup"
         self._inner: list[Account] = []
         self._seconds: dict[Account, float] = dict.fromkeys((PRODUCTIVE, *CAUSES), 0.0)
@@ -132,23 +136,29 @@ class Ledger:
         *,
         attempt: int = 0,
         started_unix_time: float = 0.0,
+        held_since: float | None = None,
     ) -> None:
         """Adds what the run had spent before this process; called once, after a restore.
 
         `committed` is the checkpoint's ledger; `last` is what the process before this one left,
         where that can still be read. With it, what was trained after the commit is known to be
         lost; and if it was of this attempt, which holds its devices without a pause, so is the time
-        between the two processes.
+        between the two processes. Where it left nothing, this is the attempt's first process, or
+        those before it died before they had resumed: all time since `held_since` (on this ledger's
+        clock), when the attempt's launcher was started, went into starting. So a record has to be
+        left as soon as this was called.
         """
-        before = dict(committed)
+        before, unknown = dict(committed), 0.0
         if last is not None:
             # The record may be a little older than the commit, which then knows more.
             missed = max(0.0, sum(committed.values()) - sum(last.seconds.values()))
             if not missed:
                 before = _in_vain(committed, last.seconds)
             if last.attempt == attempt:
-                between = max(0.0, started_unix_time - last.unix_time - missed)
-                before["startup"] = before.get("startup", 0.0) + between
+                unknown = started_unix_time - last.unix_time - missed
+        elif held_since is not None:
+            unknown = self._started - held_since
+        before["startup"] = before.get("startup", 0.0) + max(0.0, unknown)
         for account in self._seconds:
             self._seconds[account] += before.get(account, 0.0)
 

@@ -14,6 +14,11 @@ queues work: `transfer`, `forward_backward` and `optimizer` are bracketed by CUD
 read when the device has passed them, a step or more later. `data` and `staging` are waits of the
 host and stay on its clock there too; where the host runs ahead of the device, such a wait may cost
 the device nothing, so they are an upper bound.
+
+On a GPU `transfer` is the captions' token ids and masks alone. `DeviceFeed` copies images on a
+stream of its own beside the step before; that copy is in no phase, and where it is not done in time
+the device's wait for it lies before `transfer`, in `total_seconds` only. On a CPU nothing is
+copied, and `transfer` is the making of token ids.
 """
 
 from __future__ import annotations
@@ -51,13 +56,6 @@ class StepTimes:
     entered is 0."""
     total_seconds: float
     """On the host's clock, from the end of the step before."""
-
-    @property
-    def data_wait_ratio(self) -> float:
-        """Share of the step in which the host waited for data, 0..1."""
-        if self.total_seconds <= 0:
-            return 0.0
-        return min(1.0, self.seconds["data"] / self.total_seconds)
 
 
 @dataclass

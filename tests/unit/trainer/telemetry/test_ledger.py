@@ -149,6 +149,16 @@ def test_a_record_that_is_older_than_the_commit_takes_nothing_from_it() -> None:
     assert spent(ledger) == {PRODUCTIVE: 103, "startup": 13}
 
 
+def test_what_left_nothing_behind_was_all_start() -> None:
+    """A process that died before it had resumed: the next one counts from the launcher's start."""
+    clock = Clock()
+    clock.wait(30)
+    ledger = Ledger(started=clock.now, clock=clock)
+    clock.wait(4)
+    ledger.resumed({PRODUCTIVE: 100.0, "startup": 10.0}, attempt=1, held_since=START)
+    assert spent(ledger) == {PRODUCTIVE: 100, "startup": 44}
+
+
 seconds = st.integers(0, 1000).map(float)
 """Whole seconds: floats add them up exactly."""
 events = st.lists(
@@ -207,6 +217,59 @@ def test_no_second_is_lost_or_counted_twice(
         assert sum(accounts.values()) == clock.now - START + before + brought
         assert min(accounts.values()) >= 0
     assert 0 <= goodput(ledger.seconds()) <= 1
+
+
+rounds = st.lists(
+    st.tuples(
+        seconds,  # until the process is started
+        seconds,  # until it has resumed
+        st.booleans(),  # whether it lives to see that
+        st.lists(st.sampled_from(["step", "skipped", "commit", "record", "export"]), max_size=12),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(rounds=rounds, brought=seconds)
+def test_no_second_of_an_attempt_is_lost_with_its_processes(
+    rounds: list[tuple[float, float, bool, list[str]]], brought: float
+) -> None:
+    """Wherever each of them dies: after every resume the accounts add up to the time since the
+    launcher's start, and to what the run had spent before."""
+    clock, ahead = Clock(), 1e6  # of Unix time
+    committed: dict[str, float] = {PRODUCTIVE: brought}
+    last: LedgerRecord | None = None
+    for gap, startup, lives, events in rounds:
+        clock.wait(gap)
+        started = clock.now
+        ledger = Ledger(started=started, clock=clock)
+        clock.wait(startup)
+        if not lives:
+            continue
+        ledger.resumed(
+            committed, last, attempt=1, started_unix_time=started + ahead, held_since=START
+        )
+        ledger.begin_steps()
+        for step, event in enumerate(["record", *events]):
+            clock.wait(0.0 if step == 0 else float(1 + step))
+            if event == "step":
+                ledger.step_finished(step)
+            elif event == "skipped":
+                ledger.step_finished(step)
+                ledger.step_skipped(step)
+            elif event == "commit":
+                committed = ledger.seconds()
+            elif event == "export":
+                with ledger.during("export"):
+                    clock.wait(3)
+            else:
+                last = LedgerRecord(
+                    attempt=1, unix_time=clock.now + ahead, seconds=ledger.seconds()
+                )
+            accounts = ledger.seconds()
+            assert sum(accounts.values()) == clock.now - START + brought
+            assert min(accounts.values()) >= 0
 
 
 def test_a_process_knows_when_it_was_started() -> None:
