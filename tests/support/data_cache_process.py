@@ -1,6 +1,6 @@
 """A process of a node that fills a shared cache from a store, and can be killed at any point.
 
-    python data_cache_process.py <remote folder> <cache folder> <limit or 0> <seconds a chunk takes>
+    python data_cache_process.py <remote folder> <cache folder> <limit or 0> <seconds a part takes>
 
 Reads lines from standard input. Each starts a process of its own, as each rank is, that gets the
 shards whose numbers the line holds; its number is printed, then, when it is through, `<number> ok
@@ -13,16 +13,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from faulty_data_store import FaultyFolder, FaultyStore
 
+from daybreak_trainer.data import pace
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.shards import Shards
 
-CHUNKS = 8
+PART_BYTES = 2048
+"""Read at once here, so that the tests' small shards arrive in several parts."""
 
 
 def main() -> None:
@@ -30,15 +31,13 @@ def main() -> None:
     limit, seconds = int(sys.argv[3]), float(sys.argv[4])
     FaultyStore.folders["store"] = FaultyFolder(remote)
 
-    def in_chunks(store: Any, rpath: str, lpath: str, **_options: Any) -> None:
-        data = store._send(rpath)
-        step = -(-len(data) // CHUNKS)
-        with open(lpath, "wb", buffering=0) as file:  # noqa: PTH123
-            for begin in range(0, len(data), step):
-                file.write(data[begin : begin + step])
-                time.sleep(seconds)
+    pace._SMALLEST = pace._FIRST = pace._LARGEST = PART_BYTES
 
-    FaultyStore.get_file = in_chunks  # type: ignore[method-assign]
+    def take_time(name: str, _before: int) -> None:
+        if name.endswith(".mds"):
+            time.sleep(seconds)
+
+    FaultyStore.folders["store"].fault = take_time
     for line in sys.stdin:
         numbers = [int(number) for number in line.split()]
         if pid := os.fork():
@@ -54,7 +53,7 @@ def _fill(numbers: list[int], cache: Path, limit: int | None) -> None:
         corpus = open_corpus([Stream("faulty://store")], counters)
         node = NodeCache(cache, limit, counters)
         shards = Shards(corpus, node, counters, downloads=3, processes=2)
-        shards.announce(numbers)
+        shards.announce(dict.fromkeys(numbers, 0))
         for number in numbers:
             file = shards.get(number)
             first = corpus.shards[number].first

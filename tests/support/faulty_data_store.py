@@ -57,11 +57,10 @@ class FaultyStore(AbstractFileSystem):  # type: ignore[misc]
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
     ) -> bytes:
-        return self._send(path)
+        return self._send(path)[start:end]
 
-    def get_file(self, rpath: str, lpath: str, *args: Any, **kwargs: Any) -> None:
-        Path(lpath).touch()
-        Path(lpath).write_bytes(self._send(rpath))
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self._send(path)), "type": "file"}
 
 
 fsspec.register_implementation("faulty", FaultyStore, clobber=True)

@@ -16,14 +16,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from daybreak_trainer.checkpoint import dcp, lineage, retention, verify
-from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
@@ -41,7 +40,7 @@ from daybreak_trainer.checkpoint.lineage import Expected, Search
 from daybreak_trainer.checkpoint.publish import Publisher
 from daybreak_trainer.checkpoint.saves import Outcome, Saves
 from daybreak_trainer.checkpoint.staging import flattened
-from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.checkpoint.together import Together
 from daybreak_trainer.checkpoint.versions import versions
 from daybreak_trainer.contract import CheckpointRef
@@ -49,7 +48,10 @@ from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.telemetry import log
 
 _TIMEOUT_SECONDS = 600.0
-"""The slowest rank's share of the largest model to the slowest store takes less."""
+"""Longer than any store's maintenance that it recovers from by itself."""
+_OF_A_COLLECTIVE = 4
+"""Times as long: no store is waited for in one, and a rank that stands still is the watchdog's to
+find, which knows who is to blame."""
 
 
 class Checkpointer:
@@ -63,17 +65,21 @@ class Checkpointer:
         timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
         """Makes a gloo group of its own: collectives of a background thread and of training on one
-        group would meet each other's. `timeout_seconds` is the longest that a rank waits for the
-        others, and training for a save."""
+        group would meet each other's. `timeout_seconds` is how long the store may stand still under
+        any rank before all give up; one that is slow, but moves, has all the time it needs."""
         self._run = storage.child(run_folder(expected.uid))
         self._expected = expected
         self._attempt, self._keep_last, self._rank = attempt, keep_last, rank
-        self._group = dist.new_group(
-            backend="gloo", timeout=timedelta(seconds=timeout_seconds), group_desc="checkpoint"
+        group = dist.new_group(
+            backend="gloo",
+            timeout=timedelta(seconds=_OF_A_COLLECTIVE * timeout_seconds),
+            group_desc="checkpoint",
         )
-        self._together = Together(rank, self._group)
-        self._publisher = Publisher(self._run, expected, attempt, rank, self._group)
-        self._saves = Saves(self._publisher, rank, self._prune, timeout_seconds)
+        self._together = Together(rank, group, storage.moved, timeout_seconds)
+        if rank.device.type == "cuda":  # a thread begins on device 0
+            self._together.worker.submit(lambda: torch.cuda.set_device(rank.device))
+        self._publisher = Publisher(self._run, expected, attempt, self._together)
+        self._saves = Saves(self._publisher, self._together, self._prune)
         self._versions = versions()
         self.prune_failures = 0
         """Times that old checkpoints could not be removed."""
@@ -88,11 +94,12 @@ class Checkpointer:
 
         Raises:
             ChangedError: the newest commit was made with another recipe or other data.
-            StorageError: the store fails.
+            StorageError: the store fails or stands still.
+            RanksLostError: a rank is gone.
         """
-        self._saves.settle()
+        self._saves.wait()
         mark = time.monotonic()
-        search = self._search() if self._rank.is_first else self._assist()
+        search = self._search()
         if search.commit is not None and self._rank.is_first:
             log.event(
                 "checkpoint_verified",
@@ -104,31 +111,23 @@ class Checkpointer:
         return search
 
     def _search(self) -> Search:
-        """Rank 0's part; whatever becomes of it, the others hear of it."""
+        """A collective: rank 0 names candidates, and all read each one's files."""
+        walking = lineage.searching(self._run, self._attempt + 1, self._expected)
+        problem: str | None = None
 
-        def damage(_: Storage, commit: Commit) -> str | None:
-            self._together.from_first(commit)
-            return self._damage(commit)
+        def candidate() -> Commit | Search:
+            try:
+                return walking.send(problem)
+            except StopIteration as end:
+                found: Search = end.value
+                return found
 
-        try:
-            self._run.write(f"{attempt_folder(self._attempt)}/{CLAIM}", b"")
-            search = lineage.find(self._run, self._attempt + 1, self._expected, damage)
-        except (StorageError, ChangedError) as error:
-            self._together.from_first(type(error)(str(error)))
-            raise
-        self._together.from_first(search)
-        return search
-
-    def _assist(self) -> Search:
-        """Every other rank's part: reads what rank 0 asks for, until it says what it found."""
-        while True:
-            told: Any = self._together.from_first(None)
-            if isinstance(told, Search):
-                return told
-            if isinstance(told, Exception):
-                raise told
-            with suppress(StorageError):  # rank 0 heard of it too, and has the last word
-                self._damage(told)
+        looking = f"look for checkpoints in {self._run.url}"
+        claim = f"{attempt_folder(self._attempt)}/{CLAIM}"
+        self._together.run_on_first(f"write {claim}", lambda: self._run.write(claim, b""))
+        while not isinstance(found := self._together.run_on_first(looking, candidate), Search):
+            problem = self._damage(found)
+        return found
 
     def _damage(self, commit: Commit) -> str | None:
         """A collective: what is wrong with the first damaged file."""
@@ -136,14 +135,18 @@ class Checkpointer:
         by_size = sorted(commit.files, key=lambda name: (-commit.files[name].size, name))
         mine = by_size[self._rank.rank :: self._rank.world]
         checkpoint = self._run.child(commit.point.folder)
-        damages = self._together.run(lambda: verify.damages(checkpoint, commit.files, mine))
+        damages = self._together.run(
+            f"verify {checkpoint.url}", lambda: verify.damages(checkpoint, commit.files, mine)
+        )
         return next((d for part in self._together.gathered(damages) for d in part), None)
 
     def begin(self, search: Search) -> None:
-        """Writes down where this attempt starts from, before it commits anything."""
+        """Goes on from what `find` found: writes down where this attempt starts from, before it
+        commits anything. After a later `find` (a roll-back) too: commits of this attempt that it
+        passed over are taken back."""
         self._saves.latest = search.commit
         self._publisher.parent = search.commit.point if search.commit else None
-        self._together.run_on_first(self._write_origin)
+        self._together.run_on_first(f"begin in {self._run.url}", self._write_origin)
 
     def _write_origin(self) -> None:
         here = f"{attempt_folder(self._attempt)}/{ATTEMPT}"
@@ -165,14 +168,15 @@ class Checkpointer:
 
         Raises:
             ChangedError: the checkpoint has other tensors.
-            StorageError: the store fails.
+            StorageError: the store fails or stands still.
+            RanksLostError: a rank is gone.
         """
         mark = time.monotonic()
         checkpoint = self._run.child(commit.point.folder)
-        flat = flattened(tensors)
-        self._together.run(lambda: dcp.check_fit(flat, checkpoint))
-        dcp.load(flat, checkpoint, self._group)
-        journal = Journal.decode(self._together.run_on_first(lambda: checkpoint.read(HISTORY)))
+        dcp.load(flattened(tensors), checkpoint, self._together)
+        reading = f"read {checkpoint.url}/{HISTORY}"
+        raw = self._together.run_on_first(reading, lambda: checkpoint.read(HISTORY))
+        journal = Journal.decode(raw)
         if self._rank.is_first:
             seconds = round(time.monotonic() - mark, 3)
             log.event("checkpoint_loaded", step=commit.step, bytes=commit.size, seconds=seconds)
@@ -203,7 +207,8 @@ class Checkpointer:
         return self._saves.poll()
 
     def wait(self) -> list[Outcome]:
-        """As `poll`, once the save in flight has ended, or has been waited for in vain."""
+        """As `poll`, once the save in flight has ended: at the latest when the store has stood
+        still for the timeout."""
         self._saves.wait()
         return self._saves.poll()
 
@@ -214,6 +219,7 @@ class Checkpointer:
 
         Raises:
             StorageError: it could not be saved; the previous commit stands.
+            RanksLostError: a rank is gone.
         """
         self._saves.wait()
         if self.latest is not None and self.latest.step == state.step:
@@ -223,12 +229,19 @@ class Checkpointer:
         outcome = self._saves.last
         assert outcome is not None  # of the save that just ended
         if outcome.commit is None:
-            raise StorageError(outcome.error)
+            assert outcome.failure is not None  # one of the two
+            raise outcome.failure
         return outcome.commit
 
+    def moved(self) -> int:
+        """Changes as long as the store of any rank takes or gives bytes: a sign of progress while
+        `find`, `load`, `save_now` or a wait for a save blocks (`Heartbeat.counting`)."""
+        return self._together.moved
+
     def close(self) -> None:
-        """Waits until old checkpoints are removed too."""
-        self._saves.settle()
+        """Waits until old checkpoints are removed too, or the store stands still."""
+        self._saves.wait()
+        self._together.settle()
 
     @property
     def latest(self) -> Commit | None:

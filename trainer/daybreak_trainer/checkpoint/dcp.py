@@ -3,13 +3,13 @@ hashed on its way to the store."""
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import (
@@ -17,21 +17,34 @@ from torch.distributed.checkpoint.filesystem import (
     FileSystemReader,
     FileSystemWriter,
 )
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.checkpoint.together import Together
+
+METADATA = ".metadata"
+"""DCP's name for which tensor is where."""
 
 
 class _StorageFileSystem(FileSystemBase):
-    """What DCP's writer and reader need of a file system, with a record of what was written."""
+    """What DCP's writer and reader need of a file system, with a record of what was written.
+
+    DCP writes the metadata under another name and renames it, which an object store does by
+    copying. Here they are kept in memory: `save` writes them once, under their own name.
+    """
 
     def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+        self._storage, self.url = storage, storage.url
         self.written: dict[str, FileRecord] = {}
+        self.metadata: bytes | None = None
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
@@ -39,18 +52,20 @@ class _StorageFileSystem(FileSystemBase):
         if mode == "rb":
             with self._storage.open(name) as file:
                 yield file
-            return
-        with self._storage.create(name) as stream:
-            yield stream
-        self.written[name] = stream.record()
+        elif name == f"{METADATA}.tmp":
+            with io.BytesIO() as memory:
+                yield memory
+                self.metadata = memory.getvalue()
+        else:
+            with self._storage.create(name) as stream:
+                yield stream
+            self.written[name] = stream.record()
 
     def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
         return posixpath.join(os.fspath(path), suffix)
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        old, new = os.fspath(path), os.fspath(new_path)
-        self._storage.move(old, new)
-        self.written[new] = self.written.pop(old)
+        """Of the metadata, which have no file yet."""
 
     def init_path(self, path: str | os.PathLike[str]) -> str:
         return os.fspath(path)
@@ -63,39 +78,86 @@ class _StorageFileSystem(FileSystemBase):
         return True
 
     def exists(self, path: str | os.PathLike[str]) -> bool:
-        return self._storage.exists(os.fspath(path))
+        """Asked for old metadata only: a checkpoint's folder is empty when a save begins."""
+        return False
 
     def rm_file(self, path: str | os.PathLike[str]) -> None:
-        self._storage.remove(os.fspath(path))
+        """Never called, for nothing exists."""
+
+
+class _Writer(FileSystemWriter):
+    def __init__(self, storage: Storage, together: Together) -> None:
+        """One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors. No
+        copying ahead: the tensors are on the host, and a writer's thread has no business on a
+        GPU."""
+        super().__init__("", thread_count=1, sync_files=False, per_thread_copy_ahead=0)
+        self.files = _StorageFileSystem(storage)
+        self.fs, self.path = self.files, ""  # type: ignore[assignment]
+        self._together = together
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        write = super().write_data
+        what = f"write this rank's part of {self.files.url}"
+        return self._together.run(what, lambda: write(plan, planner))
+
+
+class _Reader(FileSystemReader):
+    def __init__(self, storage: Storage, together: Together, metadata: Metadata) -> None:
+        super().__init__("")
+        self.fs, self.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
+        self._together, self._metadata, self._url = together, metadata, storage.url
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
+        return self._metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        read = super().read_data
+        what = f"read this rank's part of {self._url}"
+        return self._together.run(what, lambda: read(plan, planner))
 
 
 def save(
-    tensors: Mapping[str, Tensor], storage: Storage, group: dist.ProcessGroup | None
+    tensors: Mapping[str, Tensor], storage: Storage, together: Together
 ) -> dict[str, FileRecord]:
     """Writes this rank's shards; rank 0 adds the metadata. Returns what *this rank* wrote.
-
-    One writer thread: with more, DCP of torch 2.13 swallows a thread's I/O errors. No copying
-    ahead: the tensors are on the host, and a writer's thread has no business on a GPU.
 
     Raises:
         StorageError: a rank could not write; every rank raises it.
     """
-    files = _StorageFileSystem(storage)
-    writer = FileSystemWriter("", thread_count=1, sync_files=False, per_thread_copy_ahead=0)
-    writer.fs, writer.path = files, ""  # type: ignore[assignment]
-    try:
-        with _without_checksums():
-            dcp_save(dict(tensors), storage_writer=writer, process_group=group)
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        raise StorageError(f"rank {rank} could not write its part: {cause}") from error
-    return files.written
+    writer = _Writer(storage, together)
+    with _without_checksums(), _failing_plainly(together, "write"):
+        dcp_save(dict(tensors), storage_writer=writer, process_group=together.group)
+    files = writer.files
+    metadata = files.metadata  # on rank 0
+    written = together.run(
+        f"write {storage.url}/{METADATA}",
+        lambda: {} if metadata is None else {METADATA: storage.write(METADATA, metadata)},
+    )
+    return files.written | written
 
 
-def check_fit(tensors: Mapping[str, Tensor], storage: Storage) -> None:
-    """Raises ChangedError where the checkpoint has other tensors than these."""
-    saved = _reader(storage).read_metadata().state_dict_metadata
-    if differences := _differences(saved, tensors):
+def load(tensors: Mapping[str, Tensor], storage: Storage, together: Together) -> None:
+    """Fills the tensors in place, whatever number of ranks wrote them.
+
+    Raises:
+        ChangedError: the checkpoint has other tensors than these; none was filled.
+        StorageError: a rank could not read; every rank raises it.
+    """
+    metadata = together.run(f"read {storage.url}/{METADATA}", lambda: _metadata(storage))
+    together.here(lambda: _check_fit(tensors, storage, metadata))
+    reader = _Reader(storage, together, metadata)
+    with _failing_plainly(together, "read"):
+        dcp_load(dict(tensors), storage_reader=reader, process_group=together.group)
+
+
+def _metadata(storage: Storage) -> Metadata:
+    reader = FileSystemReader("")
+    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
+    return reader.read_metadata()
+
+
+def _check_fit(tensors: Mapping[str, Tensor], storage: Storage, metadata: Metadata) -> None:
+    if differences := _differences(metadata.state_dict_metadata, tensors):
         shown = "; ".join(differences[:_SHOWN]) + ("; ..." if len(differences) > _SHOWN else "")
         raise ChangedError(
             f"checkpoint {storage.url} does not fit this run's model and optimizer "
@@ -104,23 +166,17 @@ def check_fit(tensors: Mapping[str, Tensor], storage: Storage) -> None:
         )
 
 
-def load(tensors: Mapping[str, Tensor], storage: Storage, group: dist.ProcessGroup | None) -> None:
-    """Fills the tensors in place, whatever number of ranks wrote them.
-
-    Raises:
-        StorageError: a rank could not read; every rank raises it.
-    """
+@contextmanager
+def _failing_plainly(together: Together, operation: str) -> Iterator[None]:
+    """DCP raises a sum of all ranks' errors that is no Exception."""
     try:
-        dcp_load(dict(tensors), storage_reader=_reader(storage), process_group=group)
+        with together.collectives():
+            yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
-        raise StorageError(f"rank {rank} could not read its part: {cause}") from error
-
-
-def _reader(storage: Storage) -> FileSystemReader:
-    reader = FileSystemReader("")
-    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
-    return reader
+        if isinstance(cause, StorageError):  # `Together` named the rank
+            raise type(cause)(str(cause)) from error
+        raise StorageError(f"rank {rank} could not {operation} its part: {cause}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ another recipe or other data is not: that would train the run again from its sta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,22 @@ def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) 
             version of Daybreak whose checkpoints this one cannot read.
         StorageError: the store cannot be read.
     """
+    walking = searching(run, before_attempt, expected)
+    problem: str | None = None
+    while True:
+        try:
+            commit = walking.send(problem)
+        except StopIteration as end:
+            found: Search = end.value
+            return found
+        problem = damage(run.child(commit.point.folder), commit)
+
+
+def searching(
+    run: Storage, before_attempt: int, expected: Expected
+) -> Generator[Commit, str | None, Search]:
+    """As `find`; yields the commits whose files are to be read, and takes what is wrong with
+    them."""
     search = Search()
     for point in walk(run, before_attempt, expected.uid, search.skipped):
         name = f"checkpoint {point.folder}"
@@ -75,7 +91,7 @@ def find(run: Storage, before_attempt: int, expected: Expected, damage: Damage) 
             continue
         checkpoint = run.child(point.folder)
         changed = _changed(checkpoint, commit, expected)
-        if problem := damage(checkpoint, commit):
+        if problem := (yield commit):
             search.skipped.append(f"{name} was passed over: {problem}")
             continue
         search.commit, search.changed = commit, changed

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from daybreak_trainer.checkpoint import dcp, retention, verify
@@ -30,7 +29,6 @@ from daybreak_trainer.checkpoint.layout import (
 from daybreak_trainer.checkpoint.lineage import Expected, numbered
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
 from daybreak_trainer.checkpoint.together import FencedError, Together
-from daybreak_trainer.parallel.process_group import Rank
 
 
 class Publisher:
@@ -39,12 +37,10 @@ class Publisher:
         run: Storage,
         expected: Expected,
         attempt: int,
-        rank: Rank,
-        group: dist.ProcessGroup,
+        together: Together,
     ) -> None:
         self._run, self._expected, self._attempt = run, expected, attempt
-        self._rank, self._group = rank, group
-        self._together = Together(rank, group)
+        self._together, self._rank = together, together.rank
         self.parent: CommitPoint | None = None
 
     def publish(
@@ -54,13 +50,18 @@ class Publisher:
 
         Raises:
             FencedError: a newer attempt has begun.
-            StorageError: a rank failed, or the store lost a file; the previous commit stands.
+            StorageError: a rank failed, its store stands still, or the store lost a file; the
+                previous commit stands.
+            RanksLostError: a rank is gone.
         """
         point = CommitPoint(attempt=self._attempt, step=state.step)
         checkpoint = self._run.child(point.folder)
-        tensors = self._together.run(lambda: self._begin(point, staged))
-        written = dcp.save(tensors, checkpoint, self._group)
-        records = self._together.run(lambda: self._described(checkpoint, written, journal))
+        tensors = self._together.here(staged)
+        self._together.run_on_first(f"begin {checkpoint.url}", lambda: self._begin(point))
+        written = dcp.save(tensors, checkpoint, self._together)
+        records = self._together.run(
+            f"write {checkpoint.url}", lambda: self._described(checkpoint, written, journal)
+        )
         parts = self._together.gathered(records)
         commit = Commit(
             format=FORMAT,
@@ -75,7 +76,9 @@ class Publisher:
             files={name: record for part in parts for name, record in part.items()},
         ).sealed()
         # Rank 0's own word counts: its clock is in the file.
-        commit = self._together.run_on_first(lambda: self._committed(checkpoint, commit))
+        commit = self._together.run_on_first(
+            f"commit {checkpoint.url}", lambda: self._committed(checkpoint, commit)
+        )
         self.parent = commit.point
         return commit
 
@@ -88,15 +91,10 @@ class Publisher:
                 f"attempt {self._attempt} and commits nothing more"
             )
 
-    def _begin(
-        self, point: CommitPoint, staged: Callable[[], Mapping[str, Tensor]]
-    ) -> Mapping[str, Tensor]:
-        tensors = staged()
-        if self._rank.is_first:
-            self.check_fence()
-            # What a killed save of the same step left must not be taken for this one's.
-            retention.remove(self._run, point)
-        return tensors
+    def _begin(self, point: CommitPoint) -> None:
+        self.check_fence()
+        # What a killed save of the same step left must not be taken for this one's.
+        retention.remove(self._run, point)
 
     def _described(
         self, checkpoint: Storage, written: dict[str, FileRecord], journal: bytes

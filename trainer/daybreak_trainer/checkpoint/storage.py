@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar, cast
 
 import xxhash
@@ -19,7 +19,13 @@ from fsspec.spec import AbstractBufferedFile
 from tenacity import Retrying
 
 from daybreak_trainer.checkpoint.layout import FileRecord
-from daybreak_trainer.checkpoint.streams import HashingStream, RangeReader
+from daybreak_trainer.checkpoint.streams import (
+    CountedFile,
+    HashingStream,
+    Moved,
+    RangeReader,
+    SyncedFile,
+)
 from daybreak_trainer.stores.errors import (
     StorageError,
     StorageRefusedError,
@@ -52,6 +58,8 @@ class Storage:
         self.fs, self.root = open_filesystem(url, options, self._patience)
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self._is_s3 = protocol(url) in S3_PROTOCOLS
+        self.moved = Moved()
+        """By this storage and all its children."""
 
     def path(self, relative: str) -> str:
         return posixpath.join(self.root, relative)
@@ -62,6 +70,7 @@ class Storage:
         other.url, other.root = f"{self.url}/{relative}", self.path(relative)
         other.fs, other._patience = self.fs, self._patience
         other.is_local, other._is_s3 = self.is_local, self._is_s3
+        other.moved = self.moved
         return other
 
     @contextmanager
@@ -81,7 +90,9 @@ class Storage:
         """Calls until it succeeds, fails for good or patience ends; `once` must be repeatable."""
         policy = self._patience.policy(operation, lambda: f"{self.url}/{relative}")
         with self._speaking(operation, relative):
-            return Retrying(**policy)(once)
+            answer = Retrying(**policy)(once)
+        self.moved.add(1)
+        return answer
 
     def folders(self, relative: str = "") -> list[str]:
         """Names of the folders right below, sorted; none where there is nothing."""
@@ -134,12 +145,14 @@ class Storage:
         path = self.path(relative)
         with self._speaking("read", relative):
             if self.is_local:
-                with open(path, "rb") as file:  # noqa: PTH123 (an fsspec path, a string)
+                with CountedFile.buffered(path, self.moved) as file:
                     yield file
                 return
 
             def fetch(start: int, end: int) -> bytes:
-                return self.read_range(relative, start, end)
+                data = self.read_range(relative, start, end)
+                self.moved.add(len(data))
+                return data
 
             yield cast(BinaryIO, RangeReader.buffered(fetch, self.size(relative)))
 
@@ -170,11 +183,10 @@ class Storage:
             os.makedirs(posixpath.dirname(target), exist_ok=True)  # noqa: PTH103
             partial = f"{target}.partial"
             try:
-                with open(partial, "wb") as file:  # noqa: PTH123
-                    stream = HashingStream(file)
+                with closing(SyncedFile(partial)) as file:
+                    stream = HashingStream(file, moved=self.moved)
                     yield stream
-                    file.flush()
-                    os.fsync(file.fileno())
+                    file.sync()
                 os.replace(partial, target)  # noqa: PTH105
             except BaseException:
                 with suppress(OSError):
@@ -183,7 +195,9 @@ class Storage:
             return
         # No folders are made: an object store has none, and s3fs would make the bucket.
         raw = self.fs.open(target, "wb")
-        stream = HashingStream(raw, part_bytes=raw.blocksize if self._is_s3 else None)
+        stream = HashingStream(
+            raw, part_bytes=raw.blocksize if self._is_s3 else None, moved=self.moved
+        )
         try:
             yield stream
         except BaseException:

@@ -1,8 +1,11 @@
-"""The two streams between DCP and a store: one hashes what is written, one reads by ranges."""
+"""The streams between DCP and a store: they hash what is written, read by ranges, and count what
+moves."""
 
 from __future__ import annotations
 
 import io
+import os
+import threading
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +23,25 @@ _RANGE_BYTES = 32 << 20
 _BUFFER_BYTES = 8 << 20
 """Fewest bytes of one: small reads that follow each other cost one request."""
 
+_SYNC_BYTES = 64 << 20
+"""Written between two syncs: what lies in the page cache has not moved yet, and one sync of it all
+could take longer than a store may stand still."""
+
+
+class Moved:
+    """Counts what a store has done: bytes that it took or gave, and requests that it answered."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._count += count
+
+    @property
+    def count(self) -> int:
+        return self._count
+
 
 class _Digest(Protocol):
     def update(self, data: Any) -> None: ...
@@ -29,9 +51,11 @@ class _Digest(Protocol):
 class HashingStream:
     """A write-only binary stream that hashes its bytes on their way to the store."""
 
-    def __init__(self, raw: IO[bytes], part_bytes: int | None = None) -> None:
+    def __init__(
+        self, raw: IO[bytes] | SyncedFile, part_bytes: int | None = None, moved: Moved | None = None
+    ) -> None:
         """`part_bytes`: size of the parts that S3 gets; None for other stores."""
-        self._raw = raw
+        self._raw, self._moved = raw, moved or Moved()
         self._digest: _Digest = xxhash.xxh64()
         self._size = 0
         self._etag: Etag | None = None
@@ -48,6 +72,7 @@ class HashingStream:
             if self._etag is not None:
                 self._etag.update(piece)
             self._raw.write(piece)
+            self._moved.add(len(piece))
         self._size += len(view)
         return len(view)
 
@@ -67,6 +92,49 @@ class HashingStream:
     def etag(self) -> str | None:
         """What S3 has to give as the ETag of what was written; None for other stores."""
         return None if self._etag is None else self._etag.value()
+
+
+class SyncedFile:
+    """A new local file whose bytes are on the disk soon after they were written."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "wb")  # noqa: PTH123, SIM115 (an fsspec path; `close` closes it)
+        self._unsynced = 0
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNC_BYTES:
+            self.sync()
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class CountedFile(io.FileIO):
+    """A local file to read from."""
+
+    def __init__(self, path: str, moved: Moved) -> None:
+        super().__init__(path, "rb")
+        self._moved = moved
+
+    @classmethod
+    def buffered(cls, path: str, moved: Moved) -> io.BufferedReader:
+        return io.BufferedReader(cls(path, moved), _BUFFER_BYTES)
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(memoryview(buffer).cast("B")[:_RANGE_BYTES]) or 0
+        self._moved.add(count)
+        return count
 
 
 class RangeReader(io.RawIOBase):

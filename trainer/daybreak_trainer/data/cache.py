@@ -2,7 +2,7 @@
 
     <folder>/<index hash>/shard.00017.mds                        whole and verified
     <folder>/<index hash>/shard.00017.mds.partial-<pid>-<n>-<bytes>   being written
-    <folder>/.locks/<nn>                                         who downloads which shard
+    <folder>/.locks/<nnn>                                        who downloads which shard
     <folder>/.locks/room                                         who counts and evicts
 
 Files tell everything, so a kill at any point needs no repair. What a process holds it holds by
@@ -28,25 +28,34 @@ from pathlib import Path
 import xxhash
 
 from daybreak_trainer.data.counters import DataCounters
-from daybreak_trainer.data.store import StoppedError
+from daybreak_trainer.data.retry import StoppedError
 from daybreak_trainer.telemetry import log
 
 _LOCKS = ".locks"
-_SLOTS = 64
+_SLOTS = 4096
 """Shards share this many locks: the files are never removed, which could not be done safely."""
 _PARTIAL = ".partial-"
 _POLL_SECONDS = 0.02
 
 
 class Partial:
-    """A file that this process is writing; it is gone unless it was published."""
+    """A file that this process is writing; it is gone unless it gets a final name."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self._descriptor: int | None = descriptor
 
-    def publish(self, final: Path) -> None:
+    def share(self) -> int:
+        """A descriptor to read it with, which keeps it in the cache once it was published."""
+        assert self._descriptor is not None  # neither published nor discarded yet
+        return os.dup(self._descriptor)
+
+    def rename(self, final: Path) -> None:
+        """Who reads it already keeps it in the cache from now on."""
+        assert self._descriptor is not None  # as above
         self.path.replace(final)
+        with suppress(BlockingIOError):  # being evicted this moment; it stays readable all the same
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._unlock()
 
     def discard(self) -> None:
@@ -91,7 +100,7 @@ class NodeCache:
             StoppedError: `stopped` was set before the others were done.
         """
         slot = xxhash.xxh64(str(path.relative_to(self._folder))).intdigest() % _SLOTS
-        with self._locked(f"{slot:02d}", stopped):
+        with self._locked(f"{slot:03x}", stopped):
             yield
 
     def open(self, path: Path) -> int | None:
@@ -134,6 +143,16 @@ class NodeCache:
                     return Partial(path, descriptor)
             if stopped.wait(_POLL_SECONDS):
                 raise StoppedError
+
+    def publish(self, partial: Partial, final: Path, stopped: threading.Event) -> None:
+        """Gives a file that is whole and verified its final name; not while somebody counts, who
+        would see it under neither of its names.
+
+        Raises:
+            StoppedError: `stopped` was set.
+        """
+        with self._room(stopped):
+            partial.rename(final)
 
     def make_room(self, size: int, stopped: threading.Event) -> int:
         """Removes what was not used for longest until `size` bytes are free; returns how many."""

@@ -16,8 +16,10 @@ from daybreak_trainer.data.description import CorpusDescription, StreamDescripti
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.index import ShardInfo, TensorColumn, parse_index
 from daybreak_trainer.data.order import Cell, Indices, SampleOrder
+from daybreak_trainer.data.retry import RetryPolicy, is_transient
 from daybreak_trainer.data.skip import nth_kept, parse_skips
-from daybreak_trainer.data.store import RetryPolicy, Store, is_transient
+from daybreak_trainer.data.store import Store
+from daybreak_trainer.stores.errors import is_missing, said
 
 _OPENING = RetryPolicy(total_seconds=60.0, stall_seconds=30.0)
 """For the small files that say what a dataset is: a mistake in an address should show soon."""
@@ -112,11 +114,14 @@ def open_corpus(
     streams: Sequence[Stream],
     counters: DataCounters,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
+    columns: Sequence[str] | None = None,
 ) -> Corpus:
-    """The corpus of these streams; shards are read when they are needed, with `policy`.
+    """The corpus of these streams; shards are read when they are needed, with `policy`. Of what a
+    batch can hold beside captions only `columns` is read; None: all there is.
 
     Raises:
-        DatasetError: a stream cannot be opened or trained on, or two do not fit together.
+        DatasetError: a stream cannot be opened or trained on, has not all `columns`, or two do not
+            fit together.
         DataUnavailableError: a store did not answer.
     """
     opened = [_open(stream, counters, policy) for stream in streams]
@@ -134,7 +139,7 @@ def open_corpus(
         description=CorpusDescription(streams=tuple(d.description for d in opened)),
         resolution=first.card.resolution,
         vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
-        buckets=_bucket_columns(shards),
+        buckets=_bucket_columns(shards, columns),
     )
 
 
@@ -150,7 +155,7 @@ def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Datas
     except DatasetError:
         raise
     except Exception as error:
-        what = f"{stream.url}: cannot be opened: {error or type(error).__name__}"
+        what = f"{stream.url}: cannot be opened: {said(error)}"
         if is_transient(error):
             raise DataUnavailableError(what) from error
         raise DatasetError(what) from error
@@ -177,7 +182,9 @@ def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Datas
 def _read(store: Store, name: str) -> bytes:
     try:
         return store.read(name)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not (is_missing(error) or isinstance(error, NotADirectoryError)):
+            raise
         raise DatasetError(
             f"{store.url}: there is no {name}; is this the folder that `daybreak prepare` wrote?"
         ) from None
@@ -186,7 +193,9 @@ def _read(store: Store, name: str) -> bytes:
 def _read_optional(store: Store, name: str) -> bytes | None:
     try:
         return store.read(name)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if not is_missing(error):
+            raise
         return None
 
 
@@ -247,16 +256,38 @@ def _numbered(datasets: Sequence[_Dataset]) -> tuple[Shard, ...]:
     return tuple(shards)
 
 
-def _bucket_columns(shards: Sequence[Shard]) -> dict[str, tuple[TensorColumn, ...]]:
-    """Raises DatasetError: shards of one bucket differ in what would be stacked."""
-    found: dict[str, tuple[set[tuple[str, str, tuple[int, ...] | None]], Shard]] = {}
+def _bucket_columns(
+    shards: Sequence[Shard], wanted: Sequence[str] | None
+) -> dict[str, tuple[TensorColumn, ...]]:
+    """Raises DatasetError: a shard has not what is wanted, or shards of one bucket differ in what
+    would be stacked."""
+    found: dict[str, tuple[tuple[TensorColumn, ...], Shard]] = {}
     for shard in shards:
-        columns = {(c.name, c.dtype, c.shape) for c in shard.info.columns.tensors}
+        columns = _read_columns(shard, wanted)
         known, example = found.setdefault(shard.bucket, (columns, shard))
-        if columns != known:
-            listed = ", ".join(str(column[0]) for column in sorted(columns ^ known, key=repr))
+        if differing := _layout(columns) ^ _layout(known):
+            listed = ", ".join(sorted({name for name, _, _ in differing}))
             raise DatasetError(
                 f"shard {shard.where} and shard {example.where} are of bucket {shard.bucket}, but "
                 f"their columns differ in {listed}; a batch needs samples of one shape"
             )
-    return {bucket: example.info.columns.tensors for bucket, (_, example) in found.items()}
+    return {bucket: columns for bucket, (columns, _) in found.items()}
+
+
+def _read_columns(shard: Shard, wanted: Sequence[str] | None) -> tuple[TensorColumn, ...]:
+    there = {column.name: column for column in shard.info.columns.tensors}
+    if wanted is None:
+        return tuple(there.values())
+    if lacking := [name for name in wanted if name not in there]:
+        raise DatasetError(
+            f"shard {shard.where} has no column {lacking[0]}, only {', '.join(there)}; training "
+            "needs it in every shard"
+        )
+    return tuple(there[name] for name in wanted)
+
+
+def _layout(
+    columns: Sequence[TensorColumn],
+) -> set[tuple[str, str, tuple[int, ...] | None]]:
+    """What has to be the same where values are stacked; how an image is encoded has not."""
+    return {(column.name, column.dtype, column.shape) for column in columns}

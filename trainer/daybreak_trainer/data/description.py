@@ -35,37 +35,3 @@ class CorpusDescription(Message):
 
 def digest(raw: bytes) -> str:
     return str(xxhash.xxh3_128(raw).hexdigest())
-
-
-_WORDS = {
-    "weight": "weight",
-    "shards": "shards",
-    "samples": "samples",
-    "index": "index hash",
-    "skips": "hash of the skip list",
-    "buckets": "hash of the buckets",
-}
-
-
-def describe_change(old: CorpusDescription, new: CorpusDescription) -> str:
-    """One line for a person: which streams differ, and in what; empty where none does."""
-    changes = []
-    if len(old.streams) != len(new.streams):
-        changes.append(f"{len(old.streams)} streams → {len(new.streams)}")
-    for number, (was, now) in enumerate(zip(old.streams, new.streams, strict=False)):
-        differences = [
-            f"{words} {_said(getattr(was, field))} → {_said(getattr(now, field))}"
-            for field, words in _WORDS.items()
-            if getattr(was, field) != getattr(now, field)
-        ]
-        if differences:
-            changes.append(f"stream {number} ({now.url}): {', '.join(differences)}")
-    return "; ".join(changes)
-
-
-def _said(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value[:12] if isinstance(value, str) else str(value)

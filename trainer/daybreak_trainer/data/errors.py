@@ -16,6 +16,10 @@ class ShardError(BadDataError):
     """One shard is missing, truncated or damaged."""
 
 
+class ShardMissingError(ShardError):
+    """One shard is not there: asking once more would not help."""
+
+
 class DataUnavailableError(Exception):
     """The data may be sound, but its store or the cache's volume did not do its part.
 

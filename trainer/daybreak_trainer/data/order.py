@@ -63,6 +63,8 @@ class Slots:
     """Numbers of shards in the corpus, `(n,)`."""
     ordinals: Indices
     """Which of its shard's samples that are trained on, `(n,)`."""
+    epochs: Indices
+    """Of their stream's samples in this bucket, `(n,)`."""
 
 
 class SampleOrder:
@@ -124,12 +126,13 @@ class SampleOrder:
         lanes = np.array([order.lanes for order in orders])[members]
         by_lane = np.argsort(nth % samples % lanes * LANES // lanes, kind="stable")[part]
         members, nth = members[by_lane], nth[by_lane]
-        shards, ordinals = np.empty_like(nth), np.empty_like(nth)
+        shards, ordinals, epochs = np.empty_like(nth), np.empty_like(nth), np.empty_like(nth)
         for member, order in enumerate(orders):
             mine = members == member
             if mine.any():
                 shards[mine], ordinals[mine] = order.locate(nth[mine])
-        return Slots(bucket, position.samples + by_lane, shards, ordinals)
+                epochs[mine] = nth[mine] // order.samples
+        return Slots(bucket, position.samples + by_lane, shards, ordinals, epochs)
 
     def _drawn(self, position: DataPosition, bucket: str) -> int:
         """Samples handed out from a bucket; a position without the detail is of one bucket."""

@@ -23,11 +23,12 @@ from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import Batch, StepPlan
 from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus
+from daybreak_trainer.data.errors import DataUnavailableError
 from daybreak_trainer.data.order import SampleOrder, Slots, rank_slice
 from daybreak_trainer.data.patience import Patience
+from daybreak_trainer.data.retry import StoppedError
 from daybreak_trainer.data.shard import ShardFile
 from daybreak_trainer.data.shards import Shards
-from daybreak_trainer.data.store import StoppedError
 
 _PIECE = 32
 """Most samples that a thread decodes at a time."""
@@ -43,8 +44,8 @@ class _Planned:
     slots: Slots
     own: int
     after: DataPosition
-    shards: list[int] = field(default_factory=list)
-    """Those it needs, each once."""
+    shards: dict[int, int] = field(default_factory=dict)
+    """Those it needs, and the epoch of each."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
@@ -204,7 +205,7 @@ class Loader:
             own = part.stop - part.start
             slots = order.batch(position, plan.size, part if own else slice(0, 1))
             position = order.after(position, plan.size)
-            needed = list(dict.fromkeys(slots.shards.tolist()))
+            needed = dict(zip(slots.shards.tolist(), slots.epochs.tolist(), strict=True))
             yield _Planned(plan, slots, own, position, needed)
 
     def _may_scout(self, scouted: deque[_Planned]) -> bool:
@@ -271,9 +272,12 @@ class Loader:
                 file = self._shards.get(last)
             ordinal = slots.ordinals[row]
             sample = int(ordinal if shard.skipped is None else shard.numbers(ordinal))
-            planned.captions[row] = file.read(
-                sample, {name: values[row] for name, values in memory.items()}, size
-            )
+            values = {name: column[row] for name, column in memory.items()}
+            try:
+                planned.captions[row] = file.read(sample, values, size)
+            except DataUnavailableError:
+                file = self._shards.again(last, file)
+                planned.captions[row] = file.read(sample, values, size)
             planned.indices[row] = shard.first + sample
 
 

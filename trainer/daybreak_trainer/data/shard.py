@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from daybreak_trainer.data.errors import DataUnavailableError, ShardError
+from daybreak_trainer.data.errors import DataUnavailableError, ShardError, ShardMissingError
 from daybreak_trainer.data.index import CAPTION, HASH, FileRecord, ShardInfo, TensorColumn
 
 _HEAD_BYTES = 1024
@@ -37,8 +37,8 @@ _UNREADABLE = (
 _ADVICE = "restore it or prepare the dataset again"
 
 
-def missing(where: str) -> ShardError:
-    return ShardError(f"shard {where} is missing; {_ADVICE}")
+def missing(where: str) -> ShardMissingError:
+    return ShardMissingError(f"shard {where} is missing; {_ADVICE}")
 
 
 def verify(path: Path | int, expected: FileRecord, where: str) -> None:
@@ -86,7 +86,7 @@ class ShardFile:
             raise self._unreadable("its header", f"{count} samples instead of {info.samples}")
 
     def read(self, number: int, rows: Mapping[str, Any], size: tuple[int, int]) -> str:
-        """Decodes one sample's tensor columns into `rows`; returns its caption.
+        """Decodes those of a sample's tensor columns that `rows` has; returns its caption.
 
         `rows` holds, for an array, its memory as `uint8` `(bytes,)`; for an image `(3, height,
         width)` `uint8`. `size` is the height and width that an image must have.
@@ -98,8 +98,9 @@ class ShardFile:
         try:
             spans, head, begin = self._spans(number)
             for column in self.info.columns.tensors:
+                if (row := rows.get(column.name)) is None:
+                    continue
                 offset, length = spans[column.name]
-                row = rows[column.name]
                 if column.shape is None:
                     data = self._cut(head, begin, offset, length)
                     _decode_image(column, data, row, size)

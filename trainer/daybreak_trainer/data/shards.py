@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from daybreak_trainer.data.cache import NodeCache, touch
 from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.delivery import Delivery, Progress
+from daybreak_trainer.data.retry import StoppedError
 from daybreak_trainer.data.shard import ShardFile
-from daybreak_trainer.data.store import StoppedError
 
 _OPEN_SHARDS = 256
 
@@ -51,6 +51,7 @@ class Shards:
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._open_bytes = 0
         self._pending: dict[int, _Pending] = {}
+        self._epochs: dict[int, int] = {}
         self._failed: dict[int, Exception] = {}
         self._queue: deque[int] = deque()
         self._changed = threading.Condition()
@@ -66,10 +67,12 @@ class Shards:
 
     # --- for those who need shards --------------------------------------------------------------
 
-    def announce(self, numbers: Iterable[int]) -> None:
-        """Begins to bring shards here, in this order, unless they are here."""
+    def announce(self, epochs: Mapping[int, int]) -> None:
+        """Begins to bring shards here, in this order, unless they are here. With each, the epoch
+        of its stream and bucket for which it is needed."""
         with self._changed:
-            for number in numbers:
+            self._epochs.update(epochs)
+            for number in epochs:
                 self._enqueue(number)
 
     def get(self, number: int) -> ShardFile:
@@ -98,12 +101,25 @@ class Shards:
                 if pending.file is not None:
                     return pending.file
 
+    def again(self, number: int, failed: ShardFile) -> ShardFile:
+        """The shard, opened and verified anew, after its file here could not be read.
+
+        Raises:
+            As `get`.
+        """
+        with self._changed:
+            if self._open.get(number, failed) is failed:  # else somebody else did it
+                self._delivery.forget(self._shards[number])
+                if self._open.pop(number, None) is not None:
+                    self._open_bytes -= failed.info.raw.size
+        return self.get(number)
+
     @property
     def coming(self) -> int:
         """How many are announced and not here yet."""
         return len(self._pending)
 
-    def waiting_for(self, numbers: Sequence[int]) -> str | None:
+    def waiting_for(self, numbers: Iterable[int]) -> str | None:
         """The first of these shards that is not here, and what it waits for."""
         with self._changed:
             for number in numbers:
@@ -148,9 +164,8 @@ class Shards:
     def _bring(self, number: int) -> None:
         """In a function of its own: no name of a waiting thread may hold a shard open."""
         try:
-            self._done(
-                number, self._delivery.bring(self._shards[number], self._pending[number].progress)
-            )
+            progress, epoch = self._pending[number].progress, self._epochs.get(number, 0)
+            self._done(number, self._delivery.bring(self._shards[number], epoch, progress))
         except Exception as error:  # noqa: BLE001 (raised where the shard is needed)
             self._gave_up(number, error)
 

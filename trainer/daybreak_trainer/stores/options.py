@@ -33,6 +33,8 @@ _SWITCHES = frozenset(
     }
 )
 """s3fs options that are true or false; a Secret's file says it as text, and any text is true."""
+_CONNECTIONS = 64
+"""At once: more than downloads or an upload's parts; botocore has 10, and the others wait."""
 
 
 def protocol(url: str) -> str:
@@ -47,8 +49,9 @@ def options_for(
     """The fsspec options of a URL from what its Secret says, with what this trainer needs.
 
     For S3: the names of AWS's environment variables become s3fs's, and where the Secret says
-    nothing else a silent server is given up after `patience` (`config_kwargs`). For every store:
-    listings are never remembered, because other processes write too.
+    nothing else a silent server is given up after `patience`, and no request waits for another's
+    connection (`config_kwargs`). For every store: listings are never remembered, because other
+    processes write too.
 
     Raises:
         StorageRefusedError: two keys say different things, one of key and secret is missing, or a
@@ -67,6 +70,7 @@ def options_for(
     patience = patience or Patience()
     wanted["config_kwargs"] = {
         "connect_timeout": patience.connect_seconds,
+        "max_pool_connections": _CONNECTIONS,
         "read_timeout": patience.silence_seconds,
         "retries": {"total_max_attempts": 1},  # requests are repeated by `stores.s3`, once over
         **(wanted.get("config_kwargs") or {}),

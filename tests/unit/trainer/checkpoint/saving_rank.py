@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,16 +39,19 @@ from daybreak_trainer.checkpoint.layout import TrainState  # noqa: E402
 from daybreak_trainer.checkpoint.lineage import Expected  # noqa: E402
 from daybreak_trainer.checkpoint.saves import Outcome  # noqa: E402
 from daybreak_trainer.checkpoint.staging import flattened  # noqa: E402
-from daybreak_trainer.checkpoint.storage import Storage  # noqa: E402
+from daybreak_trainer.checkpoint.storage import Storage, StorageError  # noqa: E402
 from daybreak_trainer.optim.ema import Ema  # noqa: E402
 from daybreak_trainer.parallel.process_group import Rank, joined  # noqa: E402
 
 Told = dict[str, Any]
+RELEASED = threading.Event()
 told: Told = globals()["told"]
 ACTIONS: dict[str, Callable[[], object]] = {
     "kill": gated_store.kill,
     "slow": lambda: time.sleep(0.05),
+    "slower": lambda: time.sleep(0.8),
     "hang": lambda: time.sleep(3600),
+    "wait": lambda: RELEASED.wait(),
 }
 
 
@@ -122,6 +126,23 @@ def save(checkpointer: Checkpointer, training: Training, folder: Path) -> None:
     checkpointer.save(state, training.state(), training.journal)
 
 
+def find_again(checkpointer: Checkpointer) -> str:
+    """What a search says while the store of one rank hangs."""
+    try:
+        checkpointer.find()
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def save_at_last(checkpointer: Checkpointer, training: Training) -> int:
+    """The commit of the end, once the store answers again."""
+    while find_again(checkpointer):
+        time.sleep(0.05)
+    state = TrainState(step=training.step, samples=8 * training.step)
+    return checkpointer.save_now(state, training.state(), training.journal).step
+
+
 def plain(outcome: Outcome) -> dict[str, Any]:
     return {
         "step": outcome.step,
@@ -145,7 +166,8 @@ def run(rank: Rank, told: Told) -> None:
         timeout_seconds=told.get("timeout_seconds", 60.0),
     )
     seen = resume(checkpointer, training, folder)
-    seen["outcomes"], seen["steps_in_flight"] = [], 0
+    seen["outcomes"], seen["steps_in_flight"], seen["saved_after"] = [], 0, []
+    began = time.monotonic()
     save_at = [training.step + number for number in told["save_at"]]
     try:
         for _ in range(told["steps"]):
@@ -154,10 +176,13 @@ def run(rank: Rank, told: Told) -> None:
             seen["steps_in_flight"] += len(seen["outcomes"]) == 0 and training.step > save_at[0]
             if training.step in save_at:
                 is_last = training.step == save_at[-1]
-                if is_last and rank.rank == told.get("rule_rank"):
+                if training.step == save_at[told.get("rule_at", -1)] and rank.rank == told.get(
+                    "rule_rank"
+                ):
                     gated_store.RULES += [
                         Rule(**rule | {"action": ACTIONS[rule["action"]]}) for rule in told["rules"]
                     ]
+                seen["saved_after"].append(time.monotonic() - began)
                 save(checkpointer, training, folder)
                 if is_last and told.get("kill_after_save") == rank.rank:
                     gated_store.kill()
@@ -169,6 +194,13 @@ def run(rank: Rank, told: Told) -> None:
     seen["outcomes"] += map(plain, checkpointer.wait())
     seen["waited_seconds"] = time.monotonic() - mark
     seen["training_step"] = training.step
+    if told.get("find_again"):
+        seen["found_again"] = find_again(checkpointer)
+    if told.get("release_rank") == rank.rank:
+        RELEASED.set()
+    if told.get("save_at_last"):
+        dist.barrier()
+        seen["saved_at_last"] = save_at_last(checkpointer, training)
     (folder / f"seen-{told['attempt']}-{rank.rank}.json").write_text(json.dumps(seen))
     if "training_ended" in seen:
         sys.exit(1)

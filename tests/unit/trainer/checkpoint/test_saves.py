@@ -29,7 +29,7 @@ from daybreak_trainer.checkpoint.layout import (
     DataPosition,
     TrainState,
 )
-from daybreak_trainer.checkpoint.lineage import Expected
+from daybreak_trainer.checkpoint.lineage import Expected, Search
 from daybreak_trainer.checkpoint.saves import FAILURES_IN_A_ROW
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
 from daybreak_trainer.parallel.process_group import Rank
@@ -224,22 +224,92 @@ def test_the_loop_is_told_when_to_give_up(run: Run, rules: list[Rule]) -> None:
 
 
 def test_a_store_that_hangs_is_given_up(run: Run, rules: list[Rule]) -> None:
-    """No save, no wait and no end of the process hangs with it; and when it comes back, so do
-    commits."""
+    """Once, for the timeout; until it comes back saves and searches fail at once with the first
+    cause, and no save, wait or end of the process hangs with it. When it is back, so are
+    commits, also of the step that hung."""
     gate = threading.Event()
     rules.append(Rule("write", SHARD, gate.wait))
-    checkpointer = run.attempt(1, timeout_seconds=0.3)
+    checkpointer = run.attempt(1, timeout_seconds=0.5)
+    checkpointer.begin(checkpointer.find())
+    cause = (
+        f"cannot write this rank's part of {run.run.url}/attempt-0001/step-00000001: "
+        "the store stands still, nothing moved for 0.5 s"
+    )
+    run.save(checkpointer, 1)
+    with pytest.raises(StorageError, match=cause):
+        checkpointer.save_now(run.at(2), run.tensors, journal(2))
+    mark = time.monotonic()
+    run.save(checkpointer, 3)
+    with pytest.raises(StorageError, match=f"the store has not answered since: {cause}"):
+        checkpointer.find()
+    checkpointer.close()
+    assert time.monotonic() - mark < 0.5
+    outcomes = checkpointer.poll()
+    assert [outcome.step for outcome in outcomes] == [1, 2, 3]
+    assert all(cause in outcome.error for outcome in outcomes)
+    assert [outcome.give_up for outcome in outcomes] == [False, False, True]
+    gate.set()
+    assert eventually_found(checkpointer).commit is None
+    assert checkpointer.save_now(run.at(1), run.tensors, journal(1)).step == 1
+    assert run.resumed(2) == 1
+
+
+def eventually_found(checkpointer: Checkpointer) -> Search:
+    """What a search finds once the store has answered what was given up."""
+    end = time.monotonic() + 10.0
+    while True:
+        try:
+            return checkpointer.find()
+        except StorageError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_slow_store_has_all_the_time_it_needs(run: Run, rules: list[Rule]) -> None:
+    """Each of its requests takes most of the timeout, and the save several times as long: what
+    counts is that something moves, and the caller can see it."""
+    rules.append(Rule("open", "step-00000001", lambda: time.sleep(0.3), times=5))
+    checkpointer = run.attempt(1, timeout_seconds=0.5)
     checkpointer.begin(checkpointer.find())
     run.save(checkpointer, 1)
-    mark = time.monotonic()
-    run.save(checkpointer, 2)
-    with pytest.raises(StorageError, match="has not answered for 0 s"):
-        checkpointer.save_now(run.at(3), run.tensors, journal(3))
-    assert time.monotonic() - mark < 3.0
-    assert any(outcome.give_up for outcome in checkpointer.poll())
-    gate.set()
+    mark, seen = time.monotonic(), set()
+    while not (outcomes := checkpointer.poll()):
+        seen.add(checkpointer.moved())
+        time.sleep(0.01)
+    assert time.monotonic() - mark > 2 * 0.5
+    assert outcomes[0].commit is not None
+    assert len(seen) > 3
+    at_rest = checkpointer.moved()
     checkpointer.close()
-    assert checkpointer.poll()[-1].commit is not None
+    time.sleep(0.05)
+    assert checkpointer.moved() >= at_rest
+
+
+def test_a_roll_back_past_a_damaged_commit(run: Run) -> None:
+    """In mid-attempt. What was passed over is taken back: the step is saved again when it is
+    trained again, its parent is the commit gone back to, and a crash meanwhile goes on from that
+    commit too."""
+    checkpointer = run.started(1)
+    for step in (1, 2, 3):
+        run.save(checkpointer, step)
+        checkpointer.wait()
+    run.run.write("attempt-0001/step-00000002/.metadata", b"")
+    run.run.write("attempt-0001/step-00000003/.metadata", b"")
+    search = checkpointer.find()
+    checkpointer.begin(search)
+    assert search.commit is not None
+    assert checkpointer.latest == search.commit
+    assert search.commit.step == 1
+    checkpointer.load(search.commit, run.tensors)
+    assert run.weight() == 1
+    for step in (2, 3):
+        assert not run.run.exists(f"attempt-0001/step-{step:08d}/{COMMIT}")
+    commit = checkpointer.save_now(run.at(3), run.tensors, journal(3))
+    assert commit.parent == search.commit.point
+    assert run.run.exists(f"attempt-0001/step-00000003/{COMMIT}")
+    checkpointer.close()
+    assert run.run.folders("attempt-0001") == ["step-00000001", "step-00000003"]
+    assert run.resumed(2) == 3
 
 
 def test_a_removal_that_fails_is_no_failed_save(run: Run, rules: list[Rule]) -> None:

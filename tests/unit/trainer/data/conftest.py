@@ -16,8 +16,8 @@ from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters, DataCounts
 from daybreak_trainer.data.pipeline import Loader
+from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
-from daybreak_trainer.data.store import RetryPolicy
 
 QUICK = RetryPolicy(
     total_seconds=5, stall_seconds=0.4, first_wait_seconds=0.01, longest_wait_seconds=0.05
@@ -32,6 +32,7 @@ class Reader:
     streams: Sequence[Stream]
     limit_bytes: int | None = None
     policy: RetryPolicy = QUICK
+    columns: Sequence[str] | None = None
     counters: DataCounters = field(default_factory=DataCounters)
     loaders: list[Loader] = field(default_factory=list)
 
@@ -40,7 +41,7 @@ class Reader:
         return self.counters.read()
 
     def corpus(self) -> Corpus:
-        return open_corpus(self.streams, self.counters, self.policy)
+        return open_corpus(self.streams, self.counters, self.policy, self.columns)
 
     def shards(self, downloads: int = 4) -> tuple[Corpus, Shards]:
         corpus = self.corpus()

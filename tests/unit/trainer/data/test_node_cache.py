@@ -201,7 +201,7 @@ def test_what_is_being_read_is_not_evicted(tmp_path: Path) -> None:
     for number in range(2):
         partial = cache.partial(tmp_path / "d" / str(number), 50, running)
         partial.path.write_bytes(bytes(50))
-        partial.publish(tmp_path / "d" / str(number))
+        cache.publish(partial, tmp_path / "d" / str(number), threading.Event())
         held.append(cache.open(tmp_path / "d" / str(number)))
     cache.partial(tmp_path / "d" / "2", 50, running).discard()
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["0", "1"]
@@ -219,7 +219,7 @@ def test_a_smaller_limit_holds_from_the_start(tmp_path: Path) -> None:
     for number in range(4):
         partial = cache.partial(tmp_path / "d" / str(number), 50, threading.Event())
         partial.path.write_bytes(bytes(50))
-        partial.publish(tmp_path / "d" / str(number))
+        cache.publish(partial, tmp_path / "d" / str(number), threading.Event())
     NodeCache(tmp_path, 100, DataCounters())
     assert len(list((tmp_path / "d").iterdir())) == 2
 

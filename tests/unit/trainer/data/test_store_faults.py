@@ -17,7 +17,7 @@ from faulty_data_store import FaultyFolder, every_nth_fails, hangs, throttled
 from mds_folders import name_of, write_latents
 
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError, ShardError
-from daybreak_trainer.data.store import RetryPolicy
+from daybreak_trainer.data.retry import RetryPolicy
 
 MakeReader = Callable[..., Any]
 URL = "faulty://store"

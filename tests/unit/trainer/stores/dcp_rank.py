@@ -12,6 +12,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from daybreak_trainer.checkpoint import dcp
 from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.checkpoint.together import Together
+from daybreak_trainer.parallel.process_group import Rank
 
 given: dict[str, Any] = globals()["given"]
 """Set by `runpy`: `environment`, as torchrun would set it, and `stores`, URLs with options."""
@@ -26,6 +28,8 @@ state = {
     "step": torch.tensor(7),
 }
 for url, options in given["stores"]:
-    dcp.save(state, Storage(url, options), None)
+    storage = Storage(url, options)
+    rank = Rank(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    dcp.save(state, storage, Together(rank, dist.group.WORLD, storage.moved, 60.0))
 dist.barrier()
 dist.destroy_process_group()

@@ -14,6 +14,8 @@ from samples import opened
 
 from daybreak_trainer.checkpoint import dcp
 from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.checkpoint.together import Together
+from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.stores.options import options_for
 
@@ -61,7 +63,8 @@ def test_ranks_save_the_same_to_s3_as_to_a_volume(
             "odd": torch.zeros(7),
             "step": torch.tensor(0),
         }
-        dcp.load(state, store, None)
+        alone = Rank(0, 1, torch.device("cpu"))
+        dcp.load(state, store, Together(alone, None, store.moved, 60.0))
         assert torch.equal(state["weight"], torch.arange(4_200_000.0).reshape(6_000, 700))
         assert torch.equal(state["odd"], torch.arange(7.0))
         assert state["step"] == 7
