@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
 from daybreak_trainer.ending import PEER_LOST, Ending, conclude, read_records
+from daybreak_trainer.health.grace import tell_seconds
 from daybreak_trainer.health.heartbeat import HEARTBEATS_FOLDER
 from daybreak_trainer.health.restarts import ENV_RESTARTS
 from daybreak_trainer.meeting import Meeting, PeersLostError, Place
@@ -85,16 +87,24 @@ class Gang:
         watch = Watch(ranks, self._meeting, number, self._settings, self._stop, self._patience)
         ended = watch.to_the_end()
         termination = conclude(ended.ending, read_records(work_dir))
+        if ended.left_behind:
+            log.event("rank_left_behind", level=logging.ERROR, pids=list(ranks.pids.values()))
+            message = f"{termination.message}; a rank is left behind that SIGKILL did not end"
+            termination = termination.model_copy(update={"message": message})
         return NodeEnd(
             termination=termination,
             stopped=ended.ending.stopped,
             commit_step=_commit_step(termination, self._progress.read()),
             stalled=ended.stalled,
+            left_behind=ended.left_behind,
         )
 
     def _exchange(self, number: int, end: NodeEnd) -> list[NodeEnd | None]:
         is_done = end.termination.exit_code in (ExitCode.DONE, ExitCode.CHECKPOINTED)
         seconds = self._patience.finish if is_done else self._patience.report
+        if self._stop.requested_at is not None:
+            told_by = self._stop.requested_at + tell_seconds(self._settings.run.grace_seconds)
+            seconds = max(0.0, min(seconds, told_by - time.monotonic()))
         said = self._meeting.exchange(number, end.to_json(), seconds)
         return [None if text is None else NodeEnd.model_validate_json(text) for text in said]
 

@@ -32,6 +32,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.1
 _CALL_SECONDS = 60.0
 """Far above a round trip on a loaded machine, far below the clocks of the watchdog."""
+_LEAST_CALL_SECONDS = 1.0
+"""However little time is left."""
 
 
 class PeersLostError(Exception):
@@ -99,7 +101,7 @@ class Meeting:
         if self._node == 0:
             self._talk(lambda: self._serve_ranks(number))
         self._set(f"{number}/size/{self._node}", str(ranks))
-        sizes = self._gather(f"{number}/size", seconds)
+        sizes = self._gather(f"{number}/size", time.monotonic() + seconds)
         missing = [str(node) for node, size in enumerate(sizes) if size is None]
         if missing:
             raise PeersLostError(
@@ -115,8 +117,9 @@ class Meeting:
         )
 
     def say_broken(self, number: int, why: str) -> None:
-        """This node's ranks have failed: the others must not wait for them."""
-        self._set(f"{number}/broken", why)
+        """This node's ranks have failed: the others must not wait for them. Does not block; what
+        is lost with the store is told by the next call."""
+        self._submit(lambda: self._store.set(f"{number}/broken", why))
 
     def news(self, number: int, marks: int) -> News | None:
         """Tells the others how many signs of progress these ranks have shown in this round, and
@@ -143,9 +146,10 @@ class Meeting:
     def exchange(self, number: int, end: str, seconds: float) -> list[str | None]:
         """Says how this node's part of the round ended; returns what each node said, None for those
         that did not within `seconds`."""
+        deadline = time.monotonic() + seconds
         try:
-            self._set(f"{number}/end/{self._node}", end)
-            return self._gather(f"{number}/end", seconds)
+            self._set(f"{number}/end/{self._node}", end, _call_seconds(deadline))
+            return self._gather(f"{number}/end", deadline)
         except PeersLostError:
             return [end if node == self._node else None for node in range(self._nodes)]
 
@@ -161,30 +165,29 @@ class Meeting:
         broken = self._store.get(key).decode() if self._store.check([key]) else None
         return News(broken, total - marks)
 
-    def _gather(self, folder: str, seconds: float) -> list[str | None]:
+    def _gather(self, folder: str, deadline: float) -> list[str | None]:
         found: list[str | None] = [None] * self._nodes
-        deadline = time.monotonic() + seconds
         while True:
             for node in [n for n, text in enumerate(found) if text is None]:
-                found[node] = self._look(f"{folder}/{node}")
+                found[node] = self._look(f"{folder}/{node}", _call_seconds(deadline))
             if None not in found or time.monotonic() >= deadline:
                 return found
             time.sleep(_POLL_SECONDS)
 
-    def _look(self, key: str) -> str | None:
+    def _look(self, key: str, seconds: float) -> str | None:
         def look() -> str | None:
             return self._store.get(key).decode() if self._store.check([key]) else None
 
-        return self._talk(look)
+        return self._talk(look, seconds)
 
-    def _set(self, key: str, value: str) -> None:
-        self._talk(lambda: self._store.set(key, value))
+    def _set(self, key: str, value: str, seconds: float = _CALL_SECONDS) -> None:
+        self._talk(lambda: self._store.set(key, value), seconds)
 
-    def _talk(self, call: Callable[[], T]) -> T:
+    def _talk(self, call: Callable[[], T], seconds: float = _CALL_SECONDS) -> T:
         if self._lost is not None:
             raise PeersLostError(self._lost)
         try:
-            return self._call(call, _CALL_SECONDS)
+            return self._call(call, seconds)
         except TimeoutError:
             self._lost = "worker 0 does not answer"
         except RuntimeError:
@@ -206,3 +209,7 @@ class Meeting:
 
     def _call(self, call: Callable[[], T], seconds: float) -> T:
         return self._submit(call).result(seconds)
+
+
+def _call_seconds(deadline: float) -> float:
+    return min(max(deadline - time.monotonic(), _LEAST_CALL_SECONDS), _CALL_SECONDS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daybreak_trainer.checkpoint.changes import ChangedError
+from daybreak_trainer.checkpoint.together import FencedError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
 from daybreak_trainer.export.publish import ExportTakenError
@@ -82,6 +83,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
         (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
         (ChangedError, "Changed", ExitCode.BAD_RECIPE),
+        (FencedError, "Fenced", ExitCode.FAILED),
         (StorageRefusedError, "StorageRefused", ExitCode.BAD_RECIPE),
         (StorageError, "StorageFailed", ExitCode.FAILED),
         (DataUnavailableError, "DataUnavailable", ExitCode.FAILED),

@@ -27,8 +27,8 @@ ON_PURPOSE = frozenset(
 )
 """Never followed by a restart in place. A hang is no crash: what makes a rank hang (a device, a
 driver, a mount) outlives its process, so the pod is replaced."""
-_ANOTHER_POD = frozenset({"BadDevice", "StartFailed"})
-"""Reasons that the same pod would meet again."""
+_MET_AGAIN = frozenset({"BadDevice", "StartFailed", "Fenced"})
+"""Reasons that other ranks in the same pods would meet again."""
 
 
 class Stalled(Message):
@@ -48,6 +48,8 @@ class NodeEnd(Message):
     commit_step: int = -1
     """The newest commit that the node knows of."""
     stalled: Stalled | None = None
+    left_behind: bool = False
+    """A rank that SIGKILL did not end holds its device and may write: none starts beside it."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def _suspicion(stalled: Stalled) -> tuple[bool, bool, float]:
 def _is_last(end: NodeEnd) -> bool:
     return (
         end.stopped
+        or end.left_behind
         or end.termination.exit_code in ON_PURPOSE
-        or end.termination.reason in _ANOTHER_POD
+        or end.termination.reason in _MET_AGAIN
     )

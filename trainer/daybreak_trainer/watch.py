@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 from daybreak_trainer.contract import ExitCode, Termination
 from daybreak_trainer.ending import Ending, how_ended
 from daybreak_trainer.health import stacks
-from daybreak_trainer.health.grace import usable_seconds
+from daybreak_trainer.health.grace import abandon_seconds, usable_seconds
 from daybreak_trainer.health.watchdog import (
     Clocks,
     Elsewhere,
@@ -20,7 +19,7 @@ from daybreak_trainer.health.watchdog import (
     has_started,
     suspect,
 )
-from daybreak_trainer.meeting import Meeting, PeersLostError
+from daybreak_trainer.meeting import Meeting
 from daybreak_trainer.rank_processes import RankProcesses
 from daybreak_trainer.restart import Stalled
 from daybreak_trainer.settings import Settings
@@ -56,6 +55,8 @@ class Patience:
 class Ended:
     ending: Ending
     stalled: Stalled | None = None
+    left_behind: bool = False
+    """A rank is still there: even SIGKILL has not ended it."""
 
 
 class Watch:
@@ -78,6 +79,7 @@ class Watch:
         self._broken: str | None = None
         self._hung: tuple[Stalled, Termination] | None = None
         self._kill_at = float("inf")
+        self._unkillable_seconds = _UNKILLABLE_SECONDS
 
     def to_the_end(self) -> Ended:
         """Returns when none of the ranks runs any more."""
@@ -92,8 +94,8 @@ class Watch:
                 self._heed_peers(seen, now)
                 self._heed_clocks(seen, now)
             if now >= self._kill_at:
-                ranks.kill()
-            if now >= self._kill_at + _UNKILLABLE_SECONDS:
+                self._kill(now)
+            if now >= self._kill_at + self._unkillable_seconds:
                 break
         stalled, hang = self._hung or (None, None)
         exits = tuple(ranks.exits)
@@ -104,7 +106,7 @@ class Watch:
             hang=hang,
             cut_short=ranks.cut_short,
         )
-        return Ended(ending, stalled)
+        return Ended(ending, stalled, ranks.are_running)
 
     def _heed_stop(self) -> None:
         requested_at = self._stop.requested_at
@@ -112,9 +114,17 @@ class Watch:
             return
         self._stopping = True
         self._ranks.tell_stop()
-        deadline = requested_at + usable_seconds(self._settings.run.grace_seconds)
+        grace = self._settings.run.grace_seconds
+        deadline = requested_at + usable_seconds(grace)
         self._kill_at = min(self._kill_at, deadline)
+        self._unkillable_seconds = abandon_seconds(grace) - usable_seconds(grace)
         log.event("stop_requested", seconds_left=round(deadline - time.monotonic(), 1))
+
+    def _kill(self, now: float) -> None:
+        if self._stopping and self._broken is None and self._ranks.are_running:
+            # Ranks of other nodes may wait for ours in a collective until their own clocks end.
+            self._break(f"ranks of worker {self._settings.node} were killed by its stop", now)
+        self._ranks.kill()
 
     def _heed_failures(self, now: float) -> None:
         if self._broken is not None:
@@ -154,8 +164,7 @@ class Watch:
     def _break(self, why: str, now: float) -> None:
         """The round is lost: tells the others. Peers get a moment to record what they saw of it."""
         self._broken = why
-        with suppress(PeersLostError):
-            self._meeting.say_broken(self._number, why)
+        self._meeting.say_broken(self._number, why)
         self._kill_within(self._patience.wedged, now)
 
     def _kill_within(self, seconds: float, now: float) -> None:

@@ -18,6 +18,7 @@ from worker_pods import SECONDS, Pod, make_pod
 from daybreak_trainer.contract import ExitCode, Termination
 from daybreak_trainer.meeting import Meeting
 from daybreak_trainer.restart import NodeEnd
+from daybreak_trainer.watch import Patience
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_without_worker_0_there_is_no_attempt(
     pods[0].signal(signal.SIGKILL)
     ended, termination = pods[1].end()
     assert (ended, termination.reason) == (ExitCode.FAILED, "PeerLost")
-    assert termination.message == "worker 0 is gone"
+    assert termination.message == "worker 0 is gone: nothing says how its ranks ended"
 
 
 def test_a_node_that_does_not_come_back_is_not_waited_for(
@@ -184,6 +185,37 @@ def test_a_stop_after_a_crash_does_not_hide_it(
     pod.signal(signal.SIGTERM)
     ended, termination = pod.end()
     assert (ended, termination.reason) == (ExitCode.KILLED, "RankKilled")
+
+
+def test_a_stop_keeps_to_its_grace(
+    fork_server: ForkServerContext, pod: Pod, other: Meeting
+) -> None:
+    """Ranks that do not leave are killed; the others are told at once, and another node that does
+    not say how it ended is not waited for as long as after a crash."""
+    pod.start(fork_server, ["hang", "hang"])
+    other.open(SECONDS)
+    other.join(0, 2, SECONDS)
+    pod.rank(), pod.rank()
+    pod.signal(signal.SIGTERM)
+    stopped = time.monotonic()
+    ended, termination = pod.end()
+    assert time.monotonic() - stopped < Patience().report / 2
+    assert (ended, termination.reason) == (ExitCode.TERMINATED, "Terminated")
+
+
+def test_other_nodes_hear_that_a_stop_has_killed_ranks(
+    fork_server: ForkServerContext, pods: list[Pod]
+) -> None:
+    """They may be in a collective with them, which nothing else would end."""
+    for pod in pods:
+        pod.start(fork_server, ["hang", "hang"])
+    for pod in pods:
+        pod.rank(), pod.rank()
+    pods[1].signal(signal.SIGTERM)
+    assert pods[1].end()[0] == ExitCode.TERMINATED
+    ended, termination = pods[0].end()
+    assert (ended, termination.reason) == (ExitCode.FAILED, "PeerLost")
+    assert termination.message == "ranks of worker 1 were killed by its stop"
 
 
 def wait_for_key(pod: Pod, key: str) -> None:

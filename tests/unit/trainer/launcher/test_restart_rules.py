@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daybreak_trainer.checkpoint.together import FencedError
 from daybreak_trainer.contract import FINAL_EXIT_CODES, ExitCode, Termination
+from daybreak_trainer.rank import Standing, failure
 from daybreak_trainer.restart import Again, NodeEnd, Over, Restarts, Stalled, decide
 
 CODES = [1, 3, 134, 137, 139, *(code for code in ExitCode)]
@@ -48,10 +50,23 @@ def test_an_end_on_purpose_is_the_end_of_all(code: int) -> None:
     assert decide([end(code), end(139)], Restarts(), budget=9) == Over()
 
 
-@pytest.mark.parametrize("reason", ["BadDevice", "StartFailed"])
+@pytest.mark.parametrize("reason", ["BadDevice", "StartFailed", "Fenced"])
 def test_what_the_same_pod_would_meet_again_is_the_end(reason: str) -> None:
     """Another pod, perhaps on another node, may help."""
     assert decide([end(1, reason)], Restarts(), budget=9) == Over()
+
+
+def test_a_leftover_is_the_end() -> None:
+    """A newer attempt has begun; the record of its ranks says so, and not that the storage failed,
+    which may work another time."""
+    record = failure(FencedError("attempt 3 has begun"), 0, Standing())
+    assert (record.reason, record.message) == ("Fenced", "attempt 3 has begun")
+    assert decide([NodeEnd(termination=record)], Restarts(), budget=9) == Over()
+
+
+def test_nothing_starts_beside_a_rank_that_cannot_be_killed() -> None:
+    """It has the device, and may write."""
+    assert decide([end(137, left_behind=True), LOST], Restarts(), budget=9) == Over()
 
 
 def test_a_stop_is_the_end() -> None:
