@@ -2,30 +2,40 @@
 
     make bench NAME=overhead
 
-Daybreak's step is `TrainStep` with all that the training loop does around it (agreement between
-ranks, phases, ledger, metrics, garbage collection), on a rank that is alone. The bare loop is plain
-PyTorch: the same model without FSDP, the same loss, clipping, AdamW and average; noise for the
-whole batch at once, captions as token ids, and no look at the loss. Batches lie in memory for both.
-A third loop is the bare one with FSDP2 around the model, which tells FSDP's share: copies of the
-weights, which cost the same for few tokens as for many. A step here has 4,096 tokens; one of a
-large run has ten times as many on each device.
+Daybreak's step is the real one: `Trainer.one_step` and `Trainer.act`, on a trainer as `train.main`
+builds it, over a small dataset on disk, resumed and begun as for a run. All that a run does around
+a step is there: heartbeat, agreement between ranks, checks, journal, progress, metrics, log,
+ledger, garbage collection. Only the loader is replaced, by batches that lie in memory, and no save
+is due: those two have benchmarks of their own.
 
-The loops take turns in one process, a few steps each. A ratio is of two turns that follow each
-other, and the median of all turns counts. On a machine that is busy with other things the ratio of
-CPU time says more than that of wall time. No loop pays for automatic garbage collection, which a
-bare loop would.
+The bare loop is plain PyTorch: the same model without FSDP, the same loss, clipping, AdamW and
+average; noise for the whole batch at once, captions as token ids, and no look at the loss. A third
+loop is the bare one with FSDP2 around the model as Daybreak has it, which tells FSDP's share.
+
+What is added is partly the same for every step (`added_cpu_milliseconds`: calls from Python),
+partly copies of the weights by FSDP, which cost the same for few tokens as for many. So a ratio
+holds for steps like this one: some tenths of a second, as those of a large run are, and 4,096
+tokens, of which a large run has more on each device.
+
+The loops take turns in one process, some steps each. A ratio is of two turns of one round, and the
+median of all rounds counts. What Daybreak does by the clock (files every half second, memory every
+five) it does more often a step than in a run, for its clock goes on in the others' turns. On a
+machine that is busy with other things the ratio of CPU time says more than that of wall time. No
+loop pays for automatic garbage collection, which a bare loop would.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -34,12 +44,15 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = scratch.name  # read at import, as in a
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from common.engine import Engine, MemoryBatch, alone, batches  # noqa: E402
+from common.engine import alone, batches  # noqa: E402
 from torch import nn  # noqa: E402
 
-from daybreak_trainer.contract import ComputeSettings  # noqa: E402
-from daybreak_trainer.data.signature import signature  # noqa: E402
-from daybreak_trainer.models import flops, text_to_image  # noqa: E402
+from daybreak_trainer.checkpoint.layout import DataPosition  # noqa: E402
+from daybreak_trainer.contract import ComputeSettings, RunSettings, StreamSettings  # noqa: E402
+from daybreak_trainer.data.batch import Batch  # noqa: E402
+from daybreak_trainer.data.feed import DeviceFeed  # noqa: E402
+from daybreak_trainer.health.heartbeat import Heartbeat  # noqa: E402
+from daybreak_trainer.models import text_to_image  # noqa: E402
 from daybreak_trainer.models.text import TextTower  # noqa: E402
 from daybreak_trainer.optim import build as optimizers  # noqa: E402
 from daybreak_trainer.optim.ema import Ema  # noqa: E402
@@ -47,86 +60,99 @@ from daybreak_trainer.parallel.agreement import StepAgreement  # noqa: E402
 from daybreak_trainer.parallel.collector import Collector  # noqa: E402
 from daybreak_trainer.parallel.process_group import Rank  # noqa: E402
 from daybreak_trainer.parallel.shard import mesh_of, shard  # noqa: E402
+from daybreak_trainer.prepare.prepare import prepare  # noqa: E402
+from daybreak_trainer.rank import Standing  # noqa: E402
 from daybreak_trainer.recipe import Recipe, resolve  # noqa: E402
-from daybreak_trainer.telemetry.ledger import Ledger  # noqa: E402
-from daybreak_trainer.telemetry.memory import memory_use  # noqa: E402
-from daybreak_trainer.telemetry.metrics import train_metrics  # noqa: E402
-from daybreak_trainer.telemetry.phases import StepTimer  # noqa: E402
-from daybreak_trainer.telemetry.throughput import ThroughputMeter  # noqa: E402
+from daybreak_trainer.settings import Settings  # noqa: E402
+from daybreak_trainer.telemetry import log  # noqa: E402
+from daybreak_trainer.train import StopFlag, Trainer  # noqa: E402
 
 BATCH, BATCHES = 16, 4
-TURN_STEPS, TURNS = 1, 25
+TURN_STEPS, TURNS = 5, 21
 AIM = 1.03
-LEARNING_RATE = 1e-4
 RECIPE = resolve(
     {
         "preset": "smoke",
-        "denoiser": {"hiddenSize": 256, "depth": 3, "heads": 4, "patchSize": 8, "mlpRatio": 3.5},
+        "denoiser": {"hiddenSize": 128, "depth": 3, "heads": 4, "patchSize": 8, "mlpRatio": 3.5},
         "text": {"maxTokens": 32, "hiddenSize": 128, "depth": 1, "heads": 4},
-        "stages": [{"resolution": 128, "steps": 1000, "batchSize": BATCH}],
+        "stages": [{"resolution": 128, "steps": 1_000_000, "batchSize": BATCH}],
         "precision": "fp32",
     }
 )
 OUT = Path("build/bench/overhead.json")
 CPU = torch.device("cpu")
+SAMPLES = 16
+"""In the dataset that the trainer is built over, and does not read."""
 
 Loop = Callable[[int], None]
 """Trains so many steps."""
 
 
-def daybreak(recipe: Recipe, rank: Rank, data: Sequence[MemoryBatch], collector: Collector) -> Loop:
-    """The steps of `train`, but for saves, evaluation and the loader."""
-    timer, ledger, metrics = StepTimer(rank.device), Ledger(), train_metrics()
-    engine = Engine(recipe, rank, ComputeSettings(), timer)
-    agreement = StepAgreement(dist.group.WORLD)
-    meter = ThroughputMeter(rank.world, "none", None)
-    side = recipe.stages[0].resolution
-    sample = flops.per_sample(recipe, height=side, width=side)
-    done = 0
-    ledger.begin_steps()
-
-    def train(steps: int) -> None:
-        nonlocal done
-        timer.begin()
-        meter.pause()
-        for _ in range(steps):
-            with timer.phase("data"), ledger.during("data_wait"):
-                batch = data[done % len(data)]
-            numbers = engine.step.run(batch, LEARNING_RATE)
-            done += 1
-            for agreed in agreement.exchange(
-                done,
-                stop=False,
-                checkpoint_due=False,
-                signature=signature(batch.positions, batch.indices),
-                numbers=numbers,
-            ):
-                metrics.run(
-                    step=agreed.step,
-                    total_steps=recipe.total_steps,
-                    samples=agreed.step * BATCH,
-                    training_seconds=0.0,
-                    loss=agreed.loss,
-                    images_per_second=1.0,
-                    gradient_norm=agreed.gradient_norm,
-                    learning_rate=LEARNING_RATE,
-                )
-            timer.finish(done)
-            ledger.step_finished(done)
-            for times in timer.ready():
-                metrics.step(images=batch.own, seconds=times.total_seconds)
-                metrics.speed.phases(times)
-                meter.step(time.monotonic(), BATCH, sample, times.seconds["data"])
-            if (throughput := meter.throughput()) is not None:
-                metrics.speed.throughput(throughput)
-            metrics.speed.memory(rank.rank, memory_use(rank.device))
-            metrics.goodput.ledger(ledger.seconds())
-            collector.after_step(done)
-
-    return train
+def settings_of(recipe: Recipe, folder: Path) -> Settings:
+    """Of a run that saves at its end only."""
+    prepare("shapes", folder / "dataset", resolution=recipe.stages[0].resolution, count=SAMPLES)
+    run = RunSettings(
+        name="overhead",
+        namespace="benchmarks",
+        uid="overhead",
+        attempt=1,
+        nodes=1,
+        master_address="127.0.0.1",
+        master_port=1,
+        recipe_hash=recipe.hash,
+        streams=(StreamSettings(url=str(folder / "dataset"), role="data-0"),),
+        checkpoint_url=str(folder / "checkpoints"),
+    )
+    work = folder / "work"
+    work.mkdir()
+    return Settings(run, 0, recipe, work, work / "secrets")
 
 
-def bare(recipe: Recipe, model: nn.Module, text: TextTower, data: Sequence[MemoryBatch]) -> Loop:
+def from_memory(data: Sequence[Batch]) -> Iterator[Batch]:
+    """These batches again and again, as the next ones of the run."""
+    size = data[0].global_size
+    for step, batch in enumerate(itertools.cycle(data)):
+        start = step * size
+        yield Batch(
+            step=step,
+            positions=batch.indices + start,
+            indices=batch.indices,
+            tensors=batch.tensors,
+            captions=batch.captions,
+            global_size=size,
+            own=size,
+            bucket=batch.bucket,
+            after=DataPosition(samples=start + size),
+        )
+
+
+@contextmanager
+def daybreak(settings: Settings, rank: Rank, data: Sequence[Batch]) -> Iterator[Loop]:
+    """The steps of `Trainer.train`, as it takes them."""
+    standing, stop = Standing(), StopFlag()
+    context = {"run": settings.run.name, "rank": rank.rank}
+    log.configure(lambda: {**context, "step": standing.step})
+    trainer = Trainer(settings, rank, standing, stop, Heartbeat(settings.work_dir, 0))
+    trainer.resume()
+    trainer.warm_up()
+    agreement = StepAgreement(dist.group.WORLD, own_values=1)
+    feed = iter(DeviceFeed(from_memory(data), rank.device))
+    trainer.progress.phase("Training")
+    with Collector() as garbage:
+        trainer.ledger.begin_steps()
+        trainer.meters.pause()
+
+        def train(steps: int) -> None:
+            for _ in range(steps):
+                trainer.act(trainer.one_step(feed, agreement), agreement)
+                garbage.after_step(trainer.step)
+
+        yield train
+    trainer.record(agreement.drain())
+    trainer.checkpointer.close()
+
+
+def bare(recipe: Recipe, model: nn.Module, text: TextTower, data: Sequence[Batch]) -> Loop:
     """A loop as one would write it for one device."""
     (optimizer,) = optimizers.build(model, recipe.optimizer)
     ema = Ema(model, recipe.ema.decay)
@@ -182,42 +208,58 @@ def ratio(ours: list[float], theirs: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
+def added(ours: list[float], theirs: list[float]) -> float:
+    """Milliseconds a step."""
+    return 1e3 * statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
+
+
 def main(turns: int = TURNS, steps: int = TURN_STEPS, recipe: Recipe = RECIPE) -> int:
-    data = batches(recipe, BATCHES, BATCH, CPU)
-    with alone(CPU) as rank, Collector() as collector:
-        model, text = text_to_image.build(recipe, [])
-        wrapped = copy.deepcopy(model)
-        compute = ComputeSettings()
-        shard(wrapped, wrapped.units, mesh_of(rank, compute), torch.float32, compute)
-        loops = {
-            "daybreak": daybreak(recipe, rank, data, collector),
-            "bare": bare(recipe, model, text, data),
-            "bare with FSDP2": bare(recipe, wrapped, text, data),
-        }
-        seconds = measure(loops, turns, steps)
-    parameters = sum(p.numel() for p in model.parameters())
+    data = batches(recipe, BATCHES, recipe.stages[0].batch_size, CPU)
+    with tempfile.TemporaryDirectory() as folder, alone(CPU) as rank:
+        settings = settings_of(recipe, Path(folder))
+        with daybreak(settings, rank, data) as ours:
+            model, text = text_to_image.build(recipe, [])
+            wrapped = copy.deepcopy(model)
+            compute = ComputeSettings()
+            shard(wrapped, wrapped.units, mesh_of(rank, compute), torch.float32, compute)
+            loops = {
+                "daybreak": ours,
+                "bare": bare(recipe, model, text, data),
+                "bare with FSDP2": bare(recipe, wrapped, text, data),
+            }
+            seconds = measure(loops, turns, steps)
+    report(seconds, recipe, sum(p.numel() for p in model.parameters()), turns, steps)
+    return 0
+
+
+def report(
+    seconds: dict[str, Seconds], recipe: Recipe, parameters: int, turns: int, steps: int
+) -> None:
+    stage = recipe.stages[0]
     print(
-        f"{parameters / 1e6:.1f} M parameters, batch {BATCH} at {recipe.stages[0].resolution} px, "
+        f"{parameters / 1e6:.1f} M parameters, batch {stage.batch_size} at {stage.resolution} px, "
         f"fp32, {torch.get_num_threads()} thread(s), {turns} turns of {steps} steps\n"
-        f"{'':16s}{'wall':>10s}{'CPU':>10s}{'wall ratio':>12s}{'CPU ratio':>12s}"
+        f"{'':16s}{'wall':>10s}{'CPU':>10s}{'wall ratio':>12s}{'CPU ratio':>12s}{'CPU added':>12s}"
     )
-    ours = seconds["daybreak"]
+    ours, bare_, fsdp = (seconds[name] for name in ("daybreak", "bare", "bare with FSDP2"))
     for name, theirs in seconds.items():
         wall, cpu = statistics.median(theirs.wall), statistics.median(theirs.cpu)
         over = (ratio(ours.wall, theirs.wall), ratio(ours.cpu, theirs.cpu))
-        print(f"{name:16s}{wall:8.3f} s{cpu:8.3f} s{over[0]:12.3f}{over[1]:12.3f}")
+        more = added(ours.cpu, theirs.cpu)
+        print(f"{name:16s}{wall:8.4f} s{cpu:8.4f} s{over[0]:12.3f}{over[1]:12.3f}{more:9.2f} ms")
     print(f"\ndaybreak over bare: aim {AIM:.2f}")
     print(f"command: make bench NAME=overhead (torch {torch.__version__})")
-    bare_, fsdp = seconds["bare"], seconds["bare with FSDP2"]
     headline = {
         "step_ratio": round(ratio(ours.wall, bare_.wall), 4),
+        "step_ratio_over_fsdp": round(ratio(ours.wall, fsdp.wall), 4),
         "step_cpu_ratio": round(ratio(ours.cpu, bare_.cpu), 4),
         "step_cpu_ratio_over_fsdp": round(ratio(ours.cpu, fsdp.cpu), 4),
+        "added_cpu_milliseconds": round(added(ours.cpu, bare_.cpu), 2),
+        "added_cpu_milliseconds_over_fsdp": round(added(ours.cpu, fsdp.cpu), 2),
     }
     each = {name: asdict(turns_of) for name, turns_of in seconds.items()}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"headline": headline, "seconds": each}, indent=2) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,17 +3,16 @@ together, on one device, fed from memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.contract import ComputeSettings
+from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
@@ -25,20 +24,8 @@ from daybreak_trainer.step import Phases, TrainStep
 WORDS = [f"word{number}" for number in range(100)]
 
 
-@dataclass(frozen=True, eq=False)
-class MemoryBatch:
-    """A global batch of one rank; images are noise, captions of full length."""
-
-    step: int
-    positions: npt.NDArray[np.int64]
-    indices: npt.NDArray[np.int64]
-    tensors: Mapping[str, Tensor]
-    captions: tuple[str, ...]
-    global_size: int
-    own: int
-
-
-def batches(recipe: Recipe, number: int, size: int, device: torch.device) -> list[MemoryBatch]:
+def batches(recipe: Recipe, number: int, size: int, device: torch.device) -> list[Batch]:
+    """Global batches of one rank; images are noise, captions of full length."""
     side = recipe.stages[0].resolution
     generator = np.random.default_rng(0)
     made = []
@@ -48,7 +35,19 @@ def batches(recipe: Recipe, number: int, size: int, device: torch.device) -> lis
         words = generator.choice(WORDS, (size, recipe.text.max_tokens))
         tensors = {"image": torch.from_numpy(images).to(device)}
         captions = tuple(" ".join(row) for row in words)
-        made.append(MemoryBatch(step, positions, positions, tensors, captions, size, size))
+        made.append(
+            Batch(
+                step=step,
+                positions=positions,
+                indices=positions,
+                tensors=tensors,
+                captions=captions,
+                global_size=size,
+                own=size,
+                bucket=(side, side),
+                after=DataPosition(samples=(step + 1) * size),
+            )
+        )
     return made
 
 
