@@ -73,8 +73,10 @@ def list_checkpoints(
 def verify(url: Url, option: Options = None, options_file: OptionsFile = None) -> None:
     """Read every file of every committed checkpoint and compare it with what was written.
 
-    Exits with 1 where a file is missing, cut or damaged, and names it.
+    Exits with 1 where a file is missing, cut or damaged, and names it. What a run removes meanwhile
+    is no damage.
     """
+    from daybreak_trainer.checkpoint.layout import COMMIT
     from daybreak_trainer.checkpoint.verify import damages
 
     root, found = _open(url, option, options_file)
@@ -83,11 +85,14 @@ def verify(url: Url, option: Options = None, options_file: OptionsFile = None) -
         if entry.state == "partial":
             continue
         storage = entry.storage(root)
-        if entry.commit is None:
-            problems = [entry.problem]
-        else:
-            with _plain_storage_errors():
+        with _plain_storage_errors():
+            if entry.commit is None:
+                problems = [entry.problem]
+            else:
                 problems = damages(storage, entry.commit.files, sorted(entry.commit.files))
+            if problems and not storage.exists(COMMIT):  # what goes first
+                typer.echo(f"{storage.url}: removed meanwhile")
+                continue
         damaged += bool(problems)
         typer.echo(f"{storage.url}: {'damaged' if problems else 'good'}")
         for problem in problems:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gated_store
 import pytest
+from gated_store import Rule
 from s3_server import S3Server
 from typer.testing import CliRunner
 
 from daybreak_cli.main import app
+from daybreak_trainer.checkpoint import retention
 from daybreak_trainer.checkpoint.layout import (
     COMMIT,
     FORMAT,
@@ -57,6 +62,12 @@ def root(tmp_path: Path) -> Storage:
     root.write("run-a/attempt-0001/step-00000025/shard", b"half")
     committed(root, "b", 2, 5)
     return root
+
+
+@pytest.fixture
+def rules() -> Iterator[list[Rule]]:
+    yield gated_store.RULES
+    gated_store.RULES.clear()
 
 
 def listed(*arguments: str) -> list[tuple[str, int, str, bool]]:
@@ -121,6 +132,46 @@ def test_damage_is_named(root: Storage, spoil: Callable[[Storage], object], sent
     assert sentence in out.splitlines()[where + 1]
     assert out.count(": good") == 4
     assert "1 of 6 checkpoints are damaged" in err
+
+
+def test_a_run_may_tidy_up_meanwhile(root: Storage, rules: list[Rule]) -> None:
+    """A checkpoint that goes while it is verified is no damage, and one that goes before it is
+    listed is not there."""
+    folder = "run-a/attempt-0001/step-00000020"
+    run, point = root.child("run-a"), CommitPoint(attempt=1, step=20)
+    rules.append(Rule("read", f"{folder}/shard", lambda: retention.remove(run, point)))
+    code, out, _ = called("verify", f"gated://{root.root}")
+    assert code == 0
+    assert out.count(": good") == 4
+    assert f"gated://{root.root}/{folder}: removed meanwhile" in out.splitlines()
+    partial = CommitPoint(attempt=1, step=25)
+    rules.append(Rule("read", partial.folder, lambda: retention.remove(run, partial)))
+    assert [step for _, step, _, _ in listed(f"gated://{root.root}")] == [10, 30, 40, 5]
+    assert rules[-1].times == 0
+
+
+def test_files_may_go_while_they_are_listed(root: Storage) -> None:
+    """One after the other, again and again: there is always a list."""
+    point, over = CommitPoint(attempt=1, step=26), threading.Event()
+
+    def come_and_go() -> None:
+        run = root.child("run-a")
+        while not over.is_set():
+            for number in range(30):
+                Path(run.path(point.folder)).mkdir(exist_ok=True)
+                Path(run.path(f"{point.folder}/{number}")).write_bytes(b"x")
+            retention.remove(run, point)
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        end, others = time.monotonic() + 1.5, [10, 20, 25, 30, 40, 5]
+        while time.monotonic() < end:
+            assert [step for _, step, _, _ in listed(root.url) if step != 26] == others
+            assert called("verify", root.url)[0] == 0
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_pruning_says_first_and_removes_then(root: Storage) -> None:

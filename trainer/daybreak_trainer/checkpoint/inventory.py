@@ -68,7 +68,7 @@ def runs(root: Storage, place: Place) -> list[str]:
 
 
 def entries(root: Storage, place: Place) -> Iterator[Entry]:
-    """By run, attempt and step.
+    """By run, attempt and step. The run may be training: what it removes meanwhile is left out.
 
     Raises:
         StorageError: the store cannot be read.
@@ -77,19 +77,26 @@ def entries(root: Storage, place: Place) -> Iterator[Entry]:
         run = root.child(run_folder(uid))
         kept = retention.plan(run, uid, retention.FEWEST).keep
         tip = kept[0] if kept else None
-        for point in retention.folders(run):
-            if place.has(point):
-                yield _entry(run, uid, point, is_tip=point == tip)
+        for point in filter(place.has, retention.folders(run)):
+            if (entry := _entry(run, uid, point, is_tip=point == tip)) is not None:
+                yield entry
 
 
-def _entry(run: Storage, uid: str, point: CommitPoint, is_tip: bool) -> Entry:
-    try:
-        found = read_commit(run, point, uid)
-    except ChangedError as error:
-        found = str(error)
+def _entry(run: Storage, uid: str, point: CommitPoint, is_tip: bool) -> Entry | None:
+    found = _commit(run, point, uid)
+    sizes = {} if isinstance(found, Commit) else run.child(point.folder).sizes()
+    if COMMIT in sizes:  # it may have been written after it was looked for
+        found = _commit(run, point, uid)
     if isinstance(found, Commit):
         return Entry(uid, point, "committed", found.size, found, is_tip)
-    checkpoint = run.child(point.folder)
-    size = sum(checkpoint.size(name) for name in checkpoint.files())
-    partial = not checkpoint.exists(COMMIT)
-    return Entry(uid, point, "partial" if partial else "unreadable", size, problem=found)
+    if not sizes:
+        return None
+    state: Literal["unreadable", "partial"] = "unreadable" if COMMIT in sizes else "partial"
+    return Entry(uid, point, state, sum(sizes.values()), problem=found)
+
+
+def _commit(run: Storage, point: CommitPoint, uid: str) -> Commit | str:
+    try:
+        return read_commit(run, point, uid)
+    except ChangedError as error:
+        return str(error)

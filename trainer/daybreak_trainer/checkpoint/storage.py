@@ -109,9 +109,18 @@ class Storage:
 
     def files(self, relative: str = "") -> list[str]:
         """Paths of all files below, sorted; none where there is nothing."""
+        return list(self.sizes(relative))
+
+    def sizes(self, relative: str = "") -> dict[str, int]:
+        """Bytes of all files below by path, sorted: one listing, whatever their number. A file that
+        is removed meanwhile may be missing."""
         path = self.path(relative)
-        found = self._again("list", relative, lambda: self.fs.find(path))
-        return sorted(posixpath.relpath(name, path) for name in found)
+        try:
+            found = self._again("list", relative, lambda: self.fs.find(path, detail=True))
+        except FileNotFoundError:
+            return {}
+        names = {posixpath.relpath(name, path): info for name, info in found.items()}
+        return {name: int(names[name].get("size") or 0) for name in sorted(names)}
 
     def exists(self, relative: str) -> bool:
         """Whether there is such a file or folder."""
@@ -280,12 +289,6 @@ class Storage:
                 digest.update(chunk)
                 size += len(chunk)
         return FileRecord(size=size, xxh64=digest.hexdigest())
-
-    def move(self, relative: str, to: str) -> None:
-        """Renames a file; an object store copies it."""
-        path, target = self.path(relative), self.path(to)
-        with self._speaking("rename", relative):
-            self.fs.mv(path, target)
 
     def remove(self, relative: str) -> None:
         """A file or a whole folder; fine where there is none."""

@@ -41,6 +41,8 @@ def test_what_is_written_is_read(storage: Storage) -> None:
     assert storage.record("a/b") == record
     assert storage.size("a/b") == 3
     assert storage.files() == ["a/b"]
+    assert storage.sizes() == {"a/b": 3}
+    assert storage.sizes("nothing") == {}
     assert storage.folders() == ["a"]
     assert storage.folders("a") == storage.folders("nothing") == []
 
@@ -140,14 +142,6 @@ def test_many_files_at_once(storage: Storage) -> None:
     assert storage.record(names[-1]) == records[-1]
     storage.remove("step")
     assert storage.files() == ["step-2/0"]
-
-
-def test_a_file_is_renamed(storage: Storage) -> None:
-    """DCP does that with its metadata."""
-    storage.write("a.tmp", b"x")
-    storage.move("a.tmp", "a")
-    assert storage.files() == ["a"]
-    assert storage.read("a") == b"x"
 
 
 def test_what_is_not_there_is_no_error_to_remove(storage: Storage) -> None:
