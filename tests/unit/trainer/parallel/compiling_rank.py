@@ -1,6 +1,7 @@
 """The only rank of an attempt that compiles a small function, for `test_compile.py`.
 
-Run by `runpy` with two globals: `folder`, this attempt's own disk, and `store`, which outlives it.
+Run by `runpy` with three globals: `folder`, this attempt's own disk, `store`, which outlives it,
+and `shapes`; it dies at one that has no height.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Doubling:
         self._function = torch.compile(lambda x: torch.sin(x) * 2, fullgraph=True, dynamic=False)
 
     def rehearse(self, height: int, width: int, global_size: int) -> None:
+        if height == 0:
+            raise KeyError("dies here")
         rows = torch.ones(global_size, height, width, requires_grad=True)
         self._function(rows).sum().backward()
 
@@ -46,13 +49,19 @@ class Doubling:
 logging.getLogger("daybreak").addHandler(Listening())
 logging.getLogger("daybreak").setLevel(logging.INFO)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
-shapes = [Shape(8, 16, 2), Shape(8, 16, 2)]
+shapes = [Shape(*shape) for shape in globals()["shapes"]]
+told: list[int] = []
 rank = Rank(0, 1, torch.device("cpu"), local_world=10_000)
-warm_up(Doubling(), shapes, 40, rank, dist.group.WORLD, Artifacts(Storage(store), "key"))
+artifacts = Artifacts(Storage(store), "key")
+try:
+    warm_up(Doubling(), shapes, 40, rank, dist.group.WORLD, artifacts, told.append)
+except KeyError:
+    os._exit(9)
 (compiled,) = (fields["compiled_graphs"] for name, fields in events if name == "compile_warmed_up")
 found = {
     "events": [name for name, _ in events],
     "compiled": compiled,
+    "told": told,
     "threads": inductor.compile_threads,
     "recompile_limit": dynamo_config.recompile_limit,
 }

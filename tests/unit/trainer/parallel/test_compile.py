@@ -14,14 +14,15 @@ import torch
 
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ComputeSettings
-from daybreak_trainer.parallel.compile import Artifacts, artifacts_key
+from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key
 
+SHAPE = Shape(8, 16, 2)
 SCRIPT = Path(__file__).with_name("compiling_rank.py")
 
 
 def test_a_missing_file_is_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A first attempt has nothing to load: that is as it should be."""
-    assert not Artifacts(Storage(str(tmp_path)), "key").load()
+    assert not Artifacts(Storage(str(tmp_path)), "key").load(SHAPE)
     assert not caplog.records
 
 
@@ -30,11 +31,11 @@ def test_a_damaged_file_is_passed_over(
     raw: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing raises; one warning names the file and what is wrong."""
-    (tmp_path / "key.bin").write_bytes(raw)
-    assert not Artifacts(Storage(str(tmp_path)), "key").load()
+    (tmp_path / "key-8x16-2.bin").write_bytes(raw)
+    assert not Artifacts(Storage(str(tmp_path)), "key").load(SHAPE)
     (record,) = caplog.records
     assert record.getMessage() == "compile_artifacts_not_loaded"
-    assert vars(record)["file"] == "key.bin"
+    assert vars(record)["file"] == "key-8x16-2.bin"
     assert vars(record)["reason"] == "the file is damaged"
 
 
@@ -43,7 +44,7 @@ def test_a_store_that_fails_is_passed_over(
 ) -> None:
     """A folder that is a file: loading fails, and so does nothing else."""
     (tmp_path / "file").touch()
-    assert not Artifacts(Storage(str(tmp_path / "file")), "key").load()
+    assert not Artifacts(Storage(str(tmp_path / "file")), "key").load(SHAPE)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
@@ -59,33 +60,54 @@ def test_the_key_tells_apart_what_compiles_differently() -> None:
     assert artifacts_key("a", plain, cpu) in keys
 
 
+def attempt(
+    context: ForkServerContext, tmp_path: Path, name: str, shapes: list[tuple[int, int, int]]
+) -> dict[str, Any]:
+    """On a fresh disk; what it found, nothing if it died."""
+    given = {"folder": tmp_path / name, "store": str(tmp_path / "kept"), "shapes": shapes}
+    (tmp_path / name).mkdir()
+    process = context.Process(target=runpy.run_path, args=(str(SCRIPT), given))
+    process.start()
+    process.join(200)
+    if process.exitcode == 9:
+        return {}
+    assert process.exitcode == 0
+    found: dict[str, Any] = json.loads((tmp_path / name / "found.json").read_text())
+    return found
+
+
 @pytest.mark.training
-@pytest.mark.e2e
 def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_path: Path) -> None:
     """On a fresh disk the second attempt finds all that the first compiled; where
     the file is damaged it compiles again, says so, and mends the file."""
-
-    def attempt(name: str) -> dict[str, Any]:
-        given = {"folder": tmp_path / name, "store": str(tmp_path / "kept")}
-        given["folder"].mkdir()
-        process = fork_server.Process(target=runpy.run_path, args=(str(SCRIPT), given))
-        process.start()
-        process.join(200)
-        assert process.exitcode == 0
-        found: dict[str, Any] = json.loads((given["folder"] / "found.json").read_text())
-        return found
-
-    first, second = attempt("first"), attempt("second")
-    assert first["events"] == ["compile_warmed_up", "compile_artifacts_saved"]
+    shapes = [(8, 16, 2), (8, 16, 2)]
+    first = attempt(fork_server, tmp_path, "first", shapes)
+    second = attempt(fork_server, tmp_path, "second", shapes)
+    assert first["events"] == ["compile_artifacts_saved", "compile_warmed_up"]
     assert first["compiled"] > 0
     assert second["events"] == ["compile_warmed_up"]
     assert second["compiled"] == 0
     assert second["recompile_limit"] >= 40
     assert second["threads"] == 1, "more ranks than processors: each compiles by itself"
-    kept = tmp_path / "kept" / "key.bin"
+    kept = tmp_path / "kept" / "key-8x16-2.bin"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
-    third = attempt("third")
+    third = attempt(fork_server, tmp_path, "third", shapes)
     assert third["events"] == ["compile_artifacts_not_loaded", *first["events"]]
     assert third["compiled"] == first["compiled"]
     assert len(kept.read_bytes()) > len(whole) // 2
+
+
+@pytest.mark.training
+def test_an_attempt_that_dies_has_not_compiled_in_vain(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """The next one goes on where it died, the one after that finds everything; each shape is a sign
+    of progress."""
+    shapes = [(8, 16, 2), (8, 24, 2), (8, 32, 2)]
+    assert not attempt(fork_server, tmp_path, "dies", [*shapes[:2], (0, 0, 0), shapes[2]])
+    second = attempt(fork_server, tmp_path, "second", shapes)
+    assert second["events"] == ["compile_artifacts_saved", "compile_warmed_up"]
+    assert second["told"] == [1, 2, 3]
+    third = attempt(fork_server, tmp_path, "third", shapes)
+    assert (third["events"], third["compiled"]) == (["compile_warmed_up"], 0)
