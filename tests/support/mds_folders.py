@@ -26,9 +26,10 @@ def write_latents(
     buckets: Mapping[str, Sequence[int]] | None = None,
     compression: str | None = None,
     resolution: int = 16,
+    id_letters: int = 0,
 ) -> int:
     """Shards of these numbers of samples, numbered from `first`; `buckets` names the places of
-    each bucket's shards. Returns the next number."""
+    each bucket's shards, and `id_letters` makes samples large. Returns the next number."""
     number = first
     columns = {"latent": f"ndarray:float16:{','.join(map(str, SHAPE))}"}
     columns |= {"caption": "str", "id": "str"}
@@ -42,7 +43,7 @@ def write_latents(
                 sample = {
                     "latent": latent(number),
                     "caption": f"number {number}",
-                    "id": str(number),
+                    "id": str(number).rjust(id_letters, "0"),
                 }
                 writer.write(sample)
                 number += 1

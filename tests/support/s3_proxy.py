@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+_PIECE = 1 << 18
 
 
 @dataclass
@@ -26,6 +29,10 @@ class Exchange:
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
+    bytes_per_second: float | None = None
+    """Of all answers together that have such a limit."""
+    cut_after: int | None = None
+    """Bytes of the content, after which the connection breaks."""
 
     def answer(self, status: int, code: str) -> None:
         """Answers in the server's stead; it sees nothing of this request."""
@@ -51,6 +58,7 @@ class S3Proxy:
     def __init__(self, upstream: str, before: Hook = nothing, after: Hook = nothing) -> None:
         address = urlsplit(upstream)
         numbers = itertools.count()
+        line = threading.Lock()
         self.seen: list[str] = []
         """Methods and paths, in order."""
         seen = self.seen
@@ -79,7 +87,19 @@ class S3Proxy:
                 self.send_header("Content-Length", str(length if head else len(exchange.content)))
                 self.end_headers()
                 if not head:
-                    self.wfile.write(exchange.content)
+                    self._send(exchange)
+
+            def _send(self, exchange: Exchange) -> None:
+                content = exchange.content[: exchange.cut_after]
+                if exchange.cut_after is not None:
+                    self.close_connection = True
+                if exchange.bytes_per_second is None:
+                    self.wfile.write(content)
+                    return
+                for start in range(0, len(content), _PIECE):
+                    with line:
+                        time.sleep(_PIECE / exchange.bytes_per_second)
+                    self.wfile.write(content[start : start + _PIECE])
 
             do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass  # noqa: N815
 

@@ -80,6 +80,7 @@ class RetryPolicy:
             connect_seconds=min(usual.connect_seconds, self.stall_seconds / 6),
             silence_seconds=min(usual.silence_seconds, self.stall_seconds / 2),
             total_seconds=0.0,
+            answer_seconds=self.stall_seconds * 0.9,
         )
 
 

@@ -26,6 +26,8 @@ class Patience:
     total_seconds: float = 90.0
     slowest_bytes_per_second: float = float(1 << 20)
     """A body that is sent more slowly than this counts as stuck."""
+    answer_seconds: float | None = None
+    """Until a part of a file that is read has arrived; None: as long as bytes come."""
 
     def request_seconds(self, body_bytes: int) -> float:
         """The longest that one request may take until the store begins to answer."""

@@ -52,6 +52,19 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     call_s3 = sync_wrapper(_call_s3)
 
+    async def _cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
+        """An answer that is given up is not received any longer: it would slow down the next."""
+        limit = self.patience.answer_seconds
+        try:
+            async with asyncio.timeout(limit):
+                return bytes(await super()._cat_file(path, *args, **kwargs))
+        except TimeoutError as error:
+            if str(error):  # said already by whoever had a limit of its own
+                raise
+            raise TimeoutError(f"the answer was not complete within {limit:g} s") from error
+
+    cat_file = sync_wrapper(_cat_file)
+
     async def _abort_mpu(self, bucket: str, key: str, mpu: str) -> None:
         """Once: a store that an upload was given up for is not waited for a second time."""
         async with asyncio.timeout(self.patience.request_seconds(0)):

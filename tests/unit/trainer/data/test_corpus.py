@@ -177,7 +177,9 @@ def test_only_the_columns_that_are_asked_for_are_read(reader: MakeReader, tmp_pa
     (batch,) = reader(out, columns=("image",)).batches([4])
     assert set(batch.tensors) == {"image"}
     assert batch.tensors["image"][:, 0, 0, 0].tolist() == batch.indices.tolist()
-    with pytest.raises(DatasetError, match=f"{name_of(0)} has no column latent, only embedding, image"):
+    with pytest.raises(
+        DatasetError, match=f"{name_of(0)} has no column latent, only embedding, image"
+    ):
         reader(out, columns=("latent",)).corpus()
 
 

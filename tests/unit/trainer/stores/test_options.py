@@ -59,6 +59,7 @@ def test_time_limits_are_ours_unless_the_secret_has_some() -> None:
     wanted = options_for("s3://bucket", {"config_kwargs": config}, Patience(connect_seconds=2))
     retries = {"total_max_attempts": 1}
     assert wanted["config_kwargs"] == {"connect_timeout": 2, "retries": retries} | config
+    assert options_for("s3://bucket", {})["config_kwargs"]["max_pool_connections"] >= 64
 
 
 @given(
