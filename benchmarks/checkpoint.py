@@ -119,9 +119,10 @@ def measure(training: Training, checkpointer: Checkpointer) -> Measured:
         tensors = training.tensors()
         gathering = time.perf_counter() - start
         checkpointer.save(state(training), tensors, Journal())
+        steps: list[Step] = []
         while not (outcomes := checkpointer.poll()):
-            found.steps_in_save.append(training.train(checkpointer.before_update))
-        found.steps_in_save.pop()  # the save ended in it
+            steps.append(training.train(checkpointer.before_update))
+        found.steps_in_save += steps[:-1]  # the save ended in the last
         found.outcomes += outcomes
         found.blocked.append(gathering + outcomes[0].blocked_seconds)
         checkpointer.close()
@@ -140,7 +141,8 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    with tempfile.TemporaryDirectory(dir="build") as folder:
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OUT.parent) as folder:
         storage, rank = Storage(folder), Rank(0, 1, torch.device("cpu"))
         training = Training()
         checkpointer = Checkpointer(storage, Expected("bench", "", ""), 1, 2, rank)
@@ -169,6 +171,8 @@ def resume(training: Training, checkpointer: Checkpointer) -> tuple[float, float
 
 def report(found: Measured, first_seconds: float, resuming: tuple[float, float]) -> None:
     median = statistics.median
+    if not found.steps_in_save:
+        sys.exit("no step fell into a save: the disk is too fast for this state, raise BLOCKS")
     sync, blocked = median(found.synchronous), median(found.blocked)
     saved = found.outcomes[0].bytes
     write = median(outcome.write_seconds for outcome in found.outcomes)
@@ -200,7 +204,6 @@ def report(found: Measured, first_seconds: float, resuming: tuple[float, float])
     for name, value in (rows | headline).items():
         print(f"{name:44s}{value}{f' (aim: at most {AIM})' if name == 'stall_ratio' else ''}")
     print(f"\ncommand: make bench NAME=checkpoint (torch {torch.__version__})")
-    OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"headline": headline, "rows": rows}, indent=2) + "\n")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -33,6 +34,7 @@ class HistoryLine:
     samples: str
     """Signature of the samples (`data.signature`), hexadecimal."""
     loss: float
+    """May be NaN or infinite: then a string in the file, for JSON knows no such numbers."""
     world: int
     """Ranks that computed it."""
 
@@ -68,13 +70,18 @@ class Journal:
         """Oldest step first."""
         raw = b"".join(self._blocks)
         for line in gzip.decompress(raw).splitlines() if raw else ():
-            yield HistoryLine(**json.loads(line))
+            fields = json.loads(line)
+            yield HistoryLine(**fields | {"loss": float(fields["loss"])})
         yield from self._open
 
 
 def _compress(lines: list[HistoryLine]) -> bytes:
-    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+    text = "".join(json.dumps(_document(line), allow_nan=False) + "\n" for line in lines)
     return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+
+
+def _document(line: HistoryLine) -> dict[str, object]:
+    return asdict(line) | ({} if math.isfinite(line.loss) else {"loss": str(line.loss)})
 
 
 def read(checkpoint: Storage) -> list[HistoryLine]:

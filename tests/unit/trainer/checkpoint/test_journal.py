@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import time
 from dataclasses import asdict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ lines = st.builds(
     position=st.integers(0, 10**12),
     size=st.integers(1, 10**6),
     samples=st.integers(0, 2**64 - 1).map(lambda value: f"{value:016x}"),
-    loss=st.floats(allow_nan=False),
+    loss=st.floats(allow_nan=False, allow_infinity=False),
     world=st.integers(1, 4096),
 )
 
@@ -43,6 +45,19 @@ def test_what_was_noted_is_read(
     if many + after:
         text = gzip.decompress(checkpoint.read(HISTORY)).splitlines()
         assert [json.loads(line) for line in text] == [asdict(line) for line in many + after]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number(loss: float) -> None:
+    """The file stays JSON for every reader, and the loss is what it was."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    raw = Journal([HistoryLine(1, 0, 8, "0", loss, 1)]).encode()
+    json.loads(gzip.decompress(raw), parse_constant=refuse)
+    (line,) = Journal.decode(raw)
+    assert repr(line.loss) == repr(loss)
 
 
 def test_a_long_run_costs_a_commit_little() -> None:
