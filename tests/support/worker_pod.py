@@ -130,10 +130,19 @@ def wait_for_a_shard() -> int:
 def compile_for_ever() -> int:
     heartbeat = _heartbeat()
     heartbeat.enter(Phase.COMPILING)
-    count = 0
     while True:
-        heartbeat.moved(count := count + 1)
-        time.sleep(0.01)
+        signal.pause()
+
+
+def compile_long() -> int:
+    """For three seconds there is a sign of progress every half."""
+    heartbeat = _heartbeat()
+    heartbeat.enter(Phase.COMPILING)
+    for count in range(1, 7):
+        time.sleep(0.5)
+        heartbeat.moved(count)
+    while True:
+        signal.pause()
 
 
 def reduce_for_ever() -> int:
@@ -210,6 +219,7 @@ SCRIPTS: dict[str, Callable[[], int]] = {
     "lockstep": lockstep,
     "wait for a shard": wait_for_a_shard,
     "compile for ever": compile_for_ever,
+    "compile long": compile_long,
     "reduce for ever": reduce_for_ever,
     "commit and die": commit_and_die,
     **{f"leave {code}": leave(code) for code in (3, 75, 76, 77, 93)},

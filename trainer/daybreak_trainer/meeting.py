@@ -4,7 +4,8 @@ for as long as its pod lives.
     <round>/size/<node>     joined, with its number of ranks
     <round>/port            where the round's ranks find a store of their own
     <round>/broken          the first node whose ranks failed says so, and the others end theirs
-    <round>/progress        counts signs of progress after the first step
+    <round>/progress        counts signs of progress
+    <round>/started         counts nodes whose ranks have left the start-up behind
     <round>/end/<node>      how it ended, a `NodeEnd`
 
 The ranks' store is a new one each round: process groups would find the addresses of dead ranks in
@@ -57,7 +58,9 @@ class News:
     broken: str | None = None
     """Why a node's ranks ended, or why the store is lost; ours are to end too."""
     progress: int = 0
-    """Signs of progress of other nodes so far, after the first step anywhere."""
+    """Signs of progress of other nodes so far."""
+    started: bool = False
+    """Ranks of some node have left the start-up behind."""
 
 
 class Meeting:
@@ -65,7 +68,7 @@ class Meeting:
         self._settings, self._node, self._nodes = settings, node, settings.nodes
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._ranks_store: TCPStore | None = None
-        self._told = 0
+        self._told, self._told_start = 0, False
         self._lost: str | None = None
         self._asked: tuple[float, Future[News]] | None = None
         Thread(target=self._serve, name="meeting", daemon=True).start()
@@ -97,7 +100,7 @@ class Meeting:
         Raises:
             PeersLostError: some did not within `seconds`.
         """
-        self._told, self._asked = 0, None
+        self._told, self._told_start, self._asked = 0, False, None
         if self._node == 0:
             self._talk(lambda: self._serve_ranks(number))
         self._set(f"{number}/size/{self._node}", str(ranks))
@@ -121,15 +124,17 @@ class Meeting:
         is lost with the store is told by the next call."""
         self._submit(lambda: self._store.set(f"{number}/broken", why))
 
-    def news(self, number: int, marks: int) -> News | None:
+    def news(self, number: int, marks: int, started: bool) -> News | None:
         """Tells the others how many signs of progress these ranks have shown in this round, and
-        returns what is new from them; None while there is no answer yet. Does not block."""
+        whether they have left the start-up behind; returns what is new from the others, None while
+        there is no answer yet. Does not block."""
         if self._nodes == 1:
             return None
         now = time.monotonic()
         if self._asked is None:
             more, self._told = marks - self._told, marks
-            self._asked = now, self._submit(lambda: self._ask(number, more, marks))
+            began, self._told_start = started and not self._told_start, started
+            self._asked = now, self._submit(lambda: self._ask(number, more, marks, began))
             return None
         asked_at, answer = self._asked
         if not answer.done():
@@ -159,11 +164,12 @@ class Meeting:
         self._ranks_store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         self._store.set(f"{number}/port", str(self._ranks_store.port))
 
-    def _ask(self, number: int, more: int, marks: int) -> News:
+    def _ask(self, number: int, more: int, marks: int, began: bool) -> News:
         total = self._store.add(f"{number}/progress", more)
+        started = self._store.add(f"{number}/started", int(began)) > 0
         key = f"{number}/broken"
         broken = self._store.get(key).decode() if self._store.check([key]) else None
-        return News(broken, total - marks)
+        return News(broken, total - marks, started)
 
     def _gather(self, folder: str, deadline: float) -> list[str | None]:
         found: list[str | None] = [None] * self._nodes

@@ -75,6 +75,7 @@ class Watch:
         self._clocks = Clocks(health.startup_seconds, health.progress_seconds)
         self._elsewhere = Elsewhere()
         self._heard = self._marks = 0
+        self._have_started = False
         self._stopping = False
         self._broken: str | None = None
         self._hung: tuple[Stalled, Termination] | None = None
@@ -138,14 +139,14 @@ class Watch:
             self._kill_within(self._patience.leave, now)
 
     def _heed_peers(self, seen: list[Seen], now: float) -> None:
-        if has_started(seen):
-            self._marks = max(self._marks, sum(s.beat.marks for s in seen))
-        news = self._meeting.news(self._number, self._marks)
+        self._marks = max(self._marks, sum(s.beat.marks for s in seen))
+        self._have_started |= has_started(seen)
+        news = self._meeting.news(self._number, self._marks, self._have_started)
         if news is None:
             return
         if news.progress > self._heard:
             self._heard = news.progress
-            self._elsewhere = Elsewhere(started=True, progressed_at=now)
+            self._elsewhere = Elsewhere(news.started, progressed_at=now)
         if news.broken is None or self._broken is not None:
             return
         if news.broken.startswith(HUNG) and seen:

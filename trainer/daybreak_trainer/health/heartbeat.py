@@ -44,7 +44,6 @@ class Phase(StrEnum):
     CHECKPOINTING = "checkpointing"
     EVALUATING = "evaluating"
     EXPORTING = "exporting"
-    WAITING = "waiting for other ranks"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """When ranks count as hung, and which of them is the one to look at. Pure.
 
-Two clocks. Start-up: from the ranks' start to the first step anywhere, whatever they do meanwhile.
-Progress: after that, from the last sign of progress of any rank on any node. One rank that is stuck
-holds up all others within a step, while a rank that waits for another's long work (an export) shows
-no progress of its own and is not hung.
+Both clocks run from the last sign of progress of any rank on any node: one that is stuck holds up
+all others within a step, while a rank that waits for another's long work (an export) shows no
+progress of its own and is not hung. Until the first step anywhere the patience is that of the
+start-up: reading a large checkpoint or compiling for many buckets takes what it takes as long as
+bytes or buckets are counted, but some of what is done once (one compilation, opening the data) is
+silent for longer than anything in training.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ _STATES = {"T": "stopped", "t": "traced", "D": "in uninterruptible sleep", "Z": 
 
 @dataclass(frozen=True)
 class Clocks:
+    """The longest silences."""
+
     startup_seconds: float
+    """Before the first step."""
     progress_seconds: float
+    """After it."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,10 @@ class Hang:
         """One sentence without the rank's number, which only its pod's ranks share."""
         state = f", the process is {_STATES[self.state]}" if self.is_frozen else ""
         detail = f" ({self.detail})" if self.detail else ""
-        expired = (
-            f"no first step within {self.limit_seconds:g} s"
-            if self.clock == "startup"
-            else f"no progress for {self.limit_seconds:g} s"
-        )
+        when = " before the first step" if self.clock == "startup" else ""
         return (
-            f"{expired}; the rank has been at '{self.phase}'{detail} after step {self.step} for "
-            f"{self.silent_seconds:.0f} s{state}"
+            f"no progress for {self.limit_seconds:g} s{when}; the rank has been at "
+            f"'{self.phase}'{detail} after step {self.step} for {self.silent_seconds:.0f} s{state}"
         )
 
 
@@ -94,26 +96,22 @@ def expired(
     """The verdict at `now`; `started_at` is when this node's ranks were started."""
     if not seen:
         return None
-    if has_started(seen) or elsewhere.started:
-        last = max(elsewhere.progressed_at, *(s.beat.progressed_at for s in seen))
-        limit = clocks.progress_seconds
-    else:
-        last, limit = started_at, clocks.startup_seconds
-    if now - last < limit:
+    last = max(started_at, elsewhere.progressed_at, *(s.beat.progressed_at for s in seen))
+    started = has_started(seen) or elsewhere.started
+    if now - last < (clocks.progress_seconds if started else clocks.startup_seconds):
         return None
     return suspect(seen, elsewhere, now, clocks)
 
 
 def suspect(seen: Sequence[Seen], elsewhere: Elsewhere, now: float, clocks: Clocks) -> Hang:
     """The likeliest culprit where a clock has run out, here or on another node: the rank that the
-    kernel does not run; else, of those that do not say that they wait for others, the one that is
-    behind; and of those in one step, one that still waits for its data, for the others may be
-    waiting for it, or the one that has been where it is for longest."""
+    kernel does not run; else the one that is behind; and of those in one step, one that still waits
+    for its data, for the others may be waiting for it, or the one that has been where it is for
+    longest."""
     worst = max(
         seen,
         key=lambda s: (
             s.state in _STATES,
-            s.beat.phase != Phase.WAITING,
             -s.beat.step,
             s.beat.phase == Phase.DATA,
             -s.beat.progressed_at,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from multiprocessing.context import ForkServerContext
@@ -64,7 +65,7 @@ def test_a_rank_that_goes_round_in_circles_is_found(
 
 
 def test_a_start_that_never_ends_is_found(fork_server: ForkServerContext, tmp_path: Path) -> None:
-    """Whatever moves meanwhile: the clock of the start-up is on the first step."""
+    """No step, and no sign of progress either."""
     pod = hung_pod(tmp_path, startup=1.5, progress=60.0)
     try:
         pod.start(fork_server, ["compile for ever", "compile for ever"])
@@ -72,7 +73,28 @@ def test_a_start_that_never_ends_is_found(fork_server: ForkServerContext, tmp_pa
     finally:
         pod.close()
     assert ended == ExitCode.HUNG
-    assert "no first step within 1.5 s; the rank has been at 'compiling'" in termination.message
+    said = "no progress for 1.5 s before the first step; the rank has been at 'compiling'"
+    assert said in termination.message
+
+
+def test_a_long_start_is_no_hang(fork_server: ForkServerContext, tmp_path: Path) -> None:
+    """The ranks of one node compile for longer than the clock, but count what is done; those of the
+    other wait for them, and are silent for longer than the clock, too."""
+    health = {"startupSeconds": 2.0, "progressSeconds": 0.5}
+    first = make_pod(tmp_path / "0", nodes=2, health=health)
+    port = first.settings.master_port
+    second = make_pod(tmp_path / "1", node=1, nodes=2, master_port=port, health=health)
+    try:
+        first.start(fork_server, ["compile long"] * 2)
+        second.start(fork_server, ["compile for ever"] * 2)
+        ended, termination = second.end()
+    finally:
+        first.close()
+        second.close()
+    assert ended == ExitCode.HUNG
+    said = re.search(r"no progress for 2 s before .* after step 0 for (\d+) s", termination.message)
+    assert said is not None
+    assert int(said[1]) >= 4
 
 
 def test_the_node_of_the_culprit_says_hung(fork_server: ForkServerContext, tmp_path: Path) -> None:
