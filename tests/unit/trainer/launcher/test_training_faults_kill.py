@@ -70,6 +70,7 @@ def test_while_it_restores(training: TrainingRun, undisturbed: Samples) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(900)
 def test_while_it_compiles(training: TrainingRun, undisturbed: Samples) -> None:
     """What the others have compiled until then is in the pod's cache."""
     with training.attempt(compute={"compile": "blocks"}, **ONCE) as pod:
@@ -86,6 +87,7 @@ def test_while_it_draws(training: TrainingRun, undisturbed: Samples) -> None:
     assert (training.folder / "models/run/samples.png").exists()
 
 
+@pytest.mark.e2e
 def test_again_and_again(training: TrainingRun, undisturbed: Samples) -> None:
     """Without a commit in between, the attempt ends as the crash did after the restarts it has; the
     next goes on from the commit that there was."""
@@ -118,7 +120,8 @@ def test_on_one_of_two_nodes(training: TrainingRun, undisturbed: Samples, victim
     assert training.samples() == undisturbed
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.e2e), 1])
+@pytest.mark.e2e
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_node_is_lost(training: TrainingRun, undisturbed: Samples, victim: int) -> None:
     """The launcher is killed, and its rank with it: the other pod ends soon, and says whose fault
     it was not. The next attempt goes on."""

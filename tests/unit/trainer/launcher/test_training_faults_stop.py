@@ -18,6 +18,7 @@ from daybreak_trainer.health.heartbeat import Phase
 
 pytestmark = pytest.mark.training
 
+SAVE = f"step-{2 * EVERY:08d}"
 _MARGIN_SECONDS = 5.0
 """Of a loaded machine, in which the kernel ends processes of half a gigabyte."""
 
@@ -88,7 +89,8 @@ def test_while_ranks_restore(training: TrainingRun, undisturbed: Samples, releas
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("grace", [6.0, 120.0])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("grace", [6.0, 120.0], ids=["too short", "long enough"])
 def test_while_ranks_compile(training: TrainingRun, undisturbed: Samples, grace: float) -> None:
     """Compiling cannot be interrupted: it ends, and the stop is committed, or the time is up."""
     compute = {"compile": "blocks"}
@@ -103,16 +105,15 @@ def test_while_ranks_compile(training: TrainingRun, undisturbed: Samples, grace:
 
 
 @pytest.mark.parametrize(
-    ("where", "operation"),
-    [(".distcp", "write"), pytest.param(COMMIT, "open", marks=pytest.mark.e2e)],
+    "fault",
+    [
+        Fault("write", f"{SAVE}/__1_", "hold"),
+        pytest.param(Fault("open", f"{SAVE}/{COMMIT}", "hold"), marks=pytest.mark.e2e),
+    ],
+    ids=["while it is written", "before COMMIT"],
 )
-def test_while_a_save_hangs(
-    training: TrainingRun, undisturbed: Samples, where: str, operation: str
-) -> None:
+def test_while_a_save_hangs(training: TrainingRun, undisturbed: Samples, fault: Fault) -> None:
     """A save is in flight, and the store does not answer any more: the commit before it stands."""
-    fault = Fault(operation, f"step-{2 * EVERY:08d}/{where}", "hold")  # type: ignore[arg-type]
-    if where == ".distcp":
-        fault = Fault("write", f"step-{2 * EVERY:08d}/__1_", "hold")
     with training.attempt(fault, grace_seconds=8.0) as pod:
         pod.rank()
         assert_without_commit(stopped(pod))
@@ -123,7 +124,7 @@ def test_while_a_save_hangs(
 @pytest.mark.e2e
 def test_while_a_save_is_slow(training: TrainingRun, undisturbed: Samples) -> None:
     """The save in flight is waited for, and then the stop has its own."""
-    with training.attempt(Fault("write", f"step-{2 * EVERY:08d}/__1_", "hold")) as pod:
+    with training.attempt(Fault("write", f"{SAVE}/__1_", "hold")) as pod:
         pod.rank()
         pod.signal(signal.SIGTERM)
         (pod.folder / "released").touch()
@@ -133,7 +134,7 @@ def test_while_a_save_is_slow(training: TrainingRun, undisturbed: Samples) -> No
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("images", [8, 20_000])
+@pytest.mark.parametrize("images", [8, 20_000], ids=["few", "more than the grace is for"])
 def test_while_images_are_drawn(training: TrainingRun, undisturbed: Samples, images: int) -> None:
     """Training is committed: what is left is done within the grace, or by the next attempt."""
     drawing = {"evaluation": {"prompts": ["a three"], "images": images}, "grace_seconds": 10.0}

@@ -66,6 +66,7 @@ def test_a_checkpoint_volume_that_is_full_for_a_while(
     assert training.samples() == undisturbed
 
 
+@pytest.mark.e2e
 def test_a_checkpoint_volume_that_stays_full(training: TrainingRun, undisturbed: Samples) -> None:
     """After three failures in a row the attempt ends with the store's words: going on would only
     add to what the next failure loses. The commit before them stands."""
