@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.health.self_test import (
+    CPU_SIZES,
     DeviceResult,
     LinkResult,
     Result,
     judge,
+    measure_storage,
 )
 
 SCRIPT = Path(__file__).parents[3] / "support" / "self_test_rank.py"
@@ -125,6 +129,15 @@ def test_three_ranks_test_each_other(fork_server: ForkServerContext, tmp_path: P
     assert [path for path in (tmp_path / "run-u").rglob("*") if path.is_file()] == []
 
 
+def test_runs_that_share_a_storage_leave_each_other_alone(tmp_path: Path) -> None:
+    """Two first ranks at the same moment: each finds what it wrote, and nothing stays."""
+    storage = Storage(str(tmp_path))
+    with ThreadPoolExecutor(4) as pool:
+        tests = [pool.submit(measure_storage, storage, 0, CPU_SIZES) for _ in range(40)]
+    assert [test.result().error for test in tests] == [None] * 40
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -147,4 +160,4 @@ def test_a_storage_that_fails_is_no_bad_device(
     """All ranks end with the storage's own words."""
     (tmp_path / "run-u").write_text("a file where a folder should be")
     for said, _ in run(fork_server, tmp_path / "run-u", [None] * 2):
-        assert said.startswith(f"StorageError: {tmp_path}/run-u/self-test/0: "), said
+        assert said.startswith(f"StorageError: {tmp_path}/run-u/self-test/0-"), said
