@@ -27,6 +27,8 @@ class Rank:
     nodes: int = 1
     ranks_per_node: int = 1
     """Of the node that has the fewest: the same number on every rank."""
+    workers: tuple[int, ...] = (0,)
+    """By rank, the index of its pod; nodes need not have the same number of ranks."""
 
     @property
     def is_first(self) -> bool:
@@ -60,8 +62,8 @@ def joined(
     dist.init_process_group(backend, timeout=timeout)
     world = dist.get_world_size()
     local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
-    fewest = torch.tensor(local_world)
-    dist.all_reduce(fewest, dist.ReduceOp.MIN)
+    pods: list[tuple[int, int]] = [(0, 0)] * world
+    dist.all_gather_object(pods, (int(environment.get("GROUP_RANK", "0")), local_world))
     yield Rank(
         dist.get_rank(),
         world,
@@ -69,6 +71,7 @@ def joined(
         local_rank,
         local_world,
         nodes=int(environment.get("GROUP_WORLD_SIZE", "1")),
-        ranks_per_node=int(fewest),
+        ranks_per_node=min(ranks for _, ranks in pods),
+        workers=tuple(worker for worker, _ in pods),
     )
     dist.destroy_process_group()

@@ -51,11 +51,12 @@ def test_ranks_agree_on_how_nodes_are_made_up(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
     """Of nodes with two ranks and with one, all ranks know of the smaller: none takes the nodes for
-    even. Each knows its own node."""
+    even. Each knows its own node, and the pods of all."""
     first, second, third = joined(fork_server, tmp_path, free_port(), [2, 1])
     assert [rank["ranks_per_node"] for rank in (first, second, third)] == [1, 1, 1]
     assert [rank["nodes"] for rank in (first, second, third)] == [2, 2, 2]
     assert [rank["local_world"] for rank in (first, second, third)] == [2, 2, 1]
+    assert [rank["workers"] for rank in (first, second, third)] == [[0, 0, 1]] * 3
     assert [rank["local_rank"] for rank in (first, second, third)] == [0, 1, 0]
 
 
