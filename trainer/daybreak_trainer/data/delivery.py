@@ -67,6 +67,12 @@ class Delivery:
         """
         if not self.in_cache(shard):
             return self._load_local(shard, progress)
+        try:
+            return self._through_cache(shard, epoch, progress)
+        except OSError as error:  # of the cache's volume: what stores do has a name by now
+            raise _unavailable(shard, error) from error
+
+    def _through_cache(self, shard: Shard, epoch: int, progress: Progress) -> ShardFile:
         path = self._cache.path(shard.dataset, shard.info.raw.name)
         known = shard.number in self._verified
         if (file := self._cached(shard, path)) is None:
@@ -107,11 +113,9 @@ class Delivery:
 
     def _cached(self, shard: Shard, path: Path) -> ShardFile | None:
         """None where it is not in the cache, or its copy is damaged or cannot be read."""
-        descriptor = self._cache.open(path)
-        if descriptor is None:
-            return None
         try:
-            return self._checked(shard, descriptor)
+            descriptor = self._cache.open(path)
+            return self._checked(shard, descriptor) if descriptor is not None else None
         except (ShardError, DataUnavailableError, OSError):
             return None
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mds_folders import name_of, write_latents
 from daybreak_trainer.data.cache import NodeCache, touch
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.errors import DataUnavailableError
+from daybreak_trainer.prepare.prepare import prepare
 
 SUPPORT = Path(__file__).parents[3] / "support"
 SHARDS = 6
@@ -284,14 +286,83 @@ def test_a_damaged_copy_is_fetched_again(reader: MakeReader, faulty: FaultyFolde
     assert cached.read_bytes() == (faulty.root / name_of(1)).read_bytes()
 
 
-def test_nothing_is_left_in_shared_memory(node: Callable[..., Node]) -> None:
-    """Whatever is killed."""
-    before = set(Path("/dev/shm").iterdir())
-    one = node(seconds=0.05)
-    pid = one.start(0, 1)
-    time.sleep(0.2)
-    os.kill(pid, signal.SIGKILL)
-    assert {path for path in Path("/dev/shm").iterdir() if "daybreak" in path.name} <= before
+def test_a_shard_in_the_cache_waits_for_no_download(
+    reader: MakeReader, faulty: FaultyFolder
+) -> None:
+    """Of any other shard, nor for whoever holds its own lock: the lock is for those that are not
+    there."""
+    write_latents(faulty.root, [5] * 2)
+    one = reader("faulty://store")
+    _, shards = one.shards()
+    shards.get(0)
+    shards.close()
+    cache = NodeCache(one.cache, None, DataCounters())
+    (path,) = one.cache.rglob(name_of(0))
+    _, shards = one.shards()
+    with cache.alone(path, threading.Event()), ThreadPoolExecutor(1) as pool:
+        text = pool.submit(lambda: shards.get(0).text(0, "caption")).result(timeout=10)
+    assert text == "number 0"
+    shards.close()
+
+
+def test_a_cache_that_is_too_small_is_said(
+    reader: MakeReader, faulty: FaultyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shards that come twice in one epoch, once for many; those of the next epoch are no sign."""
+    write_latents(faulty.root, [50] * 4)
+    size = (faulty.root / name_of(0)).stat().st_size
+    with caplog.at_level("WARNING"):
+        one = reader("faulty://store", limit_bytes=2 * size + 100)
+        _, shards = one.shards(downloads=1)
+        for epoch in range(3):
+            for number in range(4):
+                shards.announce({number: epoch})
+                shards.get(number)
+        assert "cache_too_small" not in caplog.messages
+        for number in (0, 1, 2, 3, 0, 1, 2, 3):
+            shards.announce({number: 3})
+            shards.get(number)
+        shards.close()
+    assert caplog.messages.count("cache_too_small") == 1
+
+
+def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
+    """By a rank that is killed while it decodes images: the kernel would keep it for ever."""
+    prepare("shapes", tmp_path / "images", count=64)
+    before = _shared_memory()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(SUPPORT / "loader_process.py"),
+            *(str(tmp_path / "images"), str(tmp_path / "cache")),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(3)] == ["batch\n"] * 3
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    left = _shared_memory() - before
+    assert left - _used_by_others() == set()
+
+
+def _shared_memory() -> set[str]:
+    """This user's entries, by whatever name."""
+    entries = Path("/dev/shm").rglob("*")
+    return {str(path) for path in entries if path.lstat().st_uid == os.getuid()}
+
+
+def _used_by_others() -> set[str]:
+    """What other processes of this machine have mapped or open at this moment."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            maps = (process / "maps").read_text().splitlines()
+            found |= {line.split(maxsplit=5)[5] for line in maps if "/dev/shm/" in line}
+            found |= {str(file.readlink()) for file in (process / "fd").iterdir()}
+    return found
 
 
 def test_two_datasets_do_not_share_cached_shards(reader: MakeReader, faulty: FaultyFolder) -> None:

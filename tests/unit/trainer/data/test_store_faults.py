@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,16 @@ def numbers(reader: Any, size: int = 12, steps: int = 5) -> list[int]:
 def flip(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def no_bucket() -> Exception:
+    """As s3fs says it."""
+    answer = {"Error": {"Code": "NoSuchBucket"}, "ResponseMetadata": {"HTTPStatusCode": 404}}
+    cause = Exception("The specified bucket does not exist")
+    cause.response = answer  # type: ignore[attr-defined]
+    error = FileNotFoundError("The specified bucket does not exist")
+    error.__cause__ = cause
+    return error
 
 
 DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
@@ -186,6 +198,96 @@ def test_a_volume_that_fails_is_not_bad_data(
     shards.close()
 
 
+def test_a_wrong_sample_count_ends(reader: MakeReader, store: FaultyFolder) -> None:
+    """An index that is not of its shards, whose hashes fit all the same: named after the downloads
+    that a damaged shard gets, and nothing of it stays in the cache."""
+    index = json.loads((store.root / "index.json").read_text())
+    index["shards"][3]["samples"] += 1
+    (store.root / "index.json").write_text(json.dumps(index))
+    card = json.loads((store.root / "dataset.json").read_text())
+    (store.root / "dataset.json").write_text(json.dumps(card | {"samples": SAMPLES + 1}))
+    one = reader(URL)
+    with pytest.raises(ShardError, match=rf"{name_of(3)}: its header.*10 samples instead of 11"):
+        numbers(one, size=61, steps=1)
+    assert store.requests[name_of(3)] == 2
+    assert not list(one.cache.rglob(f"{name_of(3)}*"))
+    with pytest.raises(ShardError, match=rf"{name_of(3)}: its header.*10 samples instead of 11"):
+        numbers(reader(store.root), size=61, steps=1)
+
+
+class Volume:
+    """Makes the system's calls for files whose name matches fail, as a volume's server does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self._name, self.times = name, times
+        self._files: set[int] = set()
+        self._open = os.open
+        self._calls: dict[str, Callable[..., Any]] = {"pread": os.pread, "preadv": os.preadv}
+        monkeypatch.setattr(os, "open", self.open)
+        for call in self._calls:
+            monkeypatch.setattr(os, call, partial(self.read, call))
+
+    def fail(self) -> None:
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    def open(self, path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(self._name):
+            self.fail()
+        descriptor = self._open(path, *arguments, **options)
+        if str(path).endswith(self._name):
+            self._files.add(descriptor)
+        return descriptor
+
+    def read(self, call: str, descriptor: int, *arguments: Any) -> Any:
+        if descriptor in self._files:
+            self.fail()
+        return self._calls[call](descriptor, *arguments)
+
+
+def test_a_volume_that_stumbles_while_a_shard_is_opened(
+    reader: MakeReader, store: FaultyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that is restarted: it is asked again, as a bucket would be."""
+    volume = Volume(monkeypatch, name_of(2), times=3)
+    one = reader(store.root)
+    assert sorted(numbers(one)) == list(range(SAMPLES))
+    assert volume.times == 0
+    assert one.counts.retries == 3
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_volume_that_stumbles_while_a_shard_is_read(
+    reader: MakeReader, store: FaultyFolder, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    """The shard is opened anew, from its volume or the cache's, until that works; every sample
+    comes."""
+    one = reader(store.root if local else URL)
+    loader = one.loader([1] * SAMPLES, threads=1, depth=1)
+    batches = iter(loader)
+    found = [int(next(batches).indices[0]) for _ in range(20)]
+    (held,) = {file.descriptor for file in loader._shards._open.values() if "00002" in file._where}
+    volume = Volume(monkeypatch, name_of(2), times=3)
+    volume._files.add(held)
+    found += [int(batch.indices[0]) for batch in batches]
+    assert sorted(found) == list(range(SAMPLES))
+    assert volume.times == 0
+
+
+def test_a_volume_that_fails_for_good(
+    reader: MakeReader, store: FaultyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the time it is given, and not as bad data."""
+    Volume(monkeypatch, name_of(2), times=10**9)
+    one = reader(store.root, policy=RetryPolicy(0.5, 1.0, 0.01, 0.05))
+    started = time.monotonic()
+    with pytest.raises(DataUnavailableError, match=rf"{name_of(2)}: Stale file handle"):
+        numbers(one)
+    assert time.monotonic() - started < 3
+    assert one.counts.retries >= 3
+
+
 def test_a_shard_may_be_refused(reader: MakeReader, store: FaultyFolder) -> None:
     """No permission is an answer: no second request, and the credentials are named as the cause."""
 
@@ -231,7 +333,8 @@ def test_opening_waits_for_a_store_that_stumbles(reader: MakeReader, store: Faul
     ("error", "words"),
     [
         (PermissionError("The AWS Access Key Id does not exist"), "Access Key"),
-        (FileNotFoundError("The specified bucket does not exist"), "there is no index.json"),
+        (FileNotFoundError("The specified key does not exist"), "there is no index.json"),
+        (no_bucket(), "cannot be opened: NoSuchBucket: The specified bucket does not exist"),
     ],
 )
 def test_wrong_credentials_or_bucket_are_said_at_once(
