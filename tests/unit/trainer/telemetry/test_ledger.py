@@ -281,8 +281,9 @@ def test_a_process_knows_when_it_was_started() -> None:
     )
     age = float(subprocess.run([sys.executable, "-c", code], stdout=-1, check=True).stdout)
     assert 0 <= age < 30
-    assert process_started(os.getpid()) == pytest.approx(process_started(), abs=0.05)
-    assert process_started(os.getppid()) <= process_started()
+    own, slack = process_started(), 1.0  # two clocks are read one after the other
+    assert process_started(os.getpid()) == pytest.approx(own, abs=slack)
+    assert process_started(os.getppid()) <= own + slack
 
 
 def test_the_file_holds_the_last_record(tmp_path: Path) -> None:
