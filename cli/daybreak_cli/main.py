@@ -94,6 +94,14 @@ def prepare(
     buckets: Annotated[
         bool, typer.Option("--buckets", help="Keep a folder's aspect ratios, at most 2:1.")
     ] = False,
+    multiple: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sides of buckets are multiples of so many pixels, 8 if not given; the model's "
+            "patch size must divide them.",
+        ),
+    ] = None,
 ) -> None:
     """Write a dataset of MDS shards with hashes.
 
@@ -112,6 +120,7 @@ def prepare(
                 count=count,
                 seed=seed,
                 in_buckets=buckets,
+                multiple=multiple,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except DatasetError as error:

@@ -25,14 +25,15 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def sizes(resolution: int) -> list[Size]:
+def sizes(resolution: int, multiple: int = 8) -> list[Size]:
     """The buckets of a resolution, from the tallest to the widest: area at most `resolution`², at
-    most 2:1, both sides multiples of a sixteenth of `resolution` rounded down to a multiple of 8.
+    most 2:1, both sides multiples of a sixteenth of `resolution` rounded down to a multiple of
+    `multiple`.
 
     Raises:
-        DatasetError: `resolution` is no multiple of 8.
+        DatasetError: `resolution` is no multiple of that.
     """
-    step = max(resolution // _SIDES // 8 * 8, 8)
+    step = max(resolution // _SIDES // multiple, 1) * multiple
     if resolution % step:
         raise DatasetError(f"--resolution {resolution}: buckets need a multiple of {step} pixels")
     found = set()
@@ -52,13 +53,15 @@ def nearest(size: Size, buckets: list[Size]) -> Size:
     return min(buckets, key=lambda bucket: abs(ratio(bucket) - ratio(size)))
 
 
-def grouped(found: list[Captioned], resolution: int) -> dict[str, list[Captioned]]:
+def grouped(
+    found: list[Captioned], resolution: int, multiple: int = 8
+) -> dict[str, list[Captioned]]:
     """Images by the name of their bucket, in a fixed order; only buckets that have any.
 
     Raises:
-        DatasetError: an image whose size cannot be read.
+        DatasetError: an image whose size cannot be read; as `sizes`.
     """
-    buckets = sizes(resolution)
+    buckets = sizes(resolution, multiple)
     groups: dict[str, list[Captioned]] = {bucket_name(*bucket): [] for bucket in buckets}
     for item in found:
         groups[bucket_name(*nearest(_upright(item.file), buckets))].append(item)

@@ -52,6 +52,7 @@ def prepare(
     count: int | None = None,
     seed: int = 0,
     in_buckets: bool = False,
+    multiple: int | None = None,
     shard_bytes: int = 1 << 22,
     progress: Progress | None = None,
 ) -> DatasetCard:
@@ -59,7 +60,7 @@ def prepare(
 
     `source` is `digits`, `shapes` or a folder; `count` limits the number of samples. With
     `in_buckets` the images of a folder keep about their aspect ratio, and each shard is of one
-    bucket.
+    bucket, whose sides are multiples of `multiple` (8 if None) pixels.
 
     Raises:
         DatasetError: a source that cannot be read, an `out` that is there already or cannot be
@@ -69,7 +70,9 @@ def prepare(
         raise DatasetError(f"count {count}: a dataset needs at least one sample")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DatasetError(f"{out} exists already; choose another folder or remove it first")
-    opened = _open(source, resolution, count, seed, in_buckets)
+    if multiple is not None and not in_buckets:
+        raise DatasetError("--multiple is about the sides of buckets; it needs --buckets")
+    opened = _open(source, resolution, count, seed, in_buckets, multiple or 8)
     if opened.total == 0:
         raise DatasetError(f"{source}: nothing to prepare")
     try:
@@ -100,7 +103,12 @@ def prepare(
 
 
 def _open(
-    source: str, resolution: int | None, count: int | None, seed: int, in_buckets: bool
+    source: str,
+    resolution: int | None,
+    count: int | None,
+    seed: int,
+    in_buckets: bool,
+    multiple: int,
 ) -> Source:
     if in_buckets and source in GENERATORS:
         raise DatasetError(f"{source}: all its images are square; --buckets is for a folder")
@@ -124,7 +132,7 @@ def _open(
     found = folder.read(path)[:count]
     parts: dict[str | None, Iterator[Rendered]]
     if in_buckets:
-        groups = buckets.grouped(found, resolution)
+        groups = buckets.grouped(found, resolution, multiple)
         parts = {name: _images(path, group, bucket_size(name)) for name, group in groups.items()}
     else:
         parts = {None: _images(path, found, (resolution, resolution))}

@@ -34,6 +34,18 @@ def test_buckets_cost_no_more_than_the_square(resolution: int) -> None:
         assert (width, height) in found
 
 
+@given(st.sampled_from([64, 256, 384, 768]), st.sampled_from([1, 2, 3, 4, 8, 12, 16, 24, 32, 64]))
+def test_sides_are_multiples_of_what_is_asked_for(resolution: int, multiple: int) -> None:
+    """So that patches of any size divide every bucket, the square among them."""
+    if resolution % multiple or resolution % (max(resolution // 16 // multiple, 1) * multiple):
+        with pytest.raises(DatasetError, match="need a multiple of"):
+            buckets.sizes(resolution, multiple)
+        return
+    found = buckets.sizes(resolution, multiple)
+    assert (resolution, resolution) in found
+    assert all(height % multiple == width % multiple == 0 for height, width in found)
+
+
 def test_a_resolution_that_has_no_buckets_is_refused() -> None:
     """Sides must be multiples of 8."""
     with pytest.raises(DatasetError, match="multiple of 8"):
@@ -84,6 +96,18 @@ def test_a_generator_has_no_buckets(tmp_path: Path) -> None:
     """All its images are square: the flag is a mistake."""
     with pytest.raises(DatasetError, match="for a folder"):
         prepare("shapes", tmp_path / "out", in_buckets=True)
+    with pytest.raises(DatasetError, match=r"--multiple .* needs --buckets"):
+        prepare("shapes", tmp_path / "out", multiple=16)
+
+
+def test_big_patches_divide_every_bucket(tmp_path: Path) -> None:
+    """With `multiple`: an image between two shapes goes to one that they divide."""
+    source = tmp_path / "images"
+    source.mkdir()
+    Image.new("RGB", (64, 120)).save(source / "tall.png")
+    (source / "tall.txt").write_text("tall")
+    card = prepare(str(source), tmp_path / "out", resolution=96, in_buckets=True, multiple=32)
+    assert set(card.buckets or ()) == {"128x64"}
 
 
 def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
