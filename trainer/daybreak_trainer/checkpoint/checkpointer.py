@@ -261,7 +261,7 @@ class Checkpointer:
         return state.model_copy(update={"versions": self._versions})
 
     def _prune(self, tip: Commit) -> None:
-        """In the saving thread, after a commit. What fails here is tried again after the next."""
+        """In the store's thread, after a commit. What fails is tried again after the next."""
         if not self._rank.is_first:
             return
         try:

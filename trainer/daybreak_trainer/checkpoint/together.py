@@ -58,8 +58,8 @@ class Together:
         self._moved, self._timeout = moved, timeout_seconds
         self._all_moved = 0
         self._lost: str | None = None
-        self._hang = "old checkpoints are being removed"
-        """What the worker was last asked in vain."""
+        self._hang = ""
+        """Why the worker was given up last, on whatever rank the cause was."""
 
     @property
     def moved(self) -> int:
@@ -123,18 +123,22 @@ class Together:
         """
         self.here(self._check_worker)
         future = self.worker.submit(work)
-        stands_still = self._attend(what, future)
+        stands_still = self._attend(future)
 
         def result() -> T:
             if stands_still:
-                self._hang = (
+                raise StorageError(
                     f"cannot {what}: the store stands still, nothing moved for {self._timeout:g} s"
                 )
-                raise StorageError(self._hang)
             # Of a rank that is given up because of another one's store.
             return future.result() if future.done() and not future.cancelled() else None  # type: ignore[return-value]
 
-        return self.here(result)
+        try:
+            return self.here(result)
+        except StorageError as error:
+            if self.worker.hangs:
+                self._hang = str(error)
+            raise
 
     def run_on_first(self, what: str, work: Callable[[], T]) -> T:
         """Runs rank 0's work alone; every rank returns its result or raises its error."""
@@ -147,6 +151,7 @@ class Together:
         still = _Standstill(self._moved, self._timeout)
         while not future.done():
             if still.is_over() or self.worker.hangs:
+                self._hang = self._hang or "old checkpoints could not be removed"
                 self.worker.give_up(future)
                 return False
             wait([future], _LONGEST_PAUSE_SECONDS)
@@ -162,7 +167,7 @@ class Together:
         if (hang := self.hang()) is not None:
             raise hang
 
-    def _attend(self, what: str, future: Future[Any]) -> bool:
+    def _attend(self, future: Future[Any]) -> bool:
         """Waits until the work of all ranks has ended, or that of one stands still; returns whether
         it is this rank's."""
         still = _Standstill(self._moved, self._timeout)
@@ -176,7 +181,6 @@ class Together:
             self._all_moved = every.moved
             if every.stalled:
                 if busy:
-                    self._hang = f"cannot {what}: it was given up because another rank's was"
                     self.worker.give_up(future)
                 return stalled
             if not every.busy:

@@ -166,8 +166,7 @@ def run(rank: Rank, told: Told) -> None:
         timeout_seconds=told.get("timeout_seconds", 60.0),
     )
     seen = resume(checkpointer, training, folder)
-    seen["outcomes"], seen["steps_in_flight"], seen["saved_after"] = [], 0, []
-    began = time.monotonic()
+    seen["outcomes"], seen["steps_in_flight"] = [], 0
     save_at = [training.step + number for number in told["save_at"]]
     try:
         for _ in range(told["steps"]):
@@ -182,7 +181,6 @@ def run(rank: Rank, told: Told) -> None:
                     gated_store.RULES += [
                         Rule(**rule | {"action": ACTIONS[rule["action"]]}) for rule in told["rules"]
                     ]
-                seen["saved_after"].append(time.monotonic() - began)
                 save(checkpointer, training, folder)
                 if is_last and told.get("kill_after_save") == rank.rank:
                     gated_store.kill()
