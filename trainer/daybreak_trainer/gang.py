@@ -67,6 +67,9 @@ class Gang:
             end = self._round(place, rank_main, restarts)
             self.concluded = end.termination
             self._stop.has_ranks = False
+            if self._stop.requested_at is not None:
+                # It may have come just as the last rank ended: nobody waits for another round.
+                end = end.model_copy(update={"stopped": True})
             ends = self._exchange(number, end)
             verdict = decide(ends, restarts, self._settings.run.health.rank_restarts)
             if isinstance(verdict, Over):
