@@ -55,6 +55,8 @@ class ProgressReporter:
         self, checkpoint: CheckpointRef | None, skipped: list[str], state: RunState
     ) -> None:
         """Training goes on from `checkpoint`, or begins."""
+        if self._file is not None:
+            self._metrics.checkpoints.holds(state.training_seconds)
         if checkpoint is not None and self._file is not None:
             made = datetime.fromisoformat(checkpoint.time).timestamp()
             self._metrics.checkpoints.resumed(step=checkpoint.step, unix_time=made)
@@ -131,6 +133,8 @@ class ProgressReporter:
                 write_seconds=outcome.write_seconds,
                 size_bytes=outcome.commit.size if outcome.commit is not None else None,
             )
+            if outcome.commit is not None:
+                self._metrics.checkpoints.holds(outcome.commit.training_seconds)
         self._set(at_once=True, checkpoint=checkpoint)
 
     def evaluated(self, evaluation: Evaluation) -> None:

@@ -52,7 +52,7 @@ from daybreak_trainer.telemetry.ledger import Ledger, LedgerFile, LedgerRecord, 
 from daybreak_trainer.telemetry.metrics import train_metrics
 from daybreak_trainer.telemetry.phases import StepTimer
 
-_LEDGER_EVERY_SECONDS = 2.0
+_LEDGER_EVERY_SECONDS = 5.0
 
 
 class StopFlag:
@@ -91,8 +91,7 @@ class Trainer:
         self.heartbeat, self.restart_causes = heartbeat, restart_causes
         self.recipe, self.run_settings = settings.recipe, settings.run
         self.metrics = train_metrics()
-        # Up to the first round, the launcher's imports and its wait for other nodes count too.
-        self.ledger = Ledger(started=process_started(None if restart_causes else os.getppid()))
+        self.ledger = Ledger(started=process_started())
         self.ledger_file, self.ledger_written = LedgerFile(settings.work_dir), 0.0
         self.progress = ProgressReporter(settings, rank, standing)
         self._probe_stores()
@@ -301,11 +300,19 @@ class Trainer:
                 seconds,
             )
             if time.monotonic() - self.ledger_written >= _LEDGER_EVERY_SECONDS:
-                self.ledger_written = time.monotonic()
-                attempt = self.run_settings.attempt
-                self.ledger_file.write(
-                    LedgerRecord(attempt=attempt, unix_time=time.time(), seconds=seconds)
+                self.leave_ledger()
+
+    def leave_ledger(self) -> None:
+        """For the process that comes after this one, if it dies."""
+        if self.rank.is_first:
+            self.ledger_written = time.monotonic()
+            self.ledger_file.write(
+                LedgerRecord(
+                    attempt=self.run_settings.attempt,
+                    unix_time=time.time(),
+                    seconds=self.ledger.seconds(),
                 )
+            )
 
     # --- state ----------------------------------------------------------------------------------
 
@@ -327,7 +334,10 @@ class Trainer:
             self.ledger_file.read(),
             attempt=self.run_settings.attempt,
             started_unix_time=time.time() - (time.monotonic() - process_started()),
+            # The launcher's imports and its wait for other nodes count too.
+            held_since=process_started(os.getppid()),
         )
+        self.leave_ledger()
         same = commit is not None and commit.attempt == self.run_settings.attempt
         self.state.restarted(self.restart_causes, same)
         if self.rank.is_first and self.state.restarts:

@@ -32,10 +32,16 @@ class Ema:
         if found_inf is None:
             torch._foreach_lerp_(averages, weights, share)
             return
-        # `lerp` with a share from the device is no single kernel; the weights are finite, for a
-        # step that is skipped left them alone, so 0 times the difference is 0.
+        # The weights are finite, for a step that is skipped left them alone: nothing times their
+        # difference to the average is nothing.
+        taken = share * (1.0 - found_inf)
+        if not found_inf.is_cuda:
+            for average, weight in zip(averages, weights, strict=True):
+                average.lerp_(weight, taken)
+            return
+        # No kernel takes all tensors and a share from the device; three of these beat one a tensor.
         differences = torch._foreach_sub(weights, averages)
-        torch._foreach_mul_(differences, share * (1.0 - found_inf))
+        torch._foreach_mul_(differences, taken)
         torch._foreach_add_(averages, differences)
 
 
