@@ -40,6 +40,7 @@ from daybreak_trainer.checkpoint.lineage import Expected  # noqa: E402
 from daybreak_trainer.checkpoint.saves import Outcome  # noqa: E402
 from daybreak_trainer.checkpoint.staging import flattened  # noqa: E402
 from daybreak_trainer.checkpoint.storage import Storage, StorageError  # noqa: E402
+from daybreak_trainer.checkpoint.together import RanksLostError  # noqa: E402
 from daybreak_trainer.optim.ema import Ema  # noqa: E402
 from daybreak_trainer.parallel.process_group import Rank, joined  # noqa: E402
 
@@ -127,11 +128,11 @@ def save(checkpointer: Checkpointer, training: Training, folder: Path) -> None:
 
 
 def find_again(checkpointer: Checkpointer) -> str:
-    """What a search says while the store of one rank hangs."""
+    """What a search says while the store of one rank hangs, or after a rank is gone."""
     try:
         checkpointer.find()
-    except StorageError as error:
-        return str(error)
+    except (StorageError, RanksLostError) as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 
@@ -192,7 +193,7 @@ def run(rank: Rank, told: Told) -> None:
     seen["outcomes"] += map(plain, checkpointer.wait())
     seen["waited_seconds"] = time.monotonic() - mark
     seen["training_step"] = training.step
-    if told.get("find_again"):
+    if told.get("find_again") or "training_ended" in seen:
         seen["found_again"] = find_again(checkpointer)
     if told.get("release_rank") == rank.rank:
         RELEASED.set()

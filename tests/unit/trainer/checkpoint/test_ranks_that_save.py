@@ -107,9 +107,9 @@ KILLS = {
 def test_a_rank_is_killed_in_a_save(
     fork_server: ForkServerContext, tmp_path: Path, phase: str
 ) -> None:
-    """SIGKILL, exactly there. The others come to an end, what they say of the save is a failure and
-    no commit (but where it was real already), the next attempt finds the last commit, whole, and
-    clears up what the killed one left."""
+    """SIGKILL, exactly there. The others come to an end. What they say of the save is a failure and
+    no commit (but where it was real already), and that nothing more can be saved together. The next
+    attempt finds the last commit, whole, and clears up what the killed one left."""
     rank, rule, step = KILLS[phase]
     codes, seen = start(
         *(fork_server, tmp_path, 2),
@@ -128,7 +128,10 @@ def test_a_rank_is_killed_in_a_save(
     assert survivor["waited_seconds"] < 10.0
     assert [o["committed"] for o in survivor["outcomes"][:2]] == [True, True]
     if step == 2:
-        assert [o["committed"] for o in survivor["outcomes"][2:]] == [False]
+        (outcome,) = survivor["outcomes"][2:]
+        assert (outcome["committed"], outcome["give_up"]) == (False, True)
+        assert survivor["found_again"] == f"RanksLostError: {outcome['error']}"
+    assert "RanksLostError: the ranks cannot save or load together" in survivor["found_again"]
     store = tmp_path / "store/run-u/attempt-0001"
     codes, seen = start(
         *(fork_server, tmp_path, 1),
@@ -183,7 +186,7 @@ def test_a_store_that_hangs_on_one_rank(fork_server: ForkServerContext, tmp_path
         assert told["outcomes"][0]["error"] == cause
         again = f"rank 1: the store has not answered since: {cause}"
         assert told["outcomes"][1]["error"] == told["outcomes"][2]["error"] == again
-        assert told["found_again"] == again
+        assert told["found_again"] == f"StorageError: {again}"
         assert told["training_step"] == told["saved_at_last"] == 4
 
 
