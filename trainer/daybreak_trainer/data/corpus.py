@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from daybreak_trainer.data.skip import nth_kept, parse_skips
 from daybreak_trainer.data.store import Store
 from daybreak_trainer.stores.errors import is_missing, said
 
-_OPENING = RetryPolicy(total_seconds=60.0, stall_seconds=30.0)
+_OPENING_SECONDS, _OPENING_STALL_SECONDS = 60.0, 30.0
 """For the small files that say what a dataset is: a mistake in an address should show soon."""
 
 
@@ -147,7 +147,12 @@ def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Datas
     if not (math.isfinite(stream.weight) and stream.weight > 0):
         raise DatasetError(f"{stream.url}: weight {stream.weight:g} must be above 0")
     try:
-        opening = Store(stream.url, stream.options, _OPENING, counters)
+        soon = replace(
+            policy,
+            total_seconds=min(policy.total_seconds, _OPENING_SECONDS),
+            stall_seconds=min(policy.stall_seconds, _OPENING_STALL_SECONDS),
+        )
+        opening = Store(stream.url, stream.options, soon, counters)
         store = Store(stream.url, stream.options, policy, counters)
         raw = _read(opening, INDEX)
         card_raw = _read(opening, CARD)

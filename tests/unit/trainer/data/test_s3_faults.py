@@ -137,6 +137,18 @@ def test_a_store_that_throttles_for_good_is_heard(
     assert time.monotonic() - started < 10
 
 
+def test_a_store_that_throttles_while_a_dataset_is_opened(
+    reader: MakeReader, s3: S3Server, bucket: str
+) -> None:
+    """Its word is said then too, and that another attempt may go well."""
+
+    def throttles(exchange: Exchange) -> None:
+        exchange.answer(503, "SlowDown")
+
+    with pytest.raises(DataUnavailableError, match=r"s3://.*/set: cannot be opened: SlowDown"):
+        through(reader, s3, bucket, throttles)
+
+
 def test_what_a_store_refuses_is_not_asked_again(
     reader: MakeReader, s3: S3Server, bucket: str
 ) -> None:
