@@ -55,11 +55,12 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     async def _cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
         """An answer that is given up is not received any longer: it would slow down the next."""
         limit = self.patience.answer_seconds
+        clock = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit):
+            async with clock:
                 return bytes(await super()._cat_file(path, *args, **kwargs))
         except TimeoutError as error:
-            if str(error):  # said already by whoever had a limit of its own
+            if not clock.expired():  # a request had a limit of its own
                 raise
             raise TimeoutError(f"the answer was not complete within {limit:g} s") from error
 
