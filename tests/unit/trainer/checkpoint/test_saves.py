@@ -1,119 +1,20 @@
-"""One rank that saves beside its training: what is saved is the state of its step, a store that
-fails or hangs costs commits and never training, and a leftover of an old attempt does no harm."""
+"""One rank that saves beside its training: what is saved is the state of its step, and a leftover
+of an old attempt does no harm."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import gated_store
 import pytest
 import torch
-import torch.distributed as dist
 from gated_store import Rule
-from torch import Tensor
+from saved_run import EXPECTED, SHARD, Run, journal
 
 from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.changes import ChangedError
-from daybreak_trainer.checkpoint.checkpointer import Checkpointer
-from daybreak_trainer.checkpoint.history import HistoryLine, Journal
-from daybreak_trainer.checkpoint.layout import (
-    ATTEMPT,
-    COMMIT,
-    DATA,
-    RECIPE,
-    DataPosition,
-    TrainState,
-)
-from daybreak_trainer.checkpoint.lineage import Expected, Search
-from daybreak_trainer.checkpoint.saves import FAILURES_IN_A_ROW
-from daybreak_trainer.checkpoint.storage import Storage, StorageError
-from daybreak_trainer.parallel.process_group import Rank
-
-EXPECTED = Expected(
-    "u", "r", "d", recipe={"optimizer": {"learningRate": 1e-4}}, data={"data-0": "64 samples"}
-)
-SHARD = "__0_0.distcp"
-
-
-@pytest.fixture(scope="module")
-def alone() -> Iterator[Rank]:
-    """This process as the only rank of a group."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Rank(0, 1, torch.device("cpu"))
-    dist.destroy_process_group()
-
-
-@pytest.fixture
-def rules() -> Iterator[list[Rule]]:
-    yield gated_store.RULES
-    gated_store.RULES.clear()
-
-
-class Run:
-    """A run's storage, a state that changes with every step, and its attempts."""
-
-    def __init__(self, folder: Path, rank: Rank) -> None:
-        self.storage = Storage(f"gated://{folder}/store")
-        self.run = self.storage.child("run-u")
-        self._rank = rank
-        self.tensors: dict[str, Any] = {
-            "model": {"weight": torch.zeros(50, 20), "empty": torch.zeros(0, 4)},
-            "optimizer": {"state": {"weight": {"step": torch.tensor(0.0)}}, "param_groups": [{}]},
-        }
-
-    def attempt(
-        self, number: int, expected: Expected = EXPECTED, timeout_seconds: float = 30.0
-    ) -> Checkpointer:
-        return Checkpointer(
-            self.storage, expected, number, 3, self._rank, timeout_seconds=timeout_seconds
-        )
-
-    def started(self, number: int, expected: Expected = EXPECTED) -> Checkpointer:
-        checkpointer = self.attempt(number, expected)
-        checkpointer.begin(checkpointer.find())
-        return checkpointer
-
-    def at(self, step: int) -> TrainState:
-        """Trains up to `step`: every number of the state is the step's."""
-        weight: Tensor = self.tensors["model"]["weight"]
-        weight.fill_(step)
-        self.tensors["optimizer"]["state"]["weight"]["step"].fill_(step)
-        return TrainState(step=step, samples=5 * step, data=DataPosition(samples=5 * step))
-
-    def save(self, checkpointer: Checkpointer, step: int) -> None:
-        checkpointer.save(self.at(step), self.tensors, journal(step))
-        checkpointer.before_update()
-
-    def weight(self) -> float:
-        values = self.tensors["model"]["weight"].unique().tolist()
-        assert len(values) == 1
-        return float(values[0])
-
-    def resumed(self, number: int) -> float:
-        """The step that the tensors are of after an attempt has resumed."""
-        checkpointer = self.attempt(number)
-        search = checkpointer.find()
-        checkpointer.begin(search)
-        self.at(999)
-        assert search.commit is not None
-        lines = list(checkpointer.load(search.commit, self.tensors))
-        assert [line.step for line in lines] == list(range(1, search.commit.step + 1))
-        assert self.weight() == search.commit.step
-        return self.weight()
-
-
-def journal(step: int) -> Journal:
-    return Journal(HistoryLine(n, 5 * n - 5, 5, "0", 0.5, 1) for n in range(1, step + 1))
-
-
-@pytest.fixture
-def run(tmp_path: Path, alone: Rank) -> Run:
-    return Run(tmp_path, alone)
+from daybreak_trainer.checkpoint.layout import ATTEMPT, COMMIT, DATA, RECIPE, DataPosition
 
 
 def test_training_goes_on_while_a_save_is_written(run: Run, rules: list[Rule]) -> None:
@@ -182,105 +83,6 @@ def test_a_save_of_the_same_step_is_not_made_again(run: Run) -> None:
     assert checkpointer.save_now(run.at(4), run.tensors, journal(4)).step == 4
 
 
-@pytest.mark.parametrize("where", ["__0_0.distcp", ".metadata", "history", RECIPE, COMMIT])
-@pytest.mark.parametrize("operation", ["open", "write", "close"])
-def test_a_full_disk_costs_a_commit_and_nothing_else(
-    run: Run, rules: list[Rule], where: str, operation: gated_store.Operation
-) -> None:
-    """In the writer's thread, in any file of the save: it is counted and said, the commit before
-    stands, training and the next save go on."""
-    checkpointer = run.started(1)
-    run.save(checkpointer, 1)
-    checkpointer.wait()
-    rules.append(Rule(operation, where, gated_store.fill))
-    run.save(checkpointer, 2)
-    (outcome,) = checkpointer.wait()
-    assert outcome.commit is None
-    assert "No space left on device" in outcome.error
-    assert "attempt-0001/step-00000002" in outcome.error
-    assert (outcome.failures_in_a_row, outcome.give_up) == (1, False)
-    assert checkpointer.latest is not None
-    assert checkpointer.latest.step == 1
-    assert run.attempt(1).find().commit == checkpointer.latest
-    run.save(checkpointer, 3)
-    (outcome,) = checkpointer.wait()
-    assert outcome.failures_in_a_row == 0
-    checkpointer.close()
-    assert run.run.folders("attempt-0001") == ["step-00000001", "step-00000003"]
-    assert run.resumed(2) == 3
-
-
-def test_the_loop_is_told_when_to_give_up(run: Run, rules: list[Rule]) -> None:
-    """After so many failures in a row; and a save that must succeed raises."""
-    checkpointer = run.started(1)
-    rules.append(Rule("write", SHARD, gated_store.fill, times=100))
-    told = []
-    for step in range(1, FAILURES_IN_A_ROW + 1):
-        run.save(checkpointer, step)
-        told += [outcome.give_up for outcome in checkpointer.wait()]
-    assert told == [False] * (FAILURES_IN_A_ROW - 1) + [True]
-    with pytest.raises(StorageError, match="No space left"):
-        checkpointer.save_now(run.at(9), run.tensors, journal(9))
-
-
-def test_a_store_that_hangs_is_given_up(run: Run, rules: list[Rule]) -> None:
-    """Once, for the timeout; until it comes back saves and searches fail at once with the first
-    cause, and no save, wait or end of the process hangs with it. When it is back, so are
-    commits, also of the step that hung."""
-    gate = threading.Event()
-    rules.append(Rule("write", SHARD, gate.wait))
-    checkpointer = run.attempt(1, timeout_seconds=1.0)
-    checkpointer.begin(checkpointer.find())
-    cause = (
-        f"cannot write this rank's part of {run.run.url}/attempt-0001/step-00000001: "
-        "the store stands still, nothing moved for 1 s"
-    )
-    run.save(checkpointer, 1)
-    with pytest.raises(StorageError, match=cause):
-        checkpointer.save_now(run.at(2), run.tensors, journal(2))
-    mark = time.monotonic()
-    run.save(checkpointer, 3)
-    with pytest.raises(StorageError, match=f"the store has not answered since: {cause}"):
-        checkpointer.find()
-    checkpointer.close()
-    assert time.monotonic() - mark < 1.0
-    outcomes = checkpointer.poll()
-    assert [outcome.step for outcome in outcomes] == [1, 2, 3]
-    assert all(cause in outcome.error for outcome in outcomes)
-    assert [outcome.give_up for outcome in outcomes] == [False, False, True]
-    gate.set()
-    assert eventually_found(checkpointer).commit is None
-    assert checkpointer.save_now(run.at(1), run.tensors, journal(1)).step == 1
-    assert run.resumed(2) == 1
-
-
-def eventually_found(checkpointer: Checkpointer) -> Search:
-    """What a search finds once the store has answered what was given up."""
-    end = time.monotonic() + 10.0
-    while True:
-        try:
-            return checkpointer.find()
-        except StorageError:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-
-
-def test_a_slow_store_has_all_the_time_it_needs(run: Run, rules: list[Rule]) -> None:
-    """Each of its requests takes half of the timeout, and the save longer than that: what counts is
-    that something moves, and the caller can see it."""
-    rules.append(Rule("open", "step-00000001", lambda: time.sleep(0.7), times=4))
-    checkpointer = run.attempt(1, timeout_seconds=1.5)
-    checkpointer.begin(checkpointer.find())
-    run.save(checkpointer, 1)
-    mark, seen = time.monotonic(), set()
-    while not (outcomes := checkpointer.poll()):
-        seen.add(checkpointer.moved())
-        time.sleep(0.01)
-    assert time.monotonic() - mark > 1.5
-    assert outcomes[0].commit is not None
-    assert len(seen) > 3
-
-
 def test_a_roll_back_past_a_damaged_commit(run: Run) -> None:
     """In mid-attempt. What was passed over is taken back: the step is saved again when it is
     trained again, its parent is the commit gone back to, and a crash meanwhile goes on from that
@@ -306,19 +108,6 @@ def test_a_roll_back_past_a_damaged_commit(run: Run) -> None:
     checkpointer.close()
     assert run.run.folders("attempt-0001") == ["step-00000001", "step-00000003"]
     assert run.resumed(2) == 3
-
-
-def test_a_removal_that_fails_is_no_failed_save(run: Run, rules: list[Rule]) -> None:
-    """It is counted, and made up for after the next commit."""
-    checkpointer = run.started(1)
-    rules.append(Rule("remove", "step-00000001", gated_store.fill))
-    for step in range(1, 6):
-        run.save(checkpointer, step)
-        (outcome,) = checkpointer.wait()
-        assert outcome.commit is not None
-    checkpointer.close()
-    assert checkpointer.prune_failures == 1
-    assert run.run.folders("attempt-0001") == [f"step-{n:08d}" for n in (3, 4, 5)]
 
 
 def test_a_leftover_of_an_old_attempt_commits_nothing(run: Run) -> None:
