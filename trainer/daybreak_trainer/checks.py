@@ -75,7 +75,7 @@ class StepChecks:
                 "straggler_found",
                 level=logging.WARNING,
                 of_rank=straggler.rank,
-                worker=straggler.rank // self._rank.ranks_per_node,
+                worker=self._rank.workers[straggler.rank],
                 score=round(straggler.score, 3),
                 seconds_per_image=straggler.seconds,
                 typical_seconds_per_image=straggler.typical_seconds,

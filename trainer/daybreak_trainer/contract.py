@@ -171,7 +171,9 @@ class HealthSettings(Message):
     """When an attempt is no longer worth waiting for."""
 
     startup_seconds: float = Field(
-        default=1800.0, gt=0, description="From the ranks' start to their first step."
+        default=1800.0,
+        gt=0,
+        description="Longest time without a sign of progress before the first step.",
     )
     progress_seconds: float = Field(
         default=900.0, gt=0, description="Between two signs of progress after that."

@@ -29,6 +29,7 @@ from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.pipeline import Loader
+from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.models import flops, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
@@ -102,24 +103,21 @@ class Engine:
             Stream(stream.url, self.settings.storage_options(stream.role), stream.weight)
             for stream in self.settings.run.streams
         ]
-        corpus = open_corpus(streams, self.counters)
+        policy = RetryPolicy.within(self.settings.run.health.progress_seconds)
+        corpus = open_corpus(streams, self.counters, policy, columns=(IMAGE,))
         wanted = self.recipe.stages[0].resolution
         if corpus.resolution != wanted:
             raise DatasetError(
                 f"{streams[0].url}: images are {corpus.resolution} px, recipe.stages[0].resolution "
                 f"is {wanted}; prepare the dataset with --resolution {wanted} or change the recipe"
             )
-        if any(IMAGE not in [c.name for c in columns] for columns in corpus.buckets.values()):
-            raise DatasetError(
-                f"{streams[0].url}: there is no column {IMAGE}; training on other columns, such as "
-                "latents, is not built yet"
-            )
         patch = self.recipe.denoiser.patch_size
         for bucket in corpus.buckets:
             if any(side % patch for side in bucket_size(bucket)):
                 raise DatasetError(
                     f"bucket {bucket} of the data cannot be cut into patches of {patch} px "
-                    "(recipe.denoiser.patchSize); prepare the dataset at another resolution"
+                    "(recipe.denoiser.patchSize); prepare the dataset with --buckets --multiple "
+                    f"{patch}, or at a --resolution that {patch} divides"
                 )
         return corpus
 
@@ -199,8 +197,9 @@ class Engine:
         set_optimizer_state_dict(self.model, self.optimizers, optim_state_dict=tensors["optimizer"])
         return journal
 
-    def warm_up(self) -> None:
-        """Compiles every shape of the run before its first step; logs the attention kernel."""
+    def warm_up(self, done: Callable[[int], None]) -> None:
+        """Compiles every shape of the run before its first step; logs the attention kernel. `done`
+        hears how many shapes are done."""
         run, recipe = self.settings.run, self.recipe
         buckets = [bucket_size(name) for name in self.corpus.buckets]
         if self.rank.is_first:
@@ -215,7 +214,7 @@ class Engine:
         folder = self.storage.child(f"{run_folder(run.uid)}/compiled")
         key = artifacts_key(recipe.hash, run.compute, self.rank.device)
         units, artifacts = len(self.model.units), Artifacts(folder, key)
-        warm_up(self.step, shapes, units, self.rank, dist.group.WORLD, artifacts)
+        warm_up(self.step, shapes, units, self.rank, dist.group.WORLD, artifacts, done)
 
     def _log_attention(self, height: int, width: int) -> None:
         denoiser, patch = self.recipe.denoiser, self.recipe.denoiser.patch_size

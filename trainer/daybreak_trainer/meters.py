@@ -70,7 +70,8 @@ class Meters:
 
     def own_work(self, batch: Batch, waited_seconds: float) -> float:
         """Seconds of this rank's own work for an image since the last step; 0 without images."""
-        seconds = self._work.seconds(waited_seconds)
+        flops = batch.own * self._sample_flops(batch.bucket).model
+        seconds = self._work.seconds(waited_seconds, flops)
         return seconds / batch.own if batch.own else 0.0
 
     def self_test(self, results: Sequence[self_test.Result]) -> None:

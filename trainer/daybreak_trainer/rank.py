@@ -25,6 +25,7 @@ _PEER_LOST_SIGNS = (
     "Connection closed by peer",  # gloo
     "Connection reset by peer",
     "Broken pipe",
+    "Timed out waiting",
     "Application timeout caused pair closure",
     "Gloo connectFullMesh failed",
     "NCCL communicator was aborted",  # NCCL

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import FrameType
 
@@ -53,6 +54,8 @@ from daybreak_trainer.telemetry.metrics import train_metrics
 from daybreak_trainer.telemetry.phases import StepTimer
 
 _LEDGER_EVERY_SECONDS = 5.0
+_PATIENCE = timedelta(days=1)
+"""For ranks that do not come to a collective: their launcher finds them, and the one to blame."""
 
 
 class StopFlag:
@@ -150,19 +153,21 @@ class Trainer:
         self.finisher.check()
         self.test_devices()
         self.resume()
+        self._heed_stop()
         if self.step < self.recipe.total_steps:
             self.warm_up()
+            self._heed_stop()
         while self.step < self.recipe.total_steps:
             try:
                 self.train()
             except _RollBackError as error:
                 self.roll_back(str(error))
         self.commit()
-        if self._any_rank_stops():
-            self._leave()
+        self._heed_stop()
         self.engine.drop_cache()
         self.finisher.finish(self.step, self.engine.ema.shadow)
-        self.checkpointer.close()
+        with self._counting_bytes():
+            self.checkpointer.close()
         self.progress.done(self.ledger.seconds())
 
     def test_devices(self) -> None:
@@ -176,7 +181,7 @@ class Trainer:
         """Compiles what the steps need."""
         self.heartbeat.enter(Phase.COMPILING)
         with self.ledger.during("compile"):
-            self.engine.warm_up()
+            self.engine.warm_up(self.heartbeat.moved)
 
     def train(self) -> None:
         """Optimizer steps until the recipe's end."""
@@ -242,7 +247,7 @@ class Trainer:
         they were, and a commit of today's weights would be where it finds itself."""
         if self.checks.bad_steps:
             return
-        with self.ledger.during("checkpoint"):
+        with self.ledger.during("checkpoint"), self._counting_bytes():
             self.checkpointer.save(self.snapshot(), self.engine.tensors(), self.journal)
         self.due.began()
         self.save_is_owed = False
@@ -319,7 +324,7 @@ class Trainer:
     def resume(self) -> None:
         """Goes on from the newest good commit of the run's lineage, or from the beginning."""
         self.heartbeat.enter(Phase.RESTORING)
-        with self.ledger.during("restore"):
+        with self.ledger.during("restore"), self._counting_bytes():
             search = self.checkpointer.find()
             self.standing.skipped_checkpoints = tuple(search.skipped)
             self.checkpointer.begin(search)
@@ -354,7 +359,7 @@ class Trainer:
         """
         at = self.step
         self.heartbeat.enter(Phase.RESTORING)
-        with self.ledger.during("restore"):
+        with self.ledger.during("restore"), self._counting_bytes():
             search = self.checkpointer.find()
             if (commit := search.commit) is None:
                 raise NonFiniteLossError(f"{reason}, before anything was committed; {REMEDY}")
@@ -375,6 +380,10 @@ class Trainer:
                 reason=reason,
             )
 
+    def _counting_bytes(self) -> AbstractContextManager[None]:
+        """While ranks wait for a store, what it takes and gives is their progress."""
+        return self.heartbeat.counting(self.checkpointer.moved)
+
     def snapshot(self) -> TrainState:
         return self.state.snapshot(self.ledger.seconds())
 
@@ -382,7 +391,7 @@ class Trainer:
         """Saves and waits until the commit is real."""
         self.heartbeat.enter(Phase.CHECKPOINTING)
         self.progress.phase("Checkpointing")
-        with self.ledger.during("checkpoint"):
+        with self.ledger.during("checkpoint"), self._counting_bytes():
             self.checkpointer.save_now(self.snapshot(), self.engine.tensors(), self.journal)
         self.heed_saves()
         self.progress.phase("Training")
@@ -402,13 +411,16 @@ class Trainer:
             self.progress.committed(reference, outcome)
             if self.rank.is_first:
                 self.meters.stop_would_take(outcome, self.run_settings.grace_seconds)
-        if outcomes and outcomes[-1].give_up:
-            raise StorageError(outcomes[-1].error)
+        if outcomes and outcomes[-1].give_up and outcomes[-1].failure is not None:
+            raise outcomes[-1].failure
 
-    def _any_rank_stops(self) -> bool:
+    def _heed_stop(self) -> None:
+        """Between steps, where all ranks can wait for each other: leaves if any was asked to."""
         wish = torch.tensor(int(self.stop.is_set))
         dist.all_reduce(wish, dist.ReduceOp.MAX)
-        return bool(wish)
+        if wish:
+            self.commit()
+            self._leave()
 
     def _leave(self) -> None:
         """After the commit of a stop."""
@@ -419,7 +431,8 @@ class Trainer:
             seconds = time.monotonic() - self.stop.requested_at
             self.metrics.health.stop(seconds)
             log.event("stopped", step=reference.step, seconds=round(seconds, 2))
-        self.checkpointer.close()
+        with self._counting_bytes():
+            self.checkpointer.close()
         raise StopRequestedError(reference)
 
 
@@ -439,10 +452,9 @@ def main() -> int:
     log.configure(lambda: {**named, "step": standing.step})
     np.seterr(all="raise", under="ignore")
     heartbeat = Heartbeat(settings.work_dir, local)
-    patience = 2 * max(run.health.startup_seconds, run.health.progress_seconds)
     causes = restarts.read(os.environ)
     try:
-        with joined(timedelta(seconds=patience)) as rank:
+        with joined(_PATIENCE) as rank:
             Trainer(settings, rank, standing, stop, heartbeat, causes).run()
         record = ranks.done(number, standing)
     except (Exception, CheckpointException) as error:  # noqa: BLE001 (each becomes a record)

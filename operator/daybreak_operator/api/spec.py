@@ -202,7 +202,8 @@ class HealthPolicy(ApiModel):
     )
 
     startup_deadline: Duration = Field(
-        default="30m", description="From the start of a worker's ranks to their first step."
+        default="30m",
+        description="Longest time without a sign of progress before a worker's first step.",
     )
     progress_deadline: Duration = Field(
         default="15m", description="Between two signs of progress after the first step."

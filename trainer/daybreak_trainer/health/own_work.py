@@ -42,7 +42,7 @@ class ThreadWork:
         self._schedstat = schedstat if schedstat.exists() else None
         self._before = self._busy_seconds()
 
-    def seconds(self, data_wait_seconds: float, flops: float = 0.0) -> float:
+    def seconds(self, data_wait_seconds: float, flops: float) -> float:
         """Since the last call; `flops` do not matter."""
         now = self._busy_seconds()
         before, self._before = self._before, now
@@ -75,7 +75,7 @@ class DeviceWork:
         self._taken = deque([first_seconds], maxlen=_PROBES)
         self._steps = 0
 
-    def seconds(self, data_wait_seconds: float, flops: float = 0.0) -> float:
+    def seconds(self, data_wait_seconds: float, flops: float) -> float:
         """Of a step in which this rank computed `flops` and waited so long for its own data."""
         if self._steps % PROBE_EVERY_STEPS == 0:
             taken = self._probe.seconds()

@@ -63,7 +63,7 @@ def warm_up(
     rank: Rank,
     group: dist.ProcessGroup | None,
     artifacts: Artifacts,
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], None],
 ) -> None:
     """Rehearses all `shapes` on all ranks together, after loading what an earlier attempt compiled,
     and keeps what is new after each. `units` is how many blocks are compiled; `done` hears how many

@@ -39,13 +39,13 @@ def test_sleep_is_no_work_and_computing_is() -> None:
     """As in a collective, the thread sleeps; its own data wait is told by the caller."""
     clock = own_work(torch.device("cpu"))
     time.sleep(0.3)
-    assert clock.seconds(0.0) < 0.2
-    assert 0.5 <= clock.seconds(0.5) < 0.6
+    assert clock.seconds(0.0, STEP_FLOPS) < 0.2
+    assert 0.5 <= clock.seconds(0.5, STEP_FLOPS) < 0.6
     started = time.perf_counter()
     while time.perf_counter() - started < 0.2:
         pass
     # All of the wall clock: running, or ready while another process had the core.
-    assert clock.seconds(0.0) > 0.15
+    assert clock.seconds(0.0, STEP_FLOPS) > 0.15
 
 
 @pytest.mark.parametrize("schedstat", [SCHEDSTAT, Path("/proc/no-such-file")])
@@ -55,7 +55,7 @@ def test_a_kernel_without_statistics_is_no_failure(schedstat: Path) -> None:
     busy_until = time.thread_time() + 0.05
     while time.thread_time() < busy_until:
         pass
-    assert clock.seconds(0.0) > 0.04
+    assert clock.seconds(0.0, STEP_FLOPS) > 0.04
 
 
 def test_gpus_that_were_slow_from_the_start_or_wait_for_data_have_lower_scores() -> None:
