@@ -29,10 +29,10 @@ class StepChecks:
 
     def resumed(self, state: TrainState) -> None:
         """An incident shortly before the commit that is gone on from is still the same one."""
-        if state.skipped:
-            clean = state.step - state.skipped[-1].step
-            if clean < non_finite.CLEAN_STEPS:
-                self._non_finite = NonFinite(clean_steps=clean)
+        clean = state.step - state.skipped[-1].step if state.skipped else None
+        if clean is not None and clean >= non_finite.CLEAN_STEPS:
+            clean = None
+        self._non_finite = NonFinite(in_a_row=state.bad_steps, clean_steps=clean)
 
     @property
     def bad_steps(self) -> int:

@@ -58,12 +58,14 @@ class RunState:
         self.skipped = (*self.skipped, passed)
         return passed
 
-    def snapshot(self, ledger: Mapping[str, float]) -> TrainState:
+    def snapshot(self, ledger: Mapping[str, float], bad_steps: int) -> TrainState:
+        """`bad_steps` in a row had no finite gradient."""
         return TrainState(
             step=self.step,
             samples=self.samples,
             data=self.data,
             skipped=self.skipped,
+            bad_steps=bad_steps,
             training_seconds=self.training_seconds,
             ledger=dict(ledger),
             restarts=dict(self.restarts),

@@ -25,7 +25,7 @@ from daybreak_trainer import rank as ranks
 from daybreak_trainer import settings as pod_settings
 from daybreak_trainer.checkpoint.due import Due
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal
-from daybreak_trainer.checkpoint.layout import TrainState
+from daybreak_trainer.checkpoint.layout import Commit, TrainState
 from daybreak_trainer.checks import StepChecks
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.data.feed import DeviceFeed
@@ -231,14 +231,14 @@ class Trainer:
     def act(self, done: list[Agreed], agreement: StepAgreement) -> None:
         """What follows from a finished step; the same on all ranks."""
         self.record(done)
-        if any(agreed.stop for agreed in done):
-            self.record(agreement.drain())
-            self.commit()
-            self._leave()
         if self.due.by_steps(self.step) or any(agreed.checkpoint_due for agreed in done):
             self.save_is_owed = True
-        if self.save_is_owed:
-            self.record(agreement.drain())
+        if self.save_is_owed or any(agreed.stop for agreed in done):
+            rest = agreement.drain()
+            self.record(rest)
+            if any(agreed.stop for agreed in (*done, *rest)):
+                self.commit()
+                self._leave()
             self.save()
         self.heed_saves()
 
@@ -360,7 +360,7 @@ class Trainer:
         at = self.step
         self.heartbeat.enter(Phase.RESTORING)
         with self.ledger.during("restore"), self._counting_bytes():
-            search = self.checkpointer.find()
+            search = self.checkpointer.find(unwanted=_amid_bad_steps)
             if (commit := search.commit) is None:
                 raise NonFiniteLossError(f"{reason}, before anything was committed; {REMEDY}")
             self.checkpointer.begin(search)
@@ -385,7 +385,7 @@ class Trainer:
         return self.heartbeat.counting(self.checkpointer.moved)
 
     def snapshot(self) -> TrainState:
-        return self.state.snapshot(self.ledger.seconds())
+        return self.state.snapshot(self.ledger.seconds(), self.checks.bad_steps)
 
     def commit(self) -> None:
         """Saves and waits until the commit is real."""
@@ -434,6 +434,11 @@ class Trainer:
         with self._counting_bytes():
             self.checkpointer.close()
         raise StopRequestedError(reference)
+
+
+def _amid_bad_steps(commit: Commit) -> str | None:
+    """Made where a stop came among them: its weights are those of before it, and no older."""
+    return "it was made amid bad gradients" if commit.state.bad_steps else None
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -86,8 +86,9 @@ class Checkpointer:
 
     # --- Going on from a commit -----------------------------------------------------------------
 
-    def find(self) -> Search:
-        """The commit to resume from, its files verified; equal on every rank.
+    def find(self, unwanted: Callable[[Commit], str | None] = lambda _: None) -> Search:
+        """The commit to resume from, its files verified; equal on every rank. Where `unwanted` says
+        why, a commit is passed over.
 
         From now on workers of older attempts commit nothing more. Rank 0 walks the lineage, every
         rank reads a part of each candidate's files.
@@ -99,7 +100,7 @@ class Checkpointer:
         """
         self._saves.wait()
         mark = time.monotonic()
-        search = self._search()
+        search = self._search(unwanted)
         if search.commit is not None and self._rank.is_first:
             log.event(
                 "checkpoint_verified",
@@ -110,7 +111,7 @@ class Checkpointer:
             )
         return search
 
-    def _search(self) -> Search:
+    def _search(self, unwanted: Callable[[Commit], str | None]) -> Search:
         """A collective: rank 0 names candidates, and all read each one's files."""
         walking = lineage.searching(self._run, self._attempt + 1, self._expected)
         problem: str | None = None
@@ -126,7 +127,7 @@ class Checkpointer:
         claim = f"{attempt_folder(self._attempt)}/{CLAIM}"
         self._together.run_on_first(f"write {claim}", lambda: self._run.write(claim, b""))
         while not isinstance(found := self._together.run_on_first(looking, candidate), Search):
-            problem = self._damage(found)
+            problem = unwanted(found) or self._damage(found)
         return found
 
     def _damage(self, commit: Commit) -> str | None:

@@ -126,6 +126,9 @@ class TrainState(Message):
     samples: int = Field(ge=0, description="Samples that the weights were trained on.")
     data: DataPosition = DataPosition()
     skipped: tuple[SkippedRange, ...] = ()
+    bad_steps: int = Field(
+        default=0, description="Steps in a row without a finite gradient, up to this one."
+    )
     training_seconds: float = Field(default=0.0, description="Time in steps, over the whole run.")
     ledger: dict[str, float] = Field(
         default_factory=dict, description="Seconds by cause over the whole run (telemetry.ledger)."

@@ -72,3 +72,18 @@ def test_a_run_that_never_was_finite_has_nothing_to_go_back_to(bench: Bench) -> 
     codes = bench.attempt(1, 1, poisoned=positions(range(1, 1000)), health=HealthSettings())
     assert codes == [ExitCode.NON_FINITE]
     assert "before anything was committed" in bench.said(1, 0)
+
+
+def test_a_stop_amid_bad_steps_does_not_hide_where_to_go_back_to(bench: Bench) -> None:
+    """What a stop commits then has the weights of before the bad steps and no older: the next
+    attempt counts on from there, and goes back past it."""
+    limits = EVERY_FOUR_STEPS | {"health": HealthSettings(non_finite_steps=5)}
+    bad = positions(range(10, 15))
+    stopped = bench.attempt(1, 2, stop_at=11, poisoned=bad, **limits)
+    assert stopped == [ExitCode.CHECKPOINTED] * 2
+    # A save is due after step 12: there all steps are agreed on, and so is the stop.
+    assert (bench.commit(1).step, bench.commit(1).state.bad_steps) == (12, 3)
+    assert bench.attempt(2, 2, poisoned=bad, **limits) == [ExitCode.DONE] * 2
+    (passed,) = bench.commit(2).state.skipped
+    assert (passed.step, passed.start) == (8, 8 * BATCH)
+    assert [line.step for line in bench.journal(2)] == list(range(1, STEPS + 1))
