@@ -102,8 +102,14 @@ KILLS = {
 }
 
 
+ALWAYS_TESTED = {"staging", "writing", "before the commit", "in the commit", "in pruning"}
+
+
 @pytest.mark.training
-@pytest.mark.parametrize("phase", KILLS)
+@pytest.mark.parametrize(
+    "phase",
+    [p if p in ALWAYS_TESTED else pytest.param(p, marks=pytest.mark.e2e) for p in KILLS],
+)
 def test_a_rank_is_killed_in_a_save(
     fork_server: ForkServerContext, tmp_path: Path, phase: str
 ) -> None:
