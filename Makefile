@@ -25,7 +25,7 @@ demo: .venv/.ready ## train a model on a real control plane on this machine; RUN
 .PHONY: test
 test: .venv/.ready ## every test but the full fault matrix; under 15 minutes on 2 cores
 	@hack/setup.sh --test-tools
-	@$(VENV)/pytest -m "not e2e" $(ARGS)
+	@$(VENV)/pytest -m "not e2e" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: smoke
 smoke: .venv/.ready ## chart, run and dashboard on a cluster: DAYBREAK_E2E_KUBECONFIG, or a development cluster

@@ -133,8 +133,9 @@ def test_scaling_goes_on_with_the_same_global_batches(
     _same(journal, undisturbed)
 
 
+@pytest.mark.e2e
 @pytest.mark.training
-@pytest.mark.parametrize("damage", ["flipped", pytest.param("uncommitted", marks=pytest.mark.e2e)])
+@pytest.mark.parametrize("damage", ["flipped", "uncommitted"])
 def test_a_damaged_checkpoint_is_passed_over(
     bench: Bench, undisturbed: list[dict[str, Any]], damage: str
 ) -> None:

@@ -12,7 +12,8 @@ storage, can spoil nothing.
 
 from __future__ import annotations
 
-from typing import Final, Literal, Self
+import json
+from typing import Any, Final, Literal, Self
 
 import xxhash
 from pydantic import Field
@@ -26,7 +27,7 @@ HISTORY = "history.jsonl.gz"
 RECIPE = "recipe.json"
 DATA = "data.json"
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of a checkpoint: what is in which file. Another number is refused by name, never guessed at."""
 
 
@@ -71,7 +72,7 @@ class SealedMessage(Message):
 
     def sealed(self) -> Self:
         """This message with its digest."""
-        return self.model_copy(update={"digest": self._digest()})
+        return self.model_copy(update={"digest": _digest(json.loads(self.to_json()))})
 
     def seal(self) -> bytes:
         """The file's content."""
@@ -79,15 +80,26 @@ class SealedMessage(Message):
 
     @classmethod
     def unseal(cls, raw: bytes) -> Self:
-        """Raises ValueError where the content is not what `seal` made."""
-        message = cls.model_validate_json(raw)
-        if message.digest != message._digest():
+        """Raises ValueError where the content is not what `seal` made, or is not for this class."""
+        if not is_whole(raw):
             raise ValueError("its digest is another's")
-        return message
+        return cls.model_validate_json(raw)
 
-    def _digest(self) -> str:
-        plain = self.model_copy(update={"digest": ""}).to_json()
-        return str(xxhash.xxh64(plain.encode()).hexdigest())
+
+def is_whole(raw: bytes) -> bool:
+    """Whether a sealed file has the content that its digest was taken of, by whatever version."""
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and document.get("digest") == _digest(document)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of what is in the file, not of a message read from it: a field that is new since then has a
+    default there, which the file does not hold."""
+    plain = json.dumps(document | {"digest": ""}, sort_keys=True, separators=(",", ":"))
+    return str(xxhash.xxh64(plain.encode()).hexdigest())
 
 
 class Attempt(SealedMessage):
@@ -147,7 +159,7 @@ class TrainState(Message):
 class Commit(SealedMessage):
     """`COMMIT.json`: everything needed to trust a checkpoint and to go on from it."""
 
-    format: Literal[2]
+    format: Literal[3]
     uid: str
     attempt: int
     parent: CommitPoint | None = Field(

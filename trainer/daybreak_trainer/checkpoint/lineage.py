@@ -24,6 +24,7 @@ from daybreak_trainer.checkpoint.layout import (
     Commit,
     CommitPoint,
     attempt_folder,
+    is_whole,
 )
 from daybreak_trainer.checkpoint.storage import Storage
 
@@ -185,12 +186,18 @@ def read_commit(run: Storage, point: CommitPoint, uid: str) -> Commit | str:
         return f"it has no {COMMIT}, so it was never finished"
     try:
         commit = Commit.unseal(raw)
-    except ValueError:
+    except ValueError as error:
         if (number := _format(raw)) not in (None, FORMAT):
             raise ChangedError(
                 f"checkpoint {run.url}/{point.folder} has format {number} and this version of "
                 f"Daybreak reads format {FORMAT}; go on with the image that wrote it, or start a "
                 "new run"
+            ) from None
+        if is_whole(raw):
+            raise ChangedError(
+                f"checkpoint {run.url}/{point.folder}: its {COMMIT} is whole and was written by "
+                f"another version of Daybreak, which this one cannot read ({error}); go on with "
+                "the image that wrote it, or start a new run"
             ) from None
         return f"its {COMMIT} is damaged"
     if commit.uid != uid:

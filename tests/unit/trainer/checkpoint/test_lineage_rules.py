@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daybreak_trainer.checkpoint import lineage, verify
+from daybreak_trainer.checkpoint import layout, lineage, verify
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
@@ -211,7 +212,7 @@ def test_a_change_that_nothing_explains_is_refused_by_hash(run: Storage) -> None
         found(run, expected=expected)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 4])
 def test_another_format_is_refused(run: Storage, number: int) -> None:
     """What an older or a newer version wrote is not passed over: that would begin afresh."""
     started(run, 1, None)
@@ -309,3 +310,38 @@ def test_an_attempt_that_never_said_its_origin_is_stepped_over(run: Storage) -> 
     search = found(run)
     assert search.commit is not None
     assert search.commit.point == CommitPoint(attempt=1, step=10)
+
+
+def sealed_by_another_version(run: Storage, change: Callable[[dict[str, Any]], None]) -> Storage:
+    """A commit whose writer knew other fields."""
+    started(run, 1, None)
+    folder = committed(run, 1, 10)
+    document = json.loads(folder.read(COMMIT))
+    change(document)
+    document["digest"] = layout._digest(document)
+    folder.write(COMMIT, json.dumps(document).encode())
+    return folder
+
+
+def test_a_commit_that_lacks_what_is_new_is_gone_on_from(run: Storage) -> None:
+    """Its digest is of what it holds, so a field that has a default since then is no damage."""
+
+    def change(document: dict[str, Any]) -> None:
+        del document["state"]["badSteps"]
+
+    sealed_by_another_version(run, change)
+    search = found(run)
+    assert search.skipped == []
+    assert search.commit is not None
+    assert search.commit.state.bad_steps == 0
+
+
+def test_a_whole_commit_that_cannot_be_read_is_refused(run: Storage) -> None:
+    """It is no damage: passing it over would train the run again from its start."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["state"]["newer"] = 1
+
+    sealed_by_another_version(run, change)
+    with pytest.raises(ChangedError, match="whole and was written by another version"):
+        found(run)

@@ -53,6 +53,7 @@ def start(
     return [process.exitcode for process in processes], seen
 
 
+@pytest.mark.e2e
 @pytest.mark.training
 def test_four_ranks_two_three_and_four_again(
     fork_server: ForkServerContext, tmp_path: Path

@@ -88,6 +88,7 @@ def test_while_it_draws(training: TrainingRun, undisturbed: Samples) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.e2e
 def test_again_and_again(training: TrainingRun, undisturbed: Samples) -> None:
     """Without a commit in between, the attempt ends as the crash did after the restarts it has; the
     next goes on from the commit that there was."""

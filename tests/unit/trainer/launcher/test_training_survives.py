@@ -20,7 +20,7 @@ from daybreak_trainer.health.heartbeat import Beat, read
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.e2e]
 
 STEPS = 120
 RECIPE = resolve(

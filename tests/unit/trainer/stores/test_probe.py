@@ -187,6 +187,7 @@ def test_an_endpoint_that_is_not_there_may_come(run: Run, endpoint: str, said: s
     assert not isinstance(caught.value, StorageRefusedError)
 
 
+@pytest.mark.e2e
 def test_a_store_that_never_answers_is_given_up_in_time(tmp_path: Path, own_s3: S3Server) -> None:
     """As patient as a real run is: within 30 s."""
     run = Run(tmp_path, own_s3)
