@@ -12,7 +12,6 @@ from training_pods import EVERY, STEPS, Samples, TrainingRun, last_shard, strike
 from worker_pods import Pod
 
 from daybreak_trainer.contract import ExitCode, StreamSettings, Termination
-from daybreak_trainer.health.heartbeat import Phase
 
 pytestmark = pytest.mark.training
 
@@ -78,17 +77,33 @@ def test_a_store_that_hangs_under_a_save(
 
 
 def test_a_data_store_that_hangs(training: TrainingRun, undisturbed: Samples) -> None:
-    """In the middle of training: the shard that is waited for is named."""
+    """In the middle of training, for good: the ranks end before the watchdog has to end them, name
+    the shard, and the next attempt goes on from the last commit."""
     shard, step = last_shard(training.dataset)
     streams = (StreamSettings(url=f"gated://{training.dataset}", role="data-0"),)
     often = {"checkpoint_interval_steps": 3, "streams": streams}
-    with training.attempt(Fault("read", shard.name, "hold"), health=HEALTH, **often) as pod:
+    lasting = Fault("read", shard.name, "hold", times=10_000)
+    with training.attempt(lasting, health=HEALTH | {"rankRestarts": 0}, **often) as pod:
         pod.rank()
-        termination = hung(pod)
-    assert f"the rank has been at '{Phase.DATA}' (shard " in termination.message
-    assert f"{shard.name}: " in termination.message
-    assert termination.step == step - 1
+        code, termination = pod.end()
+    assert (code, termination.reason) == (ExitCode.FAILED, "DataUnavailable")
+    assert shard.name in termination.message
+    assert "did not arrive in" in termination.message
     start = training.complete(streams=streams).resumed_from
     assert start is not None
     assert start.step == (step - 1) // 3 * 3 > 0
+    assert training.samples() == undisturbed
+
+
+@pytest.mark.e2e
+def test_a_request_for_data_that_hangs_is_made_again(
+    training: TrainingRun, undisturbed: Samples
+) -> None:
+    """Once is an accident of the network: nothing is restarted."""
+    shard, _ = last_shard(training.dataset)
+    streams = (StreamSettings(url=f"gated://{training.dataset}", role="data-0"),)
+    with training.attempt(Fault("read", shard.name, "hold"), health=HEALTH, streams=streams) as pod:
+        pod.rank()
+        code, _ = pod.end()
+    assert code == ExitCode.DONE
     assert training.samples() == undisturbed
