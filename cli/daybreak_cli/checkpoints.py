@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from daybreak_cli.errors import CommandError, said_plainly
 
@@ -54,7 +54,7 @@ def list_checkpoints(
     if as_json:
         typer.echo(json.dumps([_document(entry) for entry in found], indent=2))
         return
-    table = Table("run", "attempt", "step", "state", "size", "age", "")
+    table = Table(Column("run", overflow="fold"), "attempt", "step", "state", "size", "age", "")
     for entry in found:
         table.add_row(
             entry.uid,
@@ -66,6 +66,9 @@ def list_checkpoints(
             "tip" if entry.is_tip else "",
         )
     console.print(table)
+    for entry in found:
+        if entry.problem:
+            typer.echo(f"{entry.uid} {entry.point.folder}: {entry.problem}")
 
 
 @app.command()

@@ -85,7 +85,7 @@ def down(state_dir: StateDir = None) -> None:
 @said_plainly
 def prepare(
     source: Annotated[str, typer.Argument(help="`digits`, `shapes`, or a folder of images.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    out: Annotated[Path, typer.Argument(help="Local folder to write, new or empty.")],
     resolution: Annotated[
         int | None, typer.Option(min=1, help="Side of the images in pixels; a folder needs it.")
     ] = None,
@@ -111,6 +111,12 @@ def prepare(
     from daybreak_trainer.data.errors import DatasetError
     from daybreak_trainer.prepare.prepare import prepare as prepare_dataset
 
+    for place in (source, str(out)):
+        if ":/" in place:
+            raise CommandError(
+                f"{place}: prepare reads and writes local folders; write one and copy it to the "
+                "store, for S3 with: aws s3 sync OUT s3://bucket/folder"
+            )
     try:
         with _bar("samples") as (bar, task):
             card = prepare_dataset(
