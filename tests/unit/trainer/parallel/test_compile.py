@@ -77,6 +77,7 @@ def attempt(
 
 
 @pytest.mark.training
+@pytest.mark.e2e
 def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_path: Path) -> None:
     """On a fresh disk the second attempt finds all that the first compiled; where
     the file is damaged it compiles again, says so, and mends the file."""
@@ -99,6 +100,7 @@ def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_p
 
 
 @pytest.mark.training
+@pytest.mark.e2e
 def test_an_attempt_that_dies_has_not_compiled_in_vain(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
