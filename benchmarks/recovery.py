@@ -12,6 +12,8 @@ checkpoint interval.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -70,6 +72,10 @@ def measure(place: Playground) -> dict[str, list[float]]:
         RUN,
         recipe={"preset": "smoke", "stages": [stage]},
         data={"streams": [claims]},
+        checkpoint={
+            "persistentVolumeClaim": {"claimName": "checkpoints", "subPath": RUN},
+            "interval": "3s",
+        },
         failurePolicy={"maxRestarts": 1000},
     )
     kinds: dict[str, Callable[[Playground], None]] = {
@@ -101,7 +107,12 @@ def one(place: Playground, fault: Callable[[Playground], None]) -> float:
 def kill_rank(place: Playground) -> None:
     """SIGKILL of the rank in the last worker's pod."""
     pod = place.pods(RUN)[-1]
-    faults.kill_process(place.cluster, NAMESPACE, pod, match="RANK=1")
+    # The launcher forks its rank: of the two, the rank is the younger.
+    launcher, *_, rank = faults.processes(
+        place.cluster, NAMESPACE, pod, match="daybreak_trainer.launch"
+    )
+    assert rank != launcher, "the launcher has no rank"
+    os.kill(rank, signal.SIGKILL)
 
 
 def lose_pod(place: Playground) -> None:
