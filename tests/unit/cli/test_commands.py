@@ -116,3 +116,17 @@ def test_down_without_a_cluster_is_fine(tmp_path: Path) -> None:
     code, said = run("down", "--state-dir", tmp_path / "none")
     assert code == 0
     assert "there was no cluster" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "out"), [("digits", "s3://bucket/digits"), ("s3://bucket/photos", "here")]
+)
+def test_prepare_says_that_it_wants_local_folders(
+    source: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL is refused before anything is read or written, with the way to copy the result."""
+    monkeypatch.chdir(tmp_path)
+    code, said = run("prepare", source, out)
+    assert code != 0
+    assert "aws s3 sync" in said
+    assert list(tmp_path.iterdir()) == []
