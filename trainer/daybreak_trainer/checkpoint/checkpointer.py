@@ -81,8 +81,6 @@ class Checkpointer:
         self._publisher = Publisher(self._run, expected, attempt, self._together)
         self._saves = Saves(self._publisher, self._together, self._prune)
         self._versions = versions()
-        self.prune_failures = 0
-        """Times that old checkpoints could not be removed."""
 
     # --- Going on from a commit -----------------------------------------------------------------
 
@@ -272,5 +270,4 @@ class Checkpointer:
                 retention.remove(self._run, point)
                 log.event("checkpoint_removed", checkpoint=point.folder)
         except Exception as error:  # noqa: BLE001 (the commit is real all the same)
-            self.prune_failures += 1
             log.event("checkpoint_removal_failed", level=logging.WARNING, error=str(error))
