@@ -104,6 +104,11 @@ class TrainingRun:
         self.known |= found.keys()
         return [found[point] for point in sorted(found, key=lambda point: point.order)]
 
+    def is_under_way(self, beat: Beat) -> bool:
+        """A condition of `strike`: in the middle of training, and there is a commit to go on from.
+        The one of step `EVERY` may long be in flight, but step 2 * `EVERY` waits for it."""
+        return beat.step > EVERY + EVERY // 2 and bool(self.commits())
+
     def steps(self, attempt: int) -> list[int]:
         """Of its commits."""
         return [commit.step for commit in self.commits() if commit.attempt == attempt]

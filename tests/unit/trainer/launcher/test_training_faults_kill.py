@@ -60,7 +60,7 @@ def test_in_a_save(training: TrainingRun, undisturbed: Samples, fault: Fault) ->
 def test_while_it_restores(training: TrainingRun, undisturbed: Samples) -> None:
     """The commit that it was reading is read once more."""
     with training.attempt(health={"rankRestarts": 0}) as pod:
-        strike(pod, signal.SIGKILL, lambda beat: beat.step > EVERY + EVERY // 2)
+        strike(pod, signal.SIGKILL, training.is_under_way)
         code, termination = pod.end()
     assert (code, termination.reason) == (ExitCode.KILLED, "RankKilled")
     newest = training.commits()[-1].step
@@ -87,7 +87,6 @@ def test_while_it_draws(training: TrainingRun, undisturbed: Samples) -> None:
     assert (training.folder / "models/run/samples.png").exists()
 
 
-@pytest.mark.e2e
 @pytest.mark.e2e
 def test_again_and_again(training: TrainingRun, undisturbed: Samples) -> None:
     """Without a commit in between, the attempt ends as the crash did after the restarts it has; the
@@ -127,7 +126,7 @@ def test_a_node_is_lost(training: TrainingRun, undisturbed: Samples, victim: int
     """The launcher is killed, and its rank with it: the other pod ends soon, and says whose fault
     it was not. The next attempt goes on."""
     with training.pods(2, **ONCE) as pods:
-        await_beat(pods[victim], lambda beat: beat.step > EVERY + EVERY // 2)
+        await_beat(pods[victim], training.is_under_way)
         pods[victim].signal(signal.SIGKILL)
         mark = time.monotonic()
         code, termination = pods[1 - victim].end()
