@@ -80,8 +80,8 @@ def test_a_store_that_hangs_under_a_save(
 
 def test_a_data_store_that_hangs(training: TrainingRun, undisturbed: Samples) -> None:
     """In the middle of training, for good: the ranks end before the watchdog has to end them, name
-    the shard, and the next attempt goes on from the last commit. The last save that was due may have
-    been in flight just then."""
+    the shard, and the next attempt goes on from the last commit. The last save that was due may
+    have been in flight just then."""
     shard, step = last_shard(training.dataset)
     streams = (StreamSettings(url=f"gated://{training.dataset}", role="data-0"),)
     interval = 3
