@@ -149,3 +149,14 @@ def test_the_recipe_is_fixed_and_the_size_is_not(cluster: Cluster, namespace: st
     stored = json.loads(cluster.kubectl("get", "trun/valid", "-n", namespace, "-o", "json").stdout)
     assert stored["spec"]["workers"]["nodes"] == 3
     assert stored["spec"]["recipe"] == {"preset": "digits"}
+
+
+def test_null_switches_a_trick_off(cluster: Cluster, namespace: str) -> None:
+    """Where the recipe lets a field be null, the API server keeps the null: it says "off" to what
+    the preset has on, and is not the same as saying nothing."""
+    body = changed("spec.recipe.objective", {"routing": None, "masking": {"share": 0.5}})
+    created = create(cluster, namespace, body, dry=False)
+    assert "created" in created
+    stored = cluster.kubectl("get", "-n", namespace, "trun/valid", "-o", "json").stdout
+    objective = json.loads(stored)["spec"]["recipe"]["objective"]
+    assert objective == {"routing": None, "masking": {"share": 0.5}}

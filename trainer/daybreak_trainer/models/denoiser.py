@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_prx import PRXTransformer2DModel
 from torch import nn
 
 from daybreak_trainer.models.attention import SmallMaskAttention
-from daybreak_trainer.recipe.model import Denoiser as DenoiserRecipe
+from daybreak_trainer.recipe.denoiser import Denoiser as DenoiserRecipe
 
 CHANNELS = 3
 

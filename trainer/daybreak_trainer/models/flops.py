@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from daybreak_trainer.models.denoiser import CHANNELS
-from daybreak_trainer.recipe.model import Denoiser, Recipe
+from daybreak_trainer.recipe import Recipe
+from daybreak_trainer.recipe.denoiser import Denoiser
 
 _TIME_FEATURES = 256
 """Width of the sinusoidal timestep features (diffusers' PRX)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from daybreak_trainer.recipe import RecipeError
-from daybreak_trainer.recipe.model import Text
+from daybreak_trainer.recipe.text import Text
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 

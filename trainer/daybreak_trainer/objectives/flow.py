@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from daybreak_trainer.recipe.model import Objective
+from daybreak_trainer.recipe.objective import Objective
 
 _NOISE_STREAM = b"noise"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.optim.muon import Matrix, Muon
-from daybreak_trainer.recipe.model import Optimizer
+from daybreak_trainer.recipe.optimizer import Optimizer
 
 
 def build(model: TextToImage, recipe: Optimizer) -> list[torch.optim.Optimizer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from daybreak_trainer.recipe.model import Schedule
+from daybreak_trainer.recipe.optimizer import Schedule
 
 
 def factor(schedule: Schedule, step: int, total_steps: int) -> float:

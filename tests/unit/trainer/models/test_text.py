@@ -38,7 +38,7 @@ from daybreak_trainer.models.text import (
     word_tokenizer,
 )
 from daybreak_trainer.recipe import RecipeError
-from daybreak_trainer.recipe.model import Text
+from daybreak_trainer.recipe.text import Text
 
 WORDS = ["red", "circle", "a"]
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.objectives.flow import Draws
 from daybreak_trainer.recipe import resolve
-from daybreak_trainer.recipe.model import Objective
+from daybreak_trainer.recipe.objective import Objective
 
 CPU = torch.device("cpu")
 BASE = resolve({"preset": "smoke"}).objective

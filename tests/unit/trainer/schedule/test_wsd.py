@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daybreak_trainer.recipe.model import Schedule
+from daybreak_trainer.recipe.optimizer import Schedule
 from daybreak_trainer.schedule.wsd import factor
 
 SCHEDULES = st.builds(

@@ -1,0 +1,97 @@
+"""What must hold between the parts of a recipe: each rule names the field and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from daybreak_trainer.recipe.model import Recipe
+
+_TOLERANCE = 1e-6
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError with the first thing that does not fit."""
+    for problem in problems(recipe):
+        raise ValueError(problem)
+
+
+def problems(recipe: Recipe) -> Iterator[str]:
+    """Everything that does not fit, one sentence each."""
+    yield from _stages(recipe)
+    yield from _blocks(recipe)
+    yield from _space(recipe)
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    side = recipe.pixels_per_token
+    for number, stage in enumerate(recipe.stages):
+        if stage.resolution % side:
+            yield (
+                f"stages[{number}].resolution ({stage.resolution}) must be a multiple of "
+                + _of_what(recipe)
+            )
+    first = recipe.stages[0]
+    if first.warmup_steps:
+        yield "stages[0].warmupSteps: the first stage's warm-up is schedule.warmupSteps; leave it 0"
+    shares = [stage.share for stage in recipe.stages if stage.share is not None]
+    if shares and len(shares) < len(recipe.stages):
+        yield (
+            "stages: some have steps and some a share of the run's time; give all of them one or "
+            "all the other"
+        )
+    elif shares and abs(sum(shares) - 1.0) > _TOLERANCE:
+        yield f"stages: their shares add up to {sum(shares):g}; make it 1"
+    if recipe.schedule.cooldown_share >= 1.0:
+        yield "schedule.cooldownShare: 1 leaves no time to train at the full rate; lower it"
+
+
+def _of_what(recipe: Recipe) -> str:
+    patch = f"denoiser.patchSize ({recipe.denoiser.patch_size})"
+    if recipe.latent is None:
+        return patch
+    return f"{patch} times latent.downsampling ({recipe.latent.downsampling})"
+
+
+def _blocks(recipe: Recipe) -> Iterator[str]:
+    objective, depth = recipe.objective, recipe.denoiser.depth
+    routing, alignment, masking = objective.routing, objective.alignment, objective.masking
+    if routing is not None and routing.last >= depth:
+        yield (
+            f"objective.routing.last ({routing.last}) must be below denoiser.depth ({depth}): "
+            "blocks count from 0"
+        )
+    if alignment is not None and alignment.layer >= depth:
+        yield (
+            f"objective.alignment.layer ({alignment.layer}) must be below denoiser.depth "
+            f"({depth}): blocks count from 0"
+        )
+    if routing is not None and masking is not None:
+        yield "objective: routing and masking both leave tokens out; set one of them to null"
+    if alignment is not None and alignment.projector == "conv":
+        if masking is not None:
+            yield (
+                "objective.alignment.projector: conv needs all tokens and objective.masking drops "
+                "some; use mlp"
+            )
+        if routing is not None and routing.first <= alignment.layer <= routing.last:
+            yield (
+                f"objective.alignment.layer ({alignment.layer}) lies among the routed blocks "
+                f"{routing.first} to {routing.last}, where tokens are missing and projector: conv "
+                f"needs them all; use mlp, or a layer below {routing.first}"
+            )
+
+
+def _space(recipe: Recipe) -> Iterator[str]:
+    objective = recipe.objective
+    if objective.perceptual and recipe.latent is not None:
+        yield "objective.perceptual compares images, and recipe.latent has none; leave it out"
+    if objective.perceptual and objective.prediction != "x":
+        yield "objective.perceptual compares predicted images; it needs objective.prediction: x"
+    if objective.noise_scale != 1.0 and recipe.latent is not None:
+        yield "objective.noiseScale: the pipelines for latents start from unit noise; leave it 1"
+    if objective.masking is not None and recipe.denoiser.kind != "prx":
+        yield "objective.masking is built for denoiser.kind: prx; set it to null"
+    if recipe.text.length_buckets and recipe.text.padding != "longest":
+        yield "text.lengthBuckets saves nothing with text.padding: max; set padding to longest"
