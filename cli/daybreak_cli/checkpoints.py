@@ -143,14 +143,19 @@ def prune(
 def _open(
     url: str, option: list[str] | None, options_file: Path | None
 ) -> tuple[Storage, list[Entry]]:
-    """The storage and what is below the URL; there is something, or CommandError says so."""
+    """The storage and what is below the URL; there is something, or CommandError says so.
+
+    What does not answer now is given up soon; the work that follows on a store that did is long,
+    and has the trainer's patience.
+    """
     from daybreak_trainer.checkpoint.inventory import Place, entries
     from daybreak_trainer.checkpoint.storage import Storage
+    from daybreak_trainer.stores.patience import AT_A_TERMINAL
 
-    place = Place.parse(url)
+    place, options = Place.parse(url), _options(option or [], options_file)
     with _plain_storage_errors():
-        root = Storage(place.root, _options(option or [], options_file))
-        found = list(entries(root, place))
+        found = list(entries(Storage(place.root, options, AT_A_TERMINAL), place))
+        root = Storage(place.root, options)
     if not found:
         raise CommandError(_nothing(url, place))
     return root, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from daybreak_trainer.checkpoint.layout import (
     run_folder,
 )
 from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.stores.patience import Patience
 
 
 def called(*arguments: str | Path) -> tuple[int, str, str]:
@@ -221,6 +223,24 @@ def test_what_a_bucket_holds(s3: S3Server, tmp_path: Path) -> None:
     code, _, err = called("ls", root.url, *given, *wrong)
     assert code != 0
     assert root.url in err.replace("\n", "")
+
+
+def test_a_wrong_endpoint_is_said_soon() -> None:
+    """A person waits: the command ends with what the store's client says while a trainer would
+    still be patient."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+    keys = ("key=a", "secret=b", f"endpoint_url={endpoint}")
+    mark = time.monotonic()
+    code, _, err = called(
+        "ls", "s3://bucket/folder", *(word for key in keys for word in ("--option", key))
+    )
+    seconds = time.monotonic() - mark
+    assert code == 1
+    said = err.replace("\n", "")
+    assert "s3://bucket/folder: cannot list" in said
+    assert endpoint in said
+    assert seconds < Patience().total_seconds
 
 
 @pytest.mark.parametrize(

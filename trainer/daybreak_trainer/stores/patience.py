@@ -61,3 +61,5 @@ class Patience:
 
 PROBE = Patience(connect_seconds=3.0, silence_seconds=7.0, total_seconds=8.0)
 """For the question at the start whether a store works at all."""
+AT_A_TERMINAL = Patience(connect_seconds=3.0, silence_seconds=6.0, total_seconds=3.0)
+"""For a person who waits and can ask again: a wrong endpoint is said within about ten seconds."""
