@@ -4,6 +4,9 @@ and the commands that talk to a cluster work without the trainer's dependencies.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +37,34 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
 app.add_typer(checkpoints.app, name="checkpoints")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(", ".join(_versions()))
+        raise typer.Exit
+
+
+def _versions() -> Iterator[str]:
+    """Of Daybreak, and of what decides most about a run where it is installed; imports nothing."""
+    for package in ("daybreak", "torch", "diffusers"):
+        with suppress(PackageNotFoundError):
+            yield f"{package} {version(package)}"
+
+
+@app.callback()
+def main(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions and exit."
+        ),
+    ] = False,
+) -> None: ...
+
+
 console = Console()
+_MOST_NAMED = 10
 
 StateDir = Annotated[
     Path | None, typer.Option(help="Where the cluster keeps its files; default: build/devcluster.")
@@ -102,6 +132,24 @@ def prepare(
             "patch size must divide them.",
         ),
     ] = None,
+    encoding: Annotated[
+        Literal["png", "jpeg"] | None,
+        typer.Option(
+            help="How images are stored; if not given, jpeg for a folder and png for a generator.",
+        ),
+    ] = None,
+    jpeg_quality: Annotated[int, typer.Option(min=1, max=100, help="Of --encoding jpeg.")] = 92,
+    shard_size: Annotated[
+        str,
+        typer.Option(metavar="BYTES", help="Most bytes of a shard, such as 128MB or 64MiB."),
+    ] = "4MiB",
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            help="Leave out images that cannot be decoded, and list them in OUT/skipped.json.",
+        ),
+    ] = False,
 ) -> None:
     """Write a dataset of MDS shards with hashes.
 
@@ -110,7 +158,9 @@ def prepare(
     """
     from daybreak_trainer.data.errors import DatasetError
     from daybreak_trainer.prepare.prepare import prepare as prepare_dataset
+    from daybreak_trainer.prepare.unreadable import reported
 
+    shard_bytes = _bytes("--shard-size", shard_size)
     for place in (source, str(out)):
         if ":/" in place:
             raise CommandError(
@@ -127,11 +177,38 @@ def prepare(
                 seed=seed,
                 in_buckets=buckets,
                 multiple=multiple,
+                encoding=encoding,
+                jpeg_quality=jpeg_quality,
+                shard_bytes=shard_bytes,
+                skip_unreadable=skip_unreadable,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except DatasetError as error:
         raise CommandError(str(error)) from None
     console.print(f"{out}: {card.samples} samples of {card.resolution} px")
+    _say_skipped(reported(out), out)
+
+
+def _bytes(option: str, text: str) -> int:
+    """A number of bytes: 128MB, 64MiB, 4194304."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise CommandError(f"{option} {text}: not a number of bytes, such as 128MB") from None
+
+
+def _say_skipped(skipped: list[dict[str, str]], out: Path) -> None:
+    if not skipped:
+        return
+    typer.echo(
+        f"{len(skipped)} unreadable images were left out ({out / 'skipped.json'}):", err=True
+    )
+    for entry in skipped[:_MOST_NAMED]:
+        typer.echo(f"  {entry['file']}: {entry['error']}", err=True)
+    if len(skipped) > _MOST_NAMED:
+        typer.echo(f"  and {len(skipped) - _MOST_NAMED} more", err=True)
 
 
 @app.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from daybreak_cli.main import app
@@ -56,6 +58,56 @@ def test_prepare_writes_a_dataset_and_overwrites_none(tmp_path: Path) -> None:
     code, said = run("prepare", "digits", out)
     assert code == 2
     assert "exists already; choose another folder" in said
+
+
+def test_the_version_is_one_line() -> None:
+    """For a bug report."""
+    code, said = run("--version")
+    assert code == 0
+    assert re.fullmatch(r"daybreak \S+, torch \S+, diffusers \S+", said)
+
+
+def test_prepare_says_what_it_left_out(tmp_path: Path) -> None:
+    """How many, some by name, and where all are; without the flag, that there is one."""
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    for number in range(14):
+        file = source / f"{number:02d}.png"
+        file.write_bytes(b"no image")
+        file.with_suffix(".txt").write_text("a")
+    Image.new("RGB", (16, 16)).save(source / "13.png")
+    code, said = run("prepare", source, out, "--resolution", "16")
+    assert code == 2
+    assert "00.png" in said
+    assert "--skip-unreadable" in said
+    code, said = run("prepare", source, out, "--resolution", "16", "--skip-unreadable")
+    assert code == 0
+    assert "1 samples of 16 px" in said
+    assert "13 unreadable images were left out" in said
+    assert "09.png" in said
+    assert "10.png" not in said
+    assert "and 3 more" in said
+    assert len(json.loads((out / "skipped.json").read_text())) == 13
+
+
+@pytest.mark.parametrize(("size", "most"), [("16KiB", 16384), ("8kB", 8000)])
+def test_shards_are_as_large_as_asked_for(size: str, most: int, tmp_path: Path) -> None:
+    """With a unit: none is larger, and they are nearly full."""
+    arguments = ("prepare", "digits", tmp_path / "out", "--count", "40", "--shard-size")
+    code, said = run(*arguments, size)
+    assert code == 0, said
+    first, *others = (file.stat().st_size for file in sorted((tmp_path / "out").glob("*.mds")))
+    assert most // 2 < first <= most
+    assert all(size <= most for size in others)
+
+
+@pytest.mark.parametrize("size", ["much", "0", "8GB"])
+def test_a_size_that_is_none_is_said(size: str, tmp_path: Path) -> None:
+    """In one line, and nothing is written."""
+    code, said = run("prepare", "digits", tmp_path / "out", "--shard-size", size)
+    assert code == 2
+    assert "--shard-size" in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/dev/null"])

@@ -14,6 +14,7 @@ from PIL import Image
 from daybreak_trainer.data.card import bucket_name
 from daybreak_trainer.data.errors import DatasetError
 from daybreak_trainer.prepare.folder import Captioned
+from daybreak_trainer.prepare.unreadable import Unreadable, UnreadableImageError, decoded
 
 _LONGEST = 2.0
 """Most of the long side over the short one."""
@@ -54,26 +55,32 @@ def nearest(size: Size, buckets: list[Size]) -> Size:
 
 
 def grouped(
-    found: list[Captioned], resolution: int, multiple: int = 8
+    found: list[Captioned], resolution: int, multiple: int, unreadable: Unreadable
 ) -> dict[str, list[Captioned]]:
-    """Images by the name of their bucket, in a fixed order; only buckets that have any.
+    """Images by the name of their bucket, in a fixed order; only buckets that have any, and no
+    images whose size cannot be read.
 
     Raises:
-        DatasetError: an image whose size cannot be read; as `sizes`.
+        DatasetError: as `Unreadable.note`, `decoded` and `sizes`.
     """
     buckets = sizes(resolution, multiple)
     groups: dict[str, list[Captioned]] = {bucket_name(*bucket): [] for bucket in buckets}
     for item in found:
-        groups[bucket_name(*nearest(_upright(item.file), buckets))].append(item)
+        try:
+            size = _upright(item.file)
+        except UnreadableImageError as error:
+            unreadable.note(error)
+            continue
+        groups[bucket_name(*nearest(size, buckets))].append(item)
     return {name: members for name, members in groups.items() if members}
 
 
 def _upright(file: Path) -> Size:
     """An image's size as it is shown, from its header alone."""
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-            rotated = opened.getexif().get(_ORIENTATION) in _ROTATED
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{file}: not a readable image: {error}") from None
-    return (width, height) if rotated else (height, width)
+
+    def read(opened: Image.Image) -> Size:
+        width, height = opened.size
+        rotated = opened.getexif().get(_ORIENTATION) in _ROTATED
+        return (width, height) if rotated else (height, width)
+
+    return decoded(file, read)

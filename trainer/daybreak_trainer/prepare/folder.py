@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.prepare.unreadable import decoded
 
 CAPTIONS = "captions.jsonl"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -94,13 +95,9 @@ def fitted(file: Path, height: int, width: int) -> npt.NDArray[np.uint8]:
     sticks out cut away.
 
     Raises:
-        DatasetError: not an image, or a damaged one.
+        UnreadableImageError, DatasetError: as `decoded`.
     """
-    try:
-        with Image.open(file) as opened:
-            image = _on_white(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{file}: not a readable image: {error}") from None
+    image = decoded(file, lambda opened: _on_white(ImageOps.exif_transpose(opened)))
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
 
 

@@ -6,7 +6,6 @@ final name is complete. Equal source, seed and options give equal bytes.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
@@ -17,12 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from daybreak_trainer.data.card import CARD, INDEX, DatasetCard, bucket_size
 from daybreak_trainer.data.errors import DatasetError
 from daybreak_trainer.prepare import buckets, digits, folder, shapes
+from daybreak_trainer.prepare import shards as shard_files
+from daybreak_trainer.prepare.shards import (
+    JPEG_QUALITY,
+    MOST_SHARD_BYTES,
+    SHARD_BYTES,
+    ImageEncoding,
+    Rendered,
+    ShardFormat,
+)
+from daybreak_trainer.prepare.unreadable import Unreadable, UnreadableImageError
 
 GENERATORS = ("digits", "shapes")
 _RESOLUTIONS = {"digits": 16, "shapes": 32}
@@ -31,13 +38,12 @@ _DIGITS_LICENCE = "UCI Optical Recognition of Handwritten Digits, CC BY 4.0, thr
 _WORD = re.compile(r"\w+|[^\w\s]+")
 
 Progress = Callable[[int, int], None]
-Rendered = tuple[npt.NDArray[np.uint8], str, str]
-"""Image `(height, width, 3)`, caption, id."""
 
 
 @dataclass(frozen=True)
 class Source:
     total: int
+    """Samples, but for images that turn out unreadable."""
     parts: Mapping[str | None, Iterator[Rendered]]
     """Samples by bucket; None: all are square."""
     resolution: int
@@ -53,18 +59,26 @@ def prepare(
     seed: int = 0,
     in_buckets: bool = False,
     multiple: int | None = None,
-    shard_bytes: int = 1 << 22,
+    encoding: ImageEncoding | None = None,
+    jpeg_quality: int = JPEG_QUALITY,
+    shard_bytes: int = SHARD_BYTES,
+    skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> DatasetCard:
     """Writes `out/index.json`, `out/dataset.json` and the shards.
 
     `source` is `digits`, `shapes` or a folder; `count` limits the number of samples. With
     `in_buckets` the images of a folder keep about their aspect ratio, and each shard is of one
-    bucket, whose sides are multiples of `multiple` (8 if None) pixels.
+    bucket, whose sides are multiples of `multiple` (8 if None) pixels. Images are stored as
+    `encoding`; None is png for a generator, whose drawings are small and exact, and jpeg for a
+    folder, whose files mostly are.
+
+    An image that cannot be decoded ends the work, or with `skip_unreadable` is left out and listed
+    in `out/skipped.json`.
 
     Raises:
         DatasetError: a source that cannot be read, an `out` that is there already or cannot be
-            written, or a count of none.
+            written, a count of none, or shards larger than the format allows.
     """
     if count is not None and count < 1:
         raise DatasetError(f"count {count}: a dataset needs at least one sample")
@@ -72,7 +86,13 @@ def prepare(
         raise DatasetError(f"{out} exists already; choose another folder or remove it first")
     if multiple is not None and not in_buckets:
         raise DatasetError("--multiple is about the sides of buckets; it needs --buckets")
-    opened = _open(source, resolution, count, seed, in_buckets, multiple or 8)
+    if not 1 <= shard_bytes <= MOST_SHARD_BYTES:
+        raise DatasetError(f"--shard-size: {shard_bytes} is not from 1 to {MOST_SHARD_BYTES} bytes")
+    unreadable = Unreadable(skip_unreadable)
+    opened = _open(source, resolution, count, seed, in_buckets, multiple or 8, unreadable)
+    form = ShardFormat(
+        encoding or ("png" if source in GENERATORS else "jpeg"), jpeg_quality, shard_bytes
+    )
     if opened.total == 0:
         raise DatasetError(f"{source}: nothing to prepare")
     try:
@@ -81,10 +101,13 @@ def prepare(
     except OSError as error:
         raise DatasetError(f"{out}: cannot be written there: {error}") from None
     try:
-        words, shards = _write(opened, partial, shard_bytes, progress)
+        words, samples, shards = _write(opened, partial, form, progress)
+        if samples == 0:
+            raise DatasetError(f"{source}: none of its {len(unreadable.found)} images is readable")
+        unreadable.report(partial, Path(source))
         card = DatasetCard(
             source=source if source in GENERATORS else str(Path(source).resolve()),
-            samples=opened.total,
+            samples=samples,
             resolution=opened.resolution,
             seed=seed,
             licence=opened.licence,
@@ -109,6 +132,7 @@ def _open(
     seed: int,
     in_buckets: bool,
     multiple: int,
+    unreadable: Unreadable,
 ) -> Source:
     if in_buckets and source in GENERATORS:
         raise DatasetError(f"{source}: all its images are square; --buckets is for a folder")
@@ -132,17 +156,26 @@ def _open(
     found = folder.read(path)[:count]
     parts: dict[str | None, Iterator[Rendered]]
     if in_buckets:
-        groups = buckets.grouped(found, resolution, multiple)
-        parts = {name: _images(path, group, bucket_size(name)) for name, group in groups.items()}
+        groups = buckets.grouped(found, resolution, multiple, unreadable)
+        parts = {
+            name: _images(path, group, bucket_size(name), unreadable)
+            for name, group in groups.items()
+        }
     else:
-        parts = {None: _images(path, found, (resolution, resolution))}
+        parts = {None: _images(path, found, (resolution, resolution), unreadable)}
     return Source(len(found), parts, resolution, "as the images of the folder")
 
 
-def _images(path: Path, found: list[folder.Captioned], size: tuple[int, int]) -> Iterator[Rendered]:
+def _images(
+    path: Path, found: list[folder.Captioned], size: tuple[int, int], unreadable: Unreadable
+) -> Iterator[Rendered]:
     for item in found:
-        name = str(item.file.relative_to(path))
-        yield folder.fitted(item.file, *size), item.caption, name
+        try:
+            image = folder.fitted(item.file, *size)
+        except UnreadableImageError as error:
+            unreadable.note(error)
+            continue
+        yield image, item.caption, str(item.file.relative_to(path))
 
 
 def _shapes(total: int, size: int, seed: int) -> Iterator[Rendered]:
@@ -158,53 +191,34 @@ def _digits(data: digits.Digits, total: int, size: int) -> Iterator[Rendered]:
 
 
 def _write(
-    source: Source, out: Path, shard_bytes: int, progress: Progress | None
-) -> tuple[set[str], dict[str, tuple[str, ...]] | None]:
-    """Writes the shards; returns the words of all captions, and the shards of each bucket."""
+    source: Source, out: Path, form: ShardFormat, progress: Progress | None
+) -> tuple[set[str], int, dict[str, tuple[str, ...]] | None]:
+    """Writes the shards; returns the words of all captions, the number of samples, and the shards
+    of each bucket."""
     words: set[str] = set()
-    done = itertools.count(1)
+    written = 0
 
     def counted(samples: Iterator[Rendered]) -> Iterator[Rendered]:
+        nonlocal written
         for image, caption, name in samples:
             yield image, caption, name
+            written += 1
             words.update(_WORD.findall(caption.lower()))
             if progress is not None:
-                progress(next(done), source.total)
+                progress(written, source.total)
 
     if (samples := source.parts.get(None)) is not None:
-        _write_shards(counted(samples), out, shard_bytes)
-        return words, None
+        shard_files.write(counted(samples), out, form)
+        return words, written, None
     shards: dict[str, tuple[str, ...]] = {}
     infos: list[dict[str, Any]] = []
     for bucket, samples in source.parts.items():
         assert bucket is not None  # the other kind of source
         part = out / f".{bucket}"
-        _write_shards(counted(samples), part, shard_bytes)
-        moved = _moved(part, out, len(infos))
-        shards[bucket] = tuple(info["raw_data"]["basename"] for info in moved)
+        shard_files.write(counted(samples), part, form)
+        moved = shard_files.moved(part, out, len(infos))
+        if moved:  # else none of its images was readable
+            shards[bucket] = tuple(info["raw_data"]["basename"] for info in moved)
         infos += moved
     (out / INDEX).write_text(json.dumps({"version": 2, "shards": infos}, sort_keys=True))
-    return words, shards
-
-
-def _write_shards(samples: Iterator[Rendered], out: Path, shard_bytes: int) -> None:
-    from streaming import MDSWriter
-
-    columns: dict[str, Any] = {"image": "png", "caption": "str", "id": "str"}
-    with MDSWriter(
-        out=str(out), columns=columns, hashes=["xxh64"], size_limit=shard_bytes
-    ) as writer:
-        for image, caption, name in samples:
-            writer.write({"image": Image.fromarray(image), "caption": caption, "id": name})
-
-
-def _moved(part: Path, out: Path, first: int) -> list[dict[str, Any]]:
-    """Moves the shards of one bucket to the dataset, numbered from `first`; what the index is to
-    say of them."""
-    infos: list[dict[str, Any]] = json.loads((part / INDEX).read_text())["shards"]
-    for number, info in enumerate(infos, start=first):
-        name = f"shard.{number:05d}.mds"
-        (part / info["raw_data"]["basename"]).rename(out / name)
-        info["raw_data"]["basename"] = name
-    shutil.rmtree(part)
-    return infos
+    return words, written, shards

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from samples import opened, read
 
 from daybreak_trainer.data.errors import DatasetError
-from daybreak_trainer.prepare import digits, shapes
+from daybreak_trainer.prepare import digits, shapes, unreadable
 from daybreak_trainer.prepare.prepare import prepare
 
 
@@ -86,9 +87,81 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(source / f"{name}.png")
         (source / f"{name}.txt").write_text(name)
     (source / "b.png").write_bytes(b"damaged")
-    with pytest.raises(DatasetError, match=r"b\.png"):
+    with pytest.raises(DatasetError, match=r"b\.png: not a .*; --skip-unreadable leaves such"):
         prepare(str(source), tmp_path / "out", resolution=8)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize("in_buckets", [False, True])
+def test_unreadable_images_can_be_left_out(tmp_path: Path, in_buckets: bool) -> None:
+    """One that is no image and one that is cut short, the only one of its bucket: both are in the
+    report, the rest is a dataset that is read as ever."""
+    source = tmp_path / "images"
+    (source / "sub").mkdir(parents=True)
+    sizes = {"a": (64, 64), "b": (64, 64), "sub/c": (120, 64), "d": (64, 64)}
+    for name, size in sizes.items():
+        noise = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(source / f"{name}.png")
+        (source / f"{name}.txt").write_text(f"caption {name[-1]}")
+    (source / "b.png").write_bytes(b"hello")
+    cut = (source / "sub/c.png").read_bytes()[:3000]
+    (source / "sub/c.png").write_bytes(cut)
+    out = tmp_path / "out"
+    card = prepare(str(source), out, resolution=64, in_buckets=in_buckets, skip_unreadable=True)
+    assert card.samples == 2
+    report = unreadable.reported(out)
+    assert {entry["file"] for entry in report} == {"b.png", "sub/c.png"}
+    assert all(entry["error"] for entry in report)
+    assert {sample.id for sample in read(out, tmp_path / "cache")} == {"a.png", "d.png"}
+    for name in ("a.png", "d.png"):
+        (source / name).write_bytes(b"hello")
+    with pytest.raises(DatasetError, match="none of its 4 images is readable"):
+        prepare(
+            str(source),
+            tmp_path / "none",
+            resolution=64,
+            in_buckets=in_buckets,
+            skip_unreadable=True,
+        )
+
+
+def test_a_file_that_cannot_be_opened_is_never_left_out(tmp_path: Path) -> None:
+    """A disk that fails says nothing about the image."""
+    (tmp_path / "images" / "a.png").mkdir(parents=True)
+    (tmp_path / "images" / "a.txt").write_text("a")
+    with pytest.raises(DatasetError, match=r"a\.png: cannot be read: Is a directory"):
+        prepare(str(tmp_path / "images"), tmp_path / "out", resolution=8, skip_unreadable=True)
+
+
+def test_images_are_stored_as_asked_for(tmp_path: Path) -> None:
+    """png is exact; jpeg is close, the closer the higher its quality, and smaller. A folder is jpeg
+    of quality 92 unless something else is said, a generator png."""
+    source = tmp_path / "images"
+    source.mkdir()
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3)
+    noise = np.random.default_rng(0).normal(0, 8, ramp.shape)
+    pixels = np.clip(ramp + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(source / "a.png")
+    (source / "a.txt").write_text("a")
+    sizes, errors = {}, {}
+    ways: dict[str, dict[str, Any]] = {
+        "usual": {},
+        "png": {"encoding": "png"},
+        "92": {"encoding": "jpeg", "jpeg_quality": 92},
+        "50": {"encoding": "jpeg", "jpeg_quality": 50},
+    }
+    for name, options in ways.items():
+        out = tmp_path / name
+        prepare(str(source), out, resolution=64, **options)
+        (sample,) = read(out, tmp_path / f"cache-{name}")
+        sizes[name] = (out / "shard.00000.mds").stat().st_size
+        difference = sample.image.transpose(1, 2, 0).astype(float) - pixels
+        errors[name] = float(np.sqrt((difference**2).mean()))
+    assert files(tmp_path / "usual") == files(tmp_path / "92")
+    assert sizes["png"] > sizes["92"] > sizes["50"]
+    assert 0 == errors["png"] < errors["92"] < errors["50"]
+    prepare("digits", tmp_path / "digits", count=2)
+    assert '"png"' in (tmp_path / "digits/index.json").read_text()
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
