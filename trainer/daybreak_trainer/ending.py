@@ -54,6 +54,8 @@ class Ending:
     cut_short: bool = False
     """The launcher killed ranks that had not ended: what others have done is not all there was to
     do."""
+    unfinished: str = ""
+    """What one of them was still at, in words."""
 
 
 Records = Mapping[int, tuple[float, Termination]]
@@ -74,7 +76,7 @@ def conclude(ending: Ending, records: Records) -> Termination:
     if ending.stopped:
         # A rank that has no handler yet is ended by the stop itself.
         exits = tuple(end for end in ending.exits if end.code != -signal.SIGTERM)
-        return _stopped(ordered, _crash(Ending(exits), records), ending.cut_short)
+        return _stopped(ordered, _crash(Ending(exits), records), ending)
     if ending.hang is not None:
         return ending.hang
     for record in ordered:
@@ -84,17 +86,19 @@ def conclude(ending: Ending, records: Records) -> Termination:
 
 
 def _stopped(
-    ordered: Sequence[Termination], crash: Termination | None, cut_short: bool
+    ordered: Sequence[Termination], crash: Termination | None, ending: Ending
 ) -> Termination:
     codes = {record.exit_code for record in ordered}
     final = [record for record in ordered if record.exit_code in FINAL_EXIT_CODES]
-    is_done = codes == {ExitCode.DONE} and not cut_short
+    is_done = codes == {ExitCode.DONE} and not ending.cut_short
     if final or is_done or codes == {ExitCode.CHECKPOINTED}:
         return (final or ordered)[0]
+    unfinished = f"; {ending.unfinished}" if ending.unfinished else ""
     died_of = f"; {crash.reason}: {crash.message}" if crash is not None else ""
     return Termination(
         reason="Terminated",
-        message=f"stopped on request before a checkpoint of this stop was committed{died_of}",
+        message="stopped on request before a checkpoint of this stop was committed"
+        f"{unfinished}{died_of}",
         exit_code=ExitCode.TERMINATED,
     )
 

@@ -381,8 +381,10 @@ class Trainer:
             )
 
     def _counting_bytes(self) -> AbstractContextManager[None]:
-        """While ranks wait for a store, what it takes and gives is their progress."""
-        return self.heartbeat.counting(self.checkpointer.moved)
+        """While ranks wait for a store, what it takes and gives is their progress, and a save that
+        is not over is named."""
+        checkpointer = self.checkpointer
+        return self.heartbeat.counting(checkpointer.moved, waits_for=checkpointer.waits_for)
 
     def snapshot(self) -> TrainState:
         return self.state.snapshot(self.ledger.seconds(), self.checks.bad_steps)

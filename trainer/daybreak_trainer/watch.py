@@ -80,6 +80,7 @@ class Watch:
         self._broken: str | None = None
         self._hung: tuple[Stalled, Termination] | None = None
         self._kill_at = float("inf")
+        self._unfinished = ""
         self._unkillable_seconds = _UNKILLABLE_SECONDS
 
     def to_the_end(self) -> Ended:
@@ -106,6 +107,7 @@ class Watch:
             broken=self._broken,
             hang=hang,
             cut_short=ranks.cut_short,
+            unfinished=self._unfinished,
         )
         return Ended(ending, stalled, ranks.are_running)
 
@@ -125,6 +127,7 @@ class Watch:
         if self._stopping and self._broken is None and self._ranks.are_running:
             # Ranks of other nodes may wait for ours in a collective until their own clocks end.
             self._break(f"ranks of worker {self._settings.node} were killed by its stop", now)
+        self._unfinished = self._unfinished or _unfinished(self._ranks)
         self._ranks.kill()
 
     def _heed_failures(self, now: float) -> None:
@@ -201,3 +204,13 @@ class Watch:
         )
         self._hung = stalled, termination
         log.event("ranks_hung", level=logging.ERROR, of_rank=rank, cause=hang.message)
+
+
+def _unfinished(ranks: RankProcesses) -> str:
+    """What the ranks that run are still at: as one says that knows what it waits for, or any."""
+    beats = [seen.beat for seen in ranks.seen()]
+    if not beats:
+        return ""
+    beat = max(beats, key=lambda beat: bool(beat.detail))
+    detail = f" ({beat.detail})" if beat.detail else ""
+    return f"rank {ranks.first_rank + beat.local_rank} was still at '{beat.phase}'{detail}"

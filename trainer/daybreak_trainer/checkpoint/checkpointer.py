@@ -237,6 +237,13 @@ class Checkpointer:
         `find`, `load`, `save_now` or a wait for a save blocks (`Heartbeat.counting`)."""
         return self._together.moved
 
+    def waits_for(self) -> str:
+        """The save in flight and its place, for a message; empty where there is none."""
+        if (state := self._saves.in_flight) is None:
+            return ""
+        point = CommitPoint(attempt=self._attempt, step=state.step)
+        return f"the save of step {state.step} in {self._run.url}/{point.folder}"
+
     def close(self) -> None:
         """Waits until old checkpoints are removed too, or the store stands still."""
         self._saves.wait()

@@ -129,6 +129,12 @@ class Saves:
             self._running.result()
         self.collect()
 
+    @property
+    def in_flight(self) -> TrainState | None:
+        """What is being saved; for any thread."""
+        job, running = self._job, self._running
+        return job.state if job is not None and running is not None and not running.done() else None
+
     def _run(self, job: _Job) -> None:
         """In the thread: writes, tells, has old checkpoints removed."""
         commit: Commit | None = None

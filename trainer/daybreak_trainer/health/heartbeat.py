@@ -122,14 +122,22 @@ class Heartbeat:
             self._write()
 
     @contextmanager
-    def counting(self, count: Callable[[], float], every_seconds: float = 1.0) -> Iterator[None]:
+    def counting(
+        self,
+        count: Callable[[], float],
+        every_seconds: float = 1.0,
+        waits_for: Callable[[], str] = lambda: "",
+    ) -> Iterator[None]:
         """While the block runs, looks at a counter of real work now and then: a long call shows
-        progress as long as, and only if, the counter changes."""
+        progress as long as, and only if, the counter changes. Also says what the call waits for,
+        where that is known."""
         over = Event()
 
         def look() -> None:
             while not over.wait(every_seconds):
                 self.moved(count())
+                if detail := waits_for():
+                    self.says(detail)
 
         thread = Thread(target=look, name="heartbeat", daemon=True)
         thread.start()

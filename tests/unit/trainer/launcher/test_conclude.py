@@ -60,6 +60,14 @@ def test_a_stop_counts_as_checkpointed_only_if_all_ranks_say_so() -> None:
     assert conclude(Ending(stopped=True), {}).exit_code == ExitCode.TERMINATED
 
 
+def test_a_stop_that_was_cut_short_says_what_was_left() -> None:
+    """Whose store or work took longer than the grace period."""
+    ending = Ending(stopped=True, cut_short=True, unfinished="rank 1 was still at 'compiling'")
+    ended = conclude(ending, {})
+    assert ended.exit_code == ExitCode.TERMINATED
+    assert ended.message.endswith("was committed; rank 1 was still at 'compiling'")
+
+
 def test_a_stop_does_not_hide_what_is_certain() -> None:
     """A run that is complete stays complete, one that can never succeed fails, whoever asked for a
     stop meanwhile: a new attempt would only do it again."""

@@ -113,10 +113,14 @@ def test_while_ranks_compile(training: TrainingRun, undisturbed: Samples, grace:
     ids=["while it is written", "before COMMIT"],
 )
 def test_while_a_save_hangs(training: TrainingRun, undisturbed: Samples, fault: Fault) -> None:
-    """A save is in flight, and the store does not answer any more: the commit before it stands."""
+    """A save is in flight, and the store does not answer any more: the commit before it stands. The
+    message names the save and its place."""
     with training.attempt(fault, grace_seconds=8.0) as pod:
         pod.rank()
-        assert_without_commit(stopped(pod))
+        termination = stopped(pod)
+        assert_without_commit(termination)
+        place = f"{pod.settings.checkpoint_url}/run-u/attempt-0001/{SAVE}"
+        assert f"(the save of step {2 * EVERY} in {place})" in termination.message
         assert training.steps(1) == [EVERY]
     assert_goes_on(training, undisturbed, EVERY)
 
