@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.objectives import flow
+from daybreak_trainer.optim.clip import clip
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel import microbatch
 from daybreak_trainer.parallel.agreement import StepNumbers
@@ -117,7 +116,7 @@ class TrainStep:
         with self._phases.phase("forward_backward"):
             loss_share = self._forward_backward(batch, images, captions, plan)
         with self._phases.phase("optimizer"):
-            norm = self._clipped_norm()
+            norm = clip(self._model.parameters(), self._recipe.optimizer.clip_norm)
             finite = torch.isfinite(norm)
         self._before_update()
         with self._phases.phase("optimizer"):
@@ -168,7 +167,7 @@ class TrainStep:
     def _losses(self, batch: StepBatch, images: Tensor, captions: _Captions, part: Pass) -> Tensor:
         """Of each row of a pass, `(rows,)`; the first `part.counted` of them count."""
         recipe, device = self._recipe, self._rank.device
-        clean = _rows(images, part).float() / 127.5 - 1.0
+        clean = (_rows(images, part).float() / 127.5).sub_(1.0)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
         positions = batch.positions[_row_numbers(len(batch.positions), part)]
         draws = flow.draw(
@@ -185,12 +184,6 @@ class TrainStep:
         return flow.loss_per_sample(recipe.objective, prediction, clean, draws.timesteps)
 
     # --- the update -----------------------------------------------------------------------------
-
-    def _clipped_norm(self) -> Tensor:
-        """Clips the gradient; returns the norm it had over all ranks, a scalar."""
-        limit = self._recipe.optimizer.clip_norm or inf
-        norm = nn.utils.clip_grad_norm_(self._model.parameters(), limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def _update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
         for optimizer in self._optimizers:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from daybreak_trainer.recipe.objective import Objective
 
@@ -67,7 +68,7 @@ def draw(
         torch.rand(4, generator=generator, out=uniforms[row])
         torch.randn(shape, generator=generator, out=noise[row])
     dropped = uniforms[:, 3] < caption_dropout
-    return Draws(_timesteps(objective, uniforms), noise * objective.noise_scale, dropped)
+    return Draws(_timesteps(objective, uniforms), noise.mul_(objective.noise_scale), dropped)
 
 
 def _timesteps(objective: Objective, uniforms: Tensor) -> Tensor:
@@ -85,8 +86,8 @@ def _timesteps(objective: Objective, uniforms: Tensor) -> Tensor:
 
 def noised(images: Tensor, draws: Draws) -> Tensor:
     """`x_t` for clean `images` in -1..1; both `(batch, channels, height, width)`."""
-    t = draws.timesteps[:, None, None, None]
-    return (1.0 - t) * images + t * draws.noise
+    # One kernel, and no images in between to store.
+    return torch.lerp(images, draws.noise, draws.timesteps[:, None, None, None])
 
 
 def loss_per_sample(
@@ -94,5 +95,5 @@ def loss_per_sample(
 ) -> Tensor:
     """Velocity loss of each sample, mean over its pixels; `(batch,)`, fp32."""
     weight = 1.0 / timesteps.clamp_min(objective.timestep_floor).square()
-    error = (prediction.float() - images).square().mean(dim=(1, 2, 3))
+    error = mse_loss(prediction.float(), images, reduction="none").mean(dim=(1, 2, 3))
     return weight * error

@@ -27,8 +27,9 @@ class Ema:
         average would remember them.
         """
         share = 1.0 - min(self._decay, (1 + step) / (10 + step))
+        # Without a gradient `to_local` is a look at the shard; `detach` would go through DTensor.
         averages = [_local(average) for average in self.shadow.values()]
-        weights = [_local(p.detach()).float() for p in self._model.parameters()]
+        weights = [_local(p).float() for p in self._model.parameters()]
         if found_inf is None:
             torch._foreach_lerp_(averages, weights, share)
             return
