@@ -171,7 +171,9 @@ def bare(recipe: Recipe, model: nn.Module, text: TextTower, data: Sequence[Batch
             wide = t[:, None, None, None]
             noised = (1.0 - wide) * images + wide * torch.randn_like(images)
             weight = 1.0 / t.clamp_min(objective.timestep_floor).square()
-            error = (model(noised, t, mask, input_ids=ids) - images).square().mean(dim=(1, 2, 3))
+            error = (
+                (model(noised, t, mask, input_ids=ids).output - images).square().mean(dim=(1, 2, 3))
+            )
             (weight * error).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
             optimizer.step()

@@ -176,11 +176,11 @@ class TrainStep:
         ids, mask = captions.rows(part, draws.drop_caption)
         noised = flow.noised(clean, draws).to(self._dtype)
         if self._text.trained:
-            prediction = self._model(noised, draws.timesteps, mask, input_ids=ids)
+            prediction = self._model(noised, draws.timesteps, mask, input_ids=ids).output
         else:
             with torch.no_grad():
                 text = encode(self._text.encoder, ids, mask).to(self._dtype)
-            prediction = self._model(noised, draws.timesteps, mask, text=text)
+            prediction = self._model(noised, draws.timesteps, mask, text=text).output
         return flow.loss_per_sample(recipe.objective, prediction, clean, draws.timesteps)
 
     # --- the update -----------------------------------------------------------------------------

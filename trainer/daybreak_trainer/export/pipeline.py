@@ -21,22 +21,16 @@ def build_pipeline(
     recipe: Recipe, vocabulary: list[str], weights: dict[str, Tensor], tower: TextTower
 ) -> object:
     """A `PRXPixelPipeline` with `weights` (names of `TextToImage`), on the CPU, in fp32."""
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        PRXPixelPipeline,
-        PRXTransformer2DModel,
-    )
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPixelPipeline
 
     model, fresh_tower = text_to_image.build(recipe, vocabulary)
     # By parameter: a state dict would list the encoder's tied embedding twice.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    transformer = PRXTransformer2DModel.from_config(dict(model.denoiser.config))
-    transformer.load_state_dict(model.denoiser.state_dict())
     encoder: nn.Module = model.text_encoder if model.text_encoder is not None else tower.encoder
     return PRXPixelPipeline(
-        transformer=transformer.eval(),
+        transformer=model.denoiser.to_stock(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe.sampling.shift),
         text_encoder=encoder.eval(),
         tokenizer=fresh_tower.tokenizer,

@@ -17,10 +17,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from daybreak_trainer.models.denoiser import CHANNELS
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.recipe.denoiser import Denoiser
 
+CHANNELS = 3
 _TIME_FEATURES = 256
 """Width of the sinusoidal timestep features (diffusers' PRX)."""
 _BACKWARD_AND_FORWARD = 3

@@ -1,32 +1,53 @@
-"""What is trained, as one module: the denoiser, and the text encoder where it is trained too.
+"""What is trained, as one module: the denoiser, the text encoder where it is trained too, and what
+helps both to learn.
 
 One module means one FSDP root, one optimizer, one EMA and one set of names in a checkpoint:
-`denoiser.*` and `text_encoder.*`.
+`denoiser.*`, `text_encoder.*` and `aux.*`.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from daybreak_trainer.models import auxiliary
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import text as texts
+from daybreak_trainer.models.auxiliary import Fusion
+from daybreak_trainer.models.family import Denoiser
 from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.tricks import (
+    NONE,
+    Prediction,
+    Tricks,
+    gather,
+    marked,
+    put_back,
+    visible_tokens,
+)
 from daybreak_trainer.recipe import Recipe
 
-_BLOCK = re.compile(r"\b(blocks?|layers?)\.\d+\.")
-_NOT_HIDDEN = re.compile(r"\bmodulation\b|\brelative_attention_bias\b")
-_FUSED = {"img_qkv_proj.weight": 3, "txt_kv_proj.weight": 2}
+_LAYER = re.compile(r"\b(blocks?|layers?)\.\d+\.")
+_NOT_HIDDEN = re.compile(r"\brelative_attention_bias\b")
 
 
 class TextToImage(nn.Module):
-    """Predicts the clean image from a noised one and its caption's tokens."""
+    """Predicts the clean image, or the velocity, from a noised one and its caption's tokens."""
 
-    def __init__(self, denoiser: denoisers.Denoiser, text_encoder: nn.Module | None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        text_encoder: nn.Module | None,
+        aux: nn.ModuleDict | None = None,
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.text_encoder = text_encoder
+        self.aux = nn.ModuleDict() if aux is None else aux
+        """Trained, sharded and saved as the rest, and never exported."""
 
     def forward(
         self,
@@ -35,23 +56,29 @@ class TextToImage(nn.Module):
         mask: Tensor,
         input_ids: Tensor | None = None,
         text: Tensor | None = None,
-    ) -> Tensor:
-        """Clean images `(batch, 3, height, width)`.
+        *,
+        scores: Tensor | None = None,
+        tricks: Tricks = NONE,
+    ) -> Prediction:
+        """Of `noised` `(batch, channels, height, width)` at `timesteps` `(batch,)`.
 
         Takes token ids `(batch, tokens)` where the encoder is trained, else `text`, its hidden
-        states `(batch, tokens, hidden)`; `mask` is `(batch, tokens)`.
+        states `(batch, tokens, hidden)`; `mask` is `(batch, tokens)`. `scores` `(batch, image
+        tokens)`, uniform in 0..1, say which tokens `tricks` leave out; without them none is, and
+        SPRINT's fusion is all that is left of routing.
         """
         if self.text_encoder is not None:
             assert input_ids is not None
             text = encode(self.text_encoder, input_ids, mask)
-        image: Tensor = self.denoiser(
-            hidden_states=noised,
-            timestep=timesteps,
-            encoder_hidden_states=text,
-            attention_mask=mask,
-            return_dict=False,
-        )[0]
-        return image
+        assert text is not None
+        tokens, context = self.denoiser.enter(noised, timesteps, text, mask)
+        walk = _Walk(self, scores, tricks, context)
+        for number in range(len(self.denoiser.units)):
+            tokens = walk.before(number, tokens)
+            tokens = self.denoiser.through(number, tokens, walk.context)
+            tokens = walk.after(number, tokens)
+        output = self.denoiser.leave(tokens, walk.context)
+        return Prediction(output, walk.hidden, walk.hidden_visible, walk.kept)
 
     @property
     def units(self) -> list[nn.Module]:
@@ -62,19 +89,84 @@ class TextToImage(nn.Module):
         """The weight matrices of the transformer blocks by parameter name, and in how many parts
         each is to be orthogonalised (Muon): what turns hidden states into hidden states, not
         embeddings, modulation, projections in and out, biases and gains."""
-        return {
-            name: next((n for ending, n in _FUSED.items() if name.endswith(ending)), 1)
-            for name, parameter in self.named_parameters()
-            if parameter.ndim == 2 and _BLOCK.search(name) and not _NOT_HIDDEN.search(name)
-        }
+        found = {f"denoiser.{name}": n for name, n in self.denoiser.block_matrices().items()}
+        if self.text_encoder is not None:
+            found |= {
+                f"text_encoder.{name}": 1
+                for name, parameter in self.text_encoder.named_parameters()
+                if parameter.ndim == 2 and _LAYER.search(name) and not _NOT_HIDDEN.search(name)
+            }
+        return found
 
 
-def build(recipe: Recipe, vocabulary: list[str]) -> tuple[TextToImage, TextTower]:
-    """Freshly initialised model and text tower; equal on every rank.
+class _Walk:
+    """One pass through the blocks: which tokens are on the way, and what was read of them."""
+
+    def __init__(
+        self, model: TextToImage, scores: Tensor | None, tricks: Tricks, context: Any
+    ) -> None:
+        self._model, self._scores, self._tricks = model, scores, tricks
+        self._whole = self.context = context
+        self._visible: Tensor | None = None
+        self._saved: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self.hidden_visible: Tensor | None = None
+        self.kept: Tensor | None = None
+
+    def before(self, number: int, tokens: Tensor) -> Tensor:
+        """The tokens that enter a block."""
+        routing, masking = self._tricks.routing, self._tricks.masking
+        if routing is not None and number == routing.first:
+            self._saved = tokens
+            tokens = self._leave_out(tokens, routing.share)
+        if masking is not None and number == masking.mixer_depth:
+            total = tokens.shape[1]
+            tokens = self._leave_out(tokens, masking.share)
+            if self._visible is not None:
+                self.kept = marked(self._visible, total)
+        return tokens
+
+    def after(self, number: int, tokens: Tensor) -> Tensor:
+        """The tokens that go on behind a block."""
+        if number == self._tricks.capture:
+            self.hidden, self.hidden_visible = tokens, self._visible
+            if "projector" in self._model.aux:
+                self.hidden = self._model.aux["projector"](tokens, self._whole.grid)
+        routing = self._tricks.routing
+        if routing is not None and number == routing.last:
+            tokens = self._come_back(tokens)
+        return tokens
+
+    def _leave_out(self, tokens: Tensor, share: float) -> Tensor:
+        if self._scores is None:
+            return tokens
+        self._visible = visible_tokens(self._scores, share)
+        self.context = self._whole.at(self._visible)
+        return gather(tokens, self._visible)
+
+    def _come_back(self, tokens: Tensor) -> Tensor:
+        saved, visible = self._saved, self._visible
+        assert saved is not None  # the first routed block lies before the last
+        assert self._tricks.routing is not None
+        self._saved = self._visible = None
+        self.context = self._whole
+        if self._tricks.routing.kind == "sprint":
+            return cast(Fusion, self._model.aux["fusion"])(saved, tokens, visible)  # type: ignore[no-any-return]
+        return tokens if visible is None else put_back(saved, visible, tokens)
+
+
+def build(
+    recipe: Recipe, vocabulary: list[str], teacher_width: int | None = None
+) -> tuple[TextToImage, TextTower]:
+    """Freshly initialised model and text tower; equal on every rank. `teacher_width` is the width
+    of the features that hidden states are aligned with; None builds no projector.
 
     Raises:
         RecipeError: a pretrained text encoder that cannot be loaded.
     """
     tower = texts.build(recipe.text, vocabulary, recipe.seed + 1)
-    denoiser = denoisers.build(recipe.denoiser, tower.hidden_size, recipe.seed)
-    return TextToImage(denoiser, tower.encoder if tower.trained else None), tower
+    denoiser = denoisers.build(recipe, tower.hidden_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 2)
+        aux = auxiliary.build(recipe, teacher_width)
+    return TextToImage(denoiser, tower.encoder if tower.trained else None, aux), tower

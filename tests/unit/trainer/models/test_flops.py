@@ -13,6 +13,7 @@ from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import flops
 from daybreak_trainer.models import text as texts
 from daybreak_trainer.models.text import encode
+from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.recipe import Recipe, resolve
 
 TOLERANCE = 0.001
@@ -40,13 +41,15 @@ def counted(made: Recipe, height: int, width: int) -> tuple[float, float]:
     ids, mask = tower.tokenize(["a"], torch.device("cpu"))
     encoder = flops.counted(lambda: encode(tower.encoder, ids, mask))
     with torch.device("meta"):
-        denoiser = denoisers.build(made.denoiser, tower.hidden_size, seed=0)
+        model = TextToImage(denoisers.build(made, tower.hidden_size), None)
         image, text = torch.empty(1, 3, height, width), torch.empty(1, *mask.shape[1:], 1)
         text = text.expand(-1, -1, tower.hidden_size)
-        with FlopCounterMode(display=False, depth=2) as counter:
-            denoiser(image, torch.empty(1), text, attention_mask=mask.to("meta"))
+        with FlopCounterMode(display=False, depth=3) as counter:
+            model(image, torch.empty(1), mask.to("meta"), text=text)
     parts = counter.get_flop_counts()
-    blocks = [parts[f"Denoiser.blocks.{number}"] for number in range(made.denoiser.depth)]
+    blocks = [
+        parts[f"TextToImage.denoiser.blocks.{number}"] for number in range(made.denoiser.depth)
+    ]
     return (
         counter.get_total_flops() + encoder,
         float(sum(sum(operations.values()) for operations in blocks)),

@@ -210,7 +210,7 @@ def _mean_loss(
     captions = ["" if d else c for d, c in zip(dropped, given.captions, strict=True)]
     ids, mask = text.tokenize(captions, CPU)
     prediction = model(flow.noised(clean, draws).to(dtype), draws.timesteps, mask, input_ids=ids)
-    return flow.loss_per_sample(recipe.objective, prediction, clean, draws.timesteps).mean()
+    return flow.loss_per_sample(recipe.objective, prediction.output, clean, draws.timesteps).mean()
 
 
 # --- several ranks ------------------------------------------------------------------------------
