@@ -14,6 +14,7 @@ from daybreak_trainer.data.card import CARD, INDEX, SKIP, DatasetCard, bucket_na
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.description import CorpusDescription, StreamDescription, digest
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
+from daybreak_trainer.data.holdout import HeldOut, shares, tails
 from daybreak_trainer.data.index import ShardInfo, TensorColumn, parse_index
 from daybreak_trainer.data.order import Cell, Indices, SampleOrder
 from daybreak_trainer.data.retry import RetryPolicy, is_transient
@@ -48,6 +49,8 @@ class Shard:
     info: ShardInfo
     bucket: str
     skipped: Indices | None
+    held_out: int = 0
+    """Samples at its end that are for validation, skipped ones included."""
 
     @property
     def where(self) -> str:
@@ -55,7 +58,15 @@ class Shard:
 
     @property
     def kept(self) -> int:
-        return self.info.samples - (0 if self.skipped is None else len(self.skipped))
+        """Samples that are trained on."""
+        end = self.info.samples - self.held_out
+        return end - (0 if self.skipped is None else int((self.skipped < end).sum()))
+
+    @property
+    def for_validation(self) -> Indices:
+        """Numbers in the shard of the samples that are held out and not skipped."""
+        numbers = np.arange(self.info.samples - self.held_out, self.info.samples, dtype=np.int64)
+        return numbers if self.skipped is None else np.setdiff1d(numbers, self.skipped)
 
     def numbers(self, ordinals: Indices) -> Indices:
         """Numbers in the shard of its `ordinals`-th samples that are not skipped."""
@@ -74,11 +85,25 @@ class Corpus:
     """What a batch of each bucket holds beside captions."""
 
     @property
+    def validation(self) -> tuple[HeldOut, ...]:
+        """The samples that training never sees, by bucket; none where none are held out."""
+        first, found = 0, []
+        for bucket in sorted({shard.bucket for shard in self.shards}, key=bucket_size):
+            parts = [(s.number, s.for_validation) for s in self.shards if s.bucket == bucket]
+            samples = np.concatenate([numbers for _, numbers in parts])
+            if len(samples):
+                shards = np.repeat([number for number, _ in parts], [len(n) for _, n in parts])
+                numbers = np.arange(first, first + len(samples), dtype=np.int64)
+                found.append(HeldOut(bucket, numbers, shards, samples))
+                first += len(samples)
+        return tuple(found)
+
+    @property
     def fingerprint(self) -> str:
         return self.description.fingerprint
 
     def __len__(self) -> int:
-        """Samples in all shards, without those that are skipped."""
+        """Samples in all shards, without those that are skipped; held out ones too."""
         return sum(stream.samples for stream in self.description.streams)
 
     def order(self, seed: int) -> SampleOrder:
@@ -115,13 +140,15 @@ def open_corpus(
     counters: DataCounters,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
     columns: Sequence[str] | None = None,
+    validation_samples: int = 0,
 ) -> Corpus:
     """The corpus of these streams; shards are read when they are needed, with `policy`. Of what a
-    batch can hold beside captions only `columns` is read; None: all there is.
+    batch can hold beside captions only `columns` is read; None: all there is. So many samples, or
+    a tenth of all where that is less, are held out of training (`holdout`).
 
     Raises:
         DatasetError: a stream cannot be opened or trained on, has not all `columns`, or two do not
-            fit together.
+            fit together; nothing is left to train on.
         DataUnavailableError: a store did not answer.
     """
     opened = [_open(stream, counters, policy) for stream in streams]
@@ -132,11 +159,14 @@ def open_corpus(
                 f"{stream.url}: images are {dataset.card.resolution} px, those of {streams[0].url} "
                 f"are {first.card.resolution} px; all streams of a run need one resolution"
             )
-    shards = _numbered(opened)
+    shards = _held_out(_numbered(opened), validation_samples)
     return Corpus(
         shards=shards,
         weights=tuple(stream.weight for stream in streams),
-        description=CorpusDescription(streams=tuple(d.description for d in opened)),
+        description=CorpusDescription(
+            streams=tuple(d.description for d in opened),
+            validation_samples=sum(shard.held_out for shard in shards),
+        ),
         resolution=first.card.resolution,
         vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
         buckets=_bucket_columns(shards, columns),
@@ -259,6 +289,24 @@ def _numbered(datasets: Sequence[_Dataset]) -> tuple[Shard, ...]:
             )
             first += info.samples
     return tuple(shards)
+
+
+def _held_out(shards: tuple[Shard, ...], wanted: int) -> tuple[Shard, ...]:
+    cells: dict[tuple[int, str], list[Shard]] = {}
+    for shard in shards:
+        cells.setdefault((shard.stream, shard.bucket), []).append(shard)
+    sizes = [sum(shard.info.samples for shard in cell) for cell in cells.values()]
+    found = list(shards)
+    for cell, share in zip(cells.values(), shares(sizes, wanted), strict=True):
+        ends = tails([shard.info.samples for shard in cell], share)
+        for shard, held_out in zip(cell, ends, strict=True):
+            found[shard.number] = replace(shard, held_out=held_out)
+    if not any(shard.kept for shard in found):
+        raise DatasetError(
+            f"{shards[0].store.url}: all samples that are not skipped are held out for validation; "
+            "set evaluation.validationSamples to 0 or skip fewer"
+        )
+    return tuple(found)
 
 
 def _bucket_columns(

@@ -25,11 +25,15 @@ class CorpusDescription(Message):
     """Decides, with the seed, every sample of every batch."""
 
     streams: tuple[StreamDescription, ...]
+    validation_samples: int = 0
+    """Held out of training, skipped ones included."""
 
     @property
     def fingerprint(self) -> str:
         """The same wherever the same bytes lie: addresses are no part of it."""
         parts = [stream.model_dump_json(exclude={"url"}) for stream in self.streams]
+        if self.validation_samples:
+            parts.append(f"validation {self.validation_samples}")
         return xxhash.xxh3_128("\n".join(parts).encode()).hexdigest()
 
 

@@ -33,6 +33,7 @@ class Reader:
     limit_bytes: int | None = None
     policy: RetryPolicy = QUICK
     columns: Sequence[str] | None = None
+    validation_samples: int = 0
     counters: DataCounters = field(default_factory=DataCounters)
     loaders: list[Loader] = field(default_factory=list)
 
@@ -41,7 +42,9 @@ class Reader:
         return self.counters.read()
 
     def corpus(self) -> Corpus:
-        return open_corpus(self.streams, self.counters, self.policy, self.columns)
+        return open_corpus(
+            self.streams, self.counters, self.policy, self.columns, self.validation_samples
+        )
 
     def shards(self, downloads: int = 4) -> tuple[Corpus, Shards]:
         corpus = self.corpus()
