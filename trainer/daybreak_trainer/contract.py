@@ -133,12 +133,34 @@ class StreamSettings(Message):
     role: Role = Field(description="Names the folder of this stream's secret, `data-<i>`.")
 
 
+class ExtractorSettings(Message):
+    """Vision models whose features images are compared by; each a local folder or a Hugging Face
+    repository, `inception` also a file of weights."""
+
+    inception: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Those that are set, by name."""
+        return {name: path for name, path in self if path is not None}
+
+
 class EvaluationSettings(Message):
     prompts: tuple[str, ...] = ()
     images: int = 16
     benchmark: Literal["shapes", "digits"] | None = Field(
-        default=None, description="Score the final model on this benchmark's held-out prompts."
+        default=None, description="Score the model on this benchmark's held-out prompts."
     )
+    interval_seconds: float | None = None
+    interval_steps: int | None = Field(
+        default=None, description="With neither interval a run is judged at its end only."
+    )
+    validation_samples: int = Field(
+        default=0, ge=0, description="Held out of training for the validation loss; 0 is off."
+    )
+    extractors: ExtractorSettings = ExtractorSettings()
 
 
 class ComputeSettings(Message):

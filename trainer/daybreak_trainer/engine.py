@@ -104,7 +104,13 @@ class Engine:
             for stream in self.settings.run.streams
         ]
         policy = RetryPolicy.within(self.settings.run.health.progress_seconds)
-        corpus = open_corpus(streams, self.counters, policy, columns=(IMAGE,))
+        corpus = open_corpus(
+            streams,
+            self.counters,
+            policy,
+            columns=(IMAGE,),
+            validation_samples=self.settings.run.evaluation.validation_samples,
+        )
         wanted = self.recipe.stages[0].resolution
         if corpus.resolution != wanted:
             raise DatasetError(

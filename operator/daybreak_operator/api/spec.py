@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from daybreak_operator.api.base import ApiModel, cel
 from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
 from daybreak_trainer.recipe import RecipeOverrides
+from daybreak_trainer.recipe.base import Source
 
 Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=32)]
 Interval = Annotated[str, Field(pattern=INTERVAL_PATTERN, max_length=32)]
@@ -257,8 +258,43 @@ class Checkpoint(Storage):
     )
 
 
+class Extractors(ApiModel):
+    """Vision models whose features drawn images are compared by. Scores are named by them."""
+
+    inception: Source | None = Field(
+        default=None,
+        description="For FID: torchvision's Inception v3 as a file of weights, or any image model "
+        "as a local folder or a Hugging Face repository.",
+    )
+    clip: Source | None = Field(
+        default=None,
+        description="For CMMD and CLIP score: a CLIP model as a local folder or a Hugging Face "
+        "repository, such as openai/clip-vit-large-patch14-336.",
+    )
+    dino: Source | None = Field(
+        default=None,
+        description="For Frechet distance and MMD by DINOv2: a local folder or a Hugging Face "
+        "repository, such as facebook/dinov2-base.",
+    )
+
+
 class EvaluationSpec(ApiModel):
-    """What to draw and judge when training is done."""
+    """What to draw and judge, during training and when it is done."""
+
+    interval: Interval = Field(
+        default="15m",
+        description="How often to judge the averaged weights while training: 15m, or 2000steps; "
+        "0s is at the end only. A duration is stretched where judging would take more than a "
+        "twentieth of the time.",
+    )
+    validation_samples: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=256,
+        description="Samples to hold out of training, at most a tenth of the data: the validation "
+        "loss is theirs, and drawn images are compared with them. 0 holds out none.",
+    )
+    extractors: Extractors = Field(
+        default=Extractors(), description="With these, images are drawn for validation captions."
+    )
 
     benchmark: Literal["shapes", "digits"] | None = Field(
         default=None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.spec import PersistentVolumeClaim, SecretRef
+from daybreak_operator.api.spec import EvaluationSpec, PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names
 from daybreak_operator.children.overlay import overlaid
 from daybreak_operator.observation import FixedRecipe
@@ -15,6 +15,7 @@ from daybreak_trainer import contract
 from daybreak_trainer.contract import (
     ComputeSettings,
     EvaluationSettings,
+    ExtractorSettings,
     HealthSettings,
     RunSettings,
     StreamSettings,
@@ -113,13 +114,22 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
             rank_restarts=spec.health_policy.rank_restarts,
             non_finite_steps=spec.health_policy.non_finite_steps,
         ),
-        evaluation=EvaluationSettings(
-            prompts=spec.evaluation.prompts,
-            images=spec.evaluation.images,
-            benchmark=spec.evaluation.benchmark,
-        ),
+        evaluation=_evaluation(spec.evaluation),
         export_url=_url("export", spec.export.storage) if spec.export else None,
         grace_seconds=seconds(spec.termination_grace_period),
+    )
+
+
+def _evaluation(spec: EvaluationSpec) -> EvaluationSettings:
+    interval = Interval.parse(spec.interval)
+    return EvaluationSettings(
+        prompts=spec.prompts,
+        images=spec.images,
+        benchmark=spec.benchmark,
+        interval_seconds=interval.seconds or None,
+        interval_steps=interval.steps,
+        validation_samples=spec.validation_samples,
+        extractors=ExtractorSettings(**spec.extractors.model_dump()),
     )
 
 

@@ -87,6 +87,23 @@ def test_the_workers_are_told_how_to_compute_and_when_they_count_as_hung() -> No
     )
 
 
+def test_the_workers_are_told_what_to_judge_and_when() -> None:
+    """An interval is a time or a number of steps; 0s is none, and the run is judged at its end."""
+    given = settings(
+        evaluation={
+            "interval": "2000steps",
+            "validationSamples": 64,
+            "extractors": {"clip": "openai/clip-vit-base-patch32"},
+        }
+    ).evaluation
+    assert (given.interval_steps, given.interval_seconds) == (2000, None)
+    assert given.validation_samples == 64
+    assert given.extractors.given == {"clip": "openai/clip-vit-base-patch32"}
+    assert settings().evaluation.interval_seconds == 900
+    never = settings(evaluation={"interval": "0s"}).evaluation
+    assert (never.interval_steps, never.interval_seconds) == (None, None)
+
+
 def test_operator_and_trainer_have_the_same_defaults() -> None:
     """A run that says nothing trains as one without the operator does."""
     given = settings()
