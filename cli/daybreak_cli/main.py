@@ -154,7 +154,7 @@ def prepare(
     """Write a dataset of MDS shards with hashes.
 
     A folder has its captions in `captions.jsonl` (`{"file": "a.png", "caption": "..."}` a line) or
-    in a `.txt` beside each image.
+    in a `.txt` or `.json` beside each image; `caption_short` and the like are further captions.
     """
     from daybreak_trainer.data.errors import DatasetError
     from daybreak_trainer.prepare.prepare import prepare as prepare_dataset

@@ -20,7 +20,17 @@ class DatasetCard(Message):
     resolution: int
     seed: int
     licence: str
-    vocabulary: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = Field(
+        default=(), description="Words of the captions, sorted: all, or the most frequent 65,536."
+    )
+    word_counts: tuple[int, ...] = Field(
+        default=(), description="How often each stands in them; what pieces are learned from."
+    )
+    caption_sample: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Some captions of each column, evenly out of all: they say how long captions "
+        "are before a shard is read.",
+    )
     buckets: dict[str, tuple[str, ...]] | None = Field(
         default=None,
         description="Shards of each aspect-ratio bucket `HxW` (pixels); absent: all are square.",

@@ -1,8 +1,14 @@
-"""A folder of images with captions: `captions.jsonl`, or a `.txt` beside each image."""
+"""A folder of images with captions: `captions.jsonl`, or a `.txt` or `.json` beside each image.
+
+An image may have several captions: `caption`, and others under names of their own, such as
+`caption_short`. All images have the same ones, for a run draws from them by name.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +21,14 @@ from daybreak_trainer.prepare.unreadable import decoded
 
 CAPTIONS = "captions.jsonl"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+_FURTHER = re.compile(r"caption_[a-z0-9_]{1,50}")
 
 
 @dataclass(frozen=True)
 class Captioned:
     file: Path
-    caption: str
+    captions: Mapping[str, str]
+    """By column."""
 
 
 def read(folder: Path) -> list[Captioned]:
@@ -28,7 +36,8 @@ def read(folder: Path) -> list[Captioned]:
 
     Raises:
         DatasetError: no images, a missing or empty caption, a line that is no JSON object with
-            `file` and `caption`, or a line that names a missing file. The message names it.
+            `file` and `caption`, a line that names a missing file, or one that has other captions
+            than the one before. The message names it.
     """
     index = folder / CAPTIONS
     found = _from_index(index) if index.is_file() else _from_sidecars(folder)
@@ -37,6 +46,13 @@ def read(folder: Path) -> list[Captioned]:
             f"{folder}: no images here; put {', '.join(sorted(SUFFIXES))} files with captions in "
             f"{CAPTIONS} or in a .txt beside each"
         )
+    first = found[0]
+    for item in found:
+        if differing := set(item.captions) ^ set(first.captions):
+            raise DatasetError(
+                f"{item.file} and {first.file} do not both have {min(differing)}; every image of a "
+                "dataset needs the same captions"
+            )
     return found
 
 
@@ -48,7 +64,7 @@ def _from_index(index: Path) -> list[Captioned]:
             continue
         try:
             entry = json.loads(line)
-            file, caption = entry["file"], entry["caption"]
+            file, captions = entry["file"], _captions(entry, where)
         except (ValueError, KeyError, TypeError):
             raise DatasetError(
                 f'{where}: not of the form {{"file": "a.png", "caption": "..."}}'
@@ -58,20 +74,35 @@ def _from_index(index: Path) -> list[Captioned]:
             raise DatasetError(f"{where}: file {file} lies outside {index.parent}")
         if not path.is_file():
             raise DatasetError(f"{where}: file {file} does not exist in {index.parent}")
-        found.append(Captioned(path, _checked(str(caption), where)))
+        found.append(Captioned(path, captions))
     return found
+
+
+def _captions(entry: Mapping[str, object], where: str) -> dict[str, str]:
+    """Raises KeyError: no `caption`; DatasetError: an empty one."""
+    names = ["caption", *sorted(name for name in entry if _FURTHER.fullmatch(name))]
+    return {name: _checked(str(entry[name]), f"{where}: {name}") for name in names}
 
 
 def _from_sidecars(folder: Path) -> list[Captioned]:
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        sidecar = path.with_suffix(".txt")
-        if not sidecar.is_file():
-            raise DatasetError(
-                f"{path} has no caption: write {sidecar.name} beside it, or a {CAPTIONS}"
-            )
-        found.append(Captioned(path, _checked(_text(sidecar), str(sidecar))))
+        found.append(Captioned(path, _sidecar(path)))
     return found
+
+
+def _sidecar(image: Path) -> dict[str, str]:
+    several, one = image.with_suffix(".json"), image.with_suffix(".txt")
+    if several.is_file():
+        try:
+            return _captions(json.loads(_text(several)), str(several))
+        except (ValueError, KeyError, TypeError):
+            raise DatasetError(f'{several}: not of the form {{"caption": "..."}}') from None
+    if not one.is_file():
+        raise DatasetError(
+            f"{image} has no caption: write {one.name} or {several.name} beside it, or a {CAPTIONS}"
+        )
+    return {"caption": _checked(_text(one), str(one))}
 
 
 def _text(file: Path) -> str:

@@ -31,6 +31,8 @@ SHAPES = ("circle", "square", "triangle")
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = {2: "two", 3: "three"}
 BACKGROUND = (16, 16, 24)
+SHORT_CAPTION = "caption_short"
+"""The column of `Scene.short_caption`."""
 
 Structure = Literal["single", "pair", "count", "relation"]
 _SHARES: dict[Structure, float] = {"single": 0.2, "pair": 0.25, "count": 0.25, "relation": 0.3}
@@ -65,6 +67,12 @@ class Scene:
             return f"{COUNTS[len(self.things)]} {first.colour} {first.shape}s"
         names = [f"a {thing.colour} {thing.shape}" for thing in self.things]
         return f" {self.relation or 'and'} ".join(names)
+
+    @property
+    def short_caption(self) -> str:
+        """What is there, without how many and where, in words of the caption."""
+        kinds = dict.fromkeys(f"{thing.colour} {thing.shape}" for thing in self.things)
+        return " and ".join(kinds)
 
     @property
     def held_out(self) -> bool:

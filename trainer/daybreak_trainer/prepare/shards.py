@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,26 @@ from PIL import Image
 
 from daybreak_trainer.data.card import INDEX
 
-Rendered = tuple[npt.NDArray[np.uint8], str, str]
-"""Image `(height, width, 3)`, caption, id."""
 ImageEncoding = Literal["png", "jpeg"]
 JPEG_QUALITY = 92
 """PRX part 4: what is trained on it is as good as with PNG, at a fraction of the bytes."""
 SHARD_BYTES = 1 << 22
 MOST_SHARD_BYTES = (1 << 32) - 1
 """MDS counts the bytes of a shard in 32 bits."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What becomes one row of the dataset."""
+
+    image: npt.NDArray[np.uint8]
+    """`(height, width, 3)`."""
+    captions: Mapping[str, str]
+    """By column; `caption` is among them."""
+    name: str
+    """Its id."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Values of further columns, by name."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +58,23 @@ class _Jpeg(Image.Image):
         self._image.save(fp, format, quality=self._quality)
 
 
-def write(samples: Iterable[Rendered], out: Path, form: ShardFormat) -> None:
-    """Writes the shards and their `index.json`."""
+def write(
+    samples: Iterable[Sample], out: Path, form: ShardFormat, columns: Mapping[str, str]
+) -> None:
+    """Writes the shards and their `index.json`; `columns` has the MDS encoding of every column
+    beside the image."""
     from streaming import MDSWriter
 
-    columns: dict[str, Any] = {"image": form.encoding, "caption": "str", "id": "str"}
+    columns = {"image": form.encoding, **columns}
     with MDSWriter(
-        out=str(out), columns=columns, hashes=["xxh64"], size_limit=form.shard_bytes
+        out=str(out), columns=dict(columns), hashes=["xxh64"], size_limit=form.shard_bytes
     ) as writer:
-        for pixels, caption, name in samples:
-            image = Image.fromarray(pixels)
+        for sample in samples:
+            image = Image.fromarray(sample.image)
             if form.encoding == "jpeg":
                 image = _Jpeg(image, form.jpeg_quality)
-            writer.write({"image": image, "caption": caption, "id": name})
+            row = {"image": image, **sample.captions, "id": sample.name, **sample.extra}
+            writer.write(row)
 
 
 def moved(part: Path, out: Path, first: int) -> list[dict[str, Any]]:

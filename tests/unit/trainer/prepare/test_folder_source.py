@@ -30,7 +30,7 @@ def test_sidecars_caption_images_of_each_kind(tmp_path: Path, suffix: str) -> No
     """`a.png` goes with `a.txt`, in subfolders too; white space in a caption does not count."""
     image = save(tmp_path / "sub" / f"a.{suffix}")
     image.with_suffix(".txt").write_text("  a red\n box ")
-    assert folder.read(tmp_path) == [folder.Captioned(image, "a red box")]
+    assert folder.read(tmp_path) == [folder.Captioned(image, {"caption": "a red box"})]
 
 
 def test_captions_file_decides_what_is_used(tmp_path: Path) -> None:
@@ -38,10 +38,22 @@ def test_captions_file_decides_what_is_used(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "unlisted.png"):
         save(tmp_path / name)
     captions(tmp_path, {"file": "b.png", "caption": "b"}, "", {"file": "a.png", "caption": "a"})
-    assert [(c.file.name, c.caption) for c in folder.read(tmp_path)] == [
+    assert [(c.file.name, c.captions["caption"]) for c in folder.read(tmp_path)] == [
         ("b.png", "b"),
         ("a.png", "a"),
     ]
+
+
+def test_an_image_may_have_several_captions(tmp_path: Path) -> None:
+    """Each under a name of its own, from a line of the file or from a JSON file beside the image;
+    what is no caption is left alone."""
+    several = {"caption": "a long  one", "caption_short": "one", "author": "x"}
+    wanted = {"caption": "a long one", "caption_short": "one"}
+    save(tmp_path / "listed" / "a.png")
+    captions(tmp_path / "listed", {"file": "a.png", **several})
+    save(tmp_path / "beside" / "a.png").with_suffix(".json").write_text(json.dumps(several))
+    for name in ("listed", "beside"):
+        assert [item.captions for item in folder.read(tmp_path / name)] == [wanted]
 
 
 def empty(path: Path) -> None:
@@ -76,6 +88,15 @@ def with_missing_file(path: Path) -> None:
     captions(path, {"file": "gone.png", "caption": "a"})
 
 
+def with_other_captions(path: Path) -> None:
+    save(path / "a.png").with_suffix(".json").write_text('{"caption": "a", "caption_short": "b"}')
+    save(path / "b.png").with_suffix(".txt").write_text("b")
+
+
+def with_json_of_no_caption(path: Path) -> None:
+    save(path / "a.png").with_suffix(".json").write_text('{"text": "a"}')
+
+
 def with_file_outside(path: Path) -> None:
     save(path.parent / "outside.png")
     captions(path, {"file": "../outside.png", "caption": "a"})
@@ -92,6 +113,8 @@ def with_file_outside(path: Path) -> None:
         (with_a_list, "captions.jsonl:1"),
         (with_missing_key, "captions.jsonl:1"),
         (with_missing_file, "gone.png does not exist"),
+        (with_other_captions, "b.png and .*a.png do not both have caption_short"),
+        (with_json_of_no_caption, "a.json: not of the form"),
         (with_file_outside, "outside.png lies outside"),
     ],
 )

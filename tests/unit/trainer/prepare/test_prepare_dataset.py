@@ -66,6 +66,8 @@ def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
     card = prepare(str(source), tmp_path / "out", resolution=16)
     corpus, samples = opened(tmp_path / "out", tmp_path / "cache")
     assert card.vocabulary == corpus.vocabulary == ("!", "a", "boat", "box", "red", "the")
+    assert card.word_counts == (1, 1, 1, 1, 2, 1)
+    assert card.caption_sample == {"caption": ("A red box!", "the Red boat")}
     assert [sample.id for sample in samples] == ["a.png", "b.png"]
     assert samples[0].image.shape == (3, 16, 16)
 
