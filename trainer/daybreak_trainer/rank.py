@@ -15,7 +15,7 @@ from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Pro
 from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
 from daybreak_trainer.export.publish import ExportTakenError
 from daybreak_trainer.health.self_test import SelfTestError
-from daybreak_trainer.models.text import HubUnreachableError
+from daybreak_trainer.models.pretrained import HubUnreachableError
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.settings import SettingsError
 from daybreak_trainer.stores.errors import StorageError, StorageRefusedError

@@ -17,14 +17,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from daybreak_trainer.recipe import RecipeError
+from daybreak_trainer.models.pretrained import loaded
 from daybreak_trainer.recipe.text import Text
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
-
-
-class HubUnreachableError(Exception):
-    """The encoder's repository did not answer; it may the next time."""
 
 
 @dataclass(frozen=True)
@@ -117,30 +113,7 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
 
 def _pretrained(path: str, max_tokens: int) -> TextTower:
     """A frozen encoder from a local folder or a Hugging Face repository."""
-    try:
-        return _load(path, max_tokens)
-    except Exception as error:  # safetensors and tokenizers raise classes of their own
-        first_line = (str(error).strip() or repr(error)).splitlines()[0]
-        if is_unreachable(error):
-            raise HubUnreachableError(
-                f"recipe.text.path: cannot reach the hub for {path!r}: {first_line}"
-            ) from error
-        raise RecipeError(
-            f"recipe.text.path: cannot load a text encoder from {path!r}: {first_line}"
-        ) from error
-
-
-def is_unreachable(error: BaseException | None) -> bool:
-    """Whether loading failed for want of an answer of the hub: transformers says so only in what
-    its own error was caused by. A hub that is switched off (HF_HUB_OFFLINE) stays so."""
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    is_off = any(isinstance(link, OfflineModeIsEnabled) for link in chain)
-    return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
+    return loaded("recipe.text.path", "a text encoder", path, lambda: _load(path, max_tokens))
 
 
 def _load(path: str, max_tokens: int) -> TextTower:

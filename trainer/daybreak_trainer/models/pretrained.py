@@ -1,0 +1,47 @@
+"""Loading what others trained: from a local folder or a Hugging Face repository, with errors that
+say which field of the recipe asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from daybreak_trainer.recipe import RecipeError
+
+T = TypeVar("T")
+
+
+class HubUnreachableError(Exception):
+    """The model's repository did not answer; it may the next time."""
+
+
+def loaded(field: str, kind: str, source: str, load: Callable[[], T]) -> T:
+    """What `load` returns. `field` of the recipe names `source`, which must hold a `kind`, such as
+    "a text encoder".
+
+    Raises:
+        RecipeError: it cannot be loaded.
+        HubUnreachableError: its repository does not answer.
+    """
+    try:
+        return load()
+    except Exception as error:  # safetensors and tokenizers raise classes of their own
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
+        if is_unreachable(error):
+            raise HubUnreachableError(
+                f"{field}: cannot reach the hub for {source!r}: {first_line}"
+            ) from error
+        raise RecipeError(f"{field}: cannot load {kind} from {source!r}: {first_line}") from error
+
+
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether loading failed for want of an answer of the hub: transformers says so only in what
+    its own error was caused by. A hub that is switched off (HF_HUB_OFFLINE) stays so."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    is_off = any(isinstance(link, OfflineModeIsEnabled) for link in chain)
+    return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
