@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from daybreak_trainer import rank as ranks
 from daybreak_trainer import settings as pod_settings
+from daybreak_trainer.allocator import keep_freed_memory
 from daybreak_trainer.checkpoint.due import Due
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal
 from daybreak_trainer.checkpoint.layout import Commit, TrainState
@@ -462,6 +463,8 @@ def main() -> int:
     causes = restarts.read(os.environ)
     try:
         with joined(_PATIENCE) as rank:
+            if rank.device.type == "cpu":
+                keep_freed_memory()
             Trainer(settings, rank, standing, stop, heartbeat, causes).run()
         record = ranks.done(number, standing)
     except (Exception, CheckpointException) as error:  # noqa: BLE001 (each becomes a record)
