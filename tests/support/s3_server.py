@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import boto3
 import pytest
-from versitygw import find_versitygw
+from versitygw import VERSITYGW
 
 _READY_SECONDS = 20.0
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ class S3Server:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    str(find_versitygw(print)),
+                    str(VERSITYGW.find(print)),
                     *("--port", f"127.0.0.1:{self._port}", "--quiet"),
                     *("--iam-dir", str(self._folder / "users"), "--iam-cache-disable"),
                     *("posix", str(self._folder / "data")),
@@ -132,7 +132,7 @@ class S3Server:
         keys = Keys(f"user-{secrets.token_hex(4)}", secrets.token_hex(8))
         subprocess.run(
             [
-                str(find_versitygw(print)),
+                str(VERSITYGW.find(print)),
                 *("admin", "-a", self.root.key, "-s", self.root.secret),
                 *("--endpoint-url", self.url, "create-user"),
                 *("-a", keys.key, "-s", keys.secret, "-r", "user"),
@@ -161,7 +161,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the server, where it has to be, before any test's time limit runs."""
     asks = any({"s3", "own_s3"} & set(getattr(i, "fixturenames", ())) for i in session.items)
     if asks and not session.config.option.collectonly:
-        find_versitygw(session.config.get_terminal_writer().line)
+        VERSITYGW.find(session.config.get_terminal_writer().line)
 
 
 @pytest.fixture(scope="session")

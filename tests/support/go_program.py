@@ -1,0 +1,63 @@
+"""Finds a server of the tests that is written in Go, or builds it: a minute, once per version."""
+
+import fcntl
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from daybreak_devcluster.gobuild import toolchain
+from daybreak_devcluster.steps import StepError
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class GoProgram:
+    name: str
+    package: str
+    version: str
+    oldest_go: tuple[int, int]
+    what: str
+    """It is, for who waits."""
+
+    def find(self, report: Report) -> Path:
+        """Its path.
+
+        Raises `StepError` with what to do where it can be neither found nor built.
+        """
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        target = cache / "daybreak" / self.name / self.version / self.name
+        if target.exists():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name("lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if not target.exists():
+                self._build(target, report)
+        return target
+
+    def _build(self, target: Path, report: Report) -> None:
+        with (
+            toolchain(self.oldest_go, report) as (go, environment),
+            tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder,
+        ):
+            report(f"building {self.name} {self.version}, {self.what}: a minute, once")
+            done = subprocess.run(
+                [
+                    *(str(go), "install", "-trimpath", "-ldflags", "-s -w"),
+                    f"{self.package}@{self.version}",
+                ],
+                env={**environment, "GOBIN": folder, "CGO_ENABLED": "0"},
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode != 0:
+                last = "\n    ".join(done.stderr.strip().splitlines()[-10:])
+                raise StepError(
+                    f"{self.name} {self.version} could not be built:\n    {last}\n"
+                    f"put a {self.name} of this version at {target}"
+                )
+            (Path(folder) / self.name).rename(target)
