@@ -26,6 +26,7 @@ from daybreak_trainer.checkpoint.streams import (
     RangeReader,
     SyncedFile,
 )
+from daybreak_trainer.stores.checksum import ForetellingFileSystem
 from daybreak_trainer.stores.errors import (
     StorageError,
     StorageRefusedError,
@@ -34,7 +35,6 @@ from daybreak_trainer.stores.errors import (
     said,
 )
 from daybreak_trainer.stores.filesystem import open_filesystem
-from daybreak_trainer.stores.options import S3_PROTOCOLS, protocol
 from daybreak_trainer.stores.patience import Patience
 
 __all__ = ["HashingStream", "Storage", "StorageError", "StorageRefusedError"]
@@ -57,7 +57,7 @@ class Storage:
         self._patience = patience or Patience()
         self.fs, self.root = open_filesystem(url, options, self._patience)
         self.is_local = isinstance(self.fs, LocalFileSystem)
-        self._is_s3 = protocol(url) in S3_PROTOCOLS
+        self._foretells = isinstance(self.fs, ForetellingFileSystem)
         self.moved = Moved()
         """By this storage and all its children."""
 
@@ -69,7 +69,7 @@ class Storage:
         other = object.__new__(Storage)
         other.url, other.root = f"{self.url}/{relative}", self.path(relative)
         other.fs, other._patience = self.fs, self._patience
-        other.is_local, other._is_s3 = self.is_local, self._is_s3
+        other.is_local, other._foretells = self.is_local, self._foretells
         other.moved = self.moved
         return other
 
@@ -204,9 +204,8 @@ class Storage:
             return
         # No folders are made: an object store has none, and s3fs would make the bucket.
         raw = self.fs.open(target, "wb")
-        stream = HashingStream(
-            raw, part_bytes=raw.blocksize if self._is_s3 else None, moved=self.moved
-        )
+        checksum = self.fs.foretell(raw) if self._foretells else None
+        stream = HashingStream(raw, checksum, self.moved)
         try:
             yield stream
         except BaseException:
@@ -234,14 +233,14 @@ class Storage:
     def _holds(self, relative: str, stream: HashingStream) -> bool:
         """Whether the store has this very content already."""
         try:
-            return self._stored(relative) == (stream.record().size, stream.etag())
+            return self._stored(relative) == (stream.record().size, stream.checksum())
         except (StorageError, FileNotFoundError):
             return False
 
     def _stored(self, relative: str) -> tuple[int, str | None]:
-        """Size and, from S3, the ETag where it is an MD5."""
+        """Size and, where the store derives one from the content, checksum."""
         path = self.path(relative)
-        if self._is_s3:
+        if self._foretells:
             found: tuple[int, str | None] = self._again(
                 "look up", relative, lambda: self.fs.stored(path)
             )
@@ -251,11 +250,11 @@ class Storage:
 
     def _confirm(self, relative: str, stream: HashingStream) -> None:
         """Compares what the store says it has with what was written."""
-        written, expected = stream.record(), stream.etag()
-        size, etag = self._stored(relative)
+        written, expected = stream.record(), stream.checksum()
+        size, checksum = self._stored(relative)
         wrong = f"{size} bytes of {written.size}" if size != written.size else None
         # Not every store's ETag is an MD5, even if it looks like one: the content decides.
-        if wrong is None and etag is not None and etag != expected:
+        if wrong is None and checksum is not None and checksum != expected:
             found = self.record(relative)
             wrong = f"other bytes (xxh64 {found.xxh64} of {written.xxh64})"
             wrong = wrong if found != written else None

@@ -7,14 +7,12 @@ import io
 import os
 import threading
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 import xxhash
 
 from daybreak_trainer.checkpoint.layout import FileRecord
-
-if TYPE_CHECKING:
-    from daybreak_trainer.stores.s3 import Etag
+from daybreak_trainer.stores.checksum import Checksum
 
 _SLICE_BYTES = 8 << 20
 """Most bytes handed to a store's stream at once: it copies them into its own buffer."""
@@ -52,25 +50,23 @@ class HashingStream:
     """A write-only binary stream that hashes its bytes on their way to the store."""
 
     def __init__(
-        self, raw: IO[bytes] | SyncedFile, part_bytes: int | None = None, moved: Moved | None = None
+        self,
+        raw: IO[bytes] | SyncedFile,
+        checksum: Checksum | None = None,
+        moved: Moved | None = None,
     ) -> None:
-        """`part_bytes`: size of the parts that S3 gets; None for other stores."""
-        self._raw, self._moved = raw, moved or Moved()
+        """`checksum`: what the store will derive from the content, where it does."""
+        self._raw, self._moved, self._checksum = raw, moved or Moved(), checksum
         self._digest: _Digest = xxhash.xxh64()
         self._size = 0
-        self._etag: Etag | None = None
-        if part_bytes is not None:
-            from daybreak_trainer.stores.s3 import Etag
-
-            self._etag = Etag(part_bytes)
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), _SLICE_BYTES):
             piece = view[start : start + _SLICE_BYTES]
             self._digest.update(piece)
-            if self._etag is not None:
-                self._etag.update(piece)
+            if self._checksum is not None:
+                self._checksum.update(piece)
             self._raw.write(piece)
             self._moved.add(len(piece))
         self._size += len(view)
@@ -89,9 +85,9 @@ class HashingStream:
     def record(self) -> FileRecord:
         return FileRecord(size=self._size, xxh64=self._digest.hexdigest())
 
-    def etag(self) -> str | None:
-        """What S3 has to give as the ETag of what was written; None for other stores."""
-        return None if self._etag is None else self._etag.value()
+    def checksum(self) -> str | None:
+        """What the store has to derive from what was written; None where it derives nothing."""
+        return None if self._checksum is None else self._checksum.value()
 
 
 class SyncedFile:

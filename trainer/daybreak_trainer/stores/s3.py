@@ -8,7 +8,6 @@ that has stopped reading. Both have to happen per request: the data of a stream 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from typing import Any
 
@@ -16,6 +15,7 @@ from fsspec.asyn import AsyncFileSystem, sync_wrapper
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 from tenacity import AsyncRetrying
 
+from daybreak_trainer.stores.checksum import Etag
 from daybreak_trainer.stores.patience import Patience
 
 _REMOVALS_AT_ONCE = 32
@@ -84,6 +84,10 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     rm = sync_wrapper(_rm)
 
+    def foretell(self, file: Any) -> Etag:
+        """The ETag of what will be written to `file`."""
+        return Etag(file.blocksize)
+
     async def _stored(self, path: str) -> tuple[int, str | None]:
         bucket, key, _ = self.split_path(path)
         found = await self._call_s3("head_object", Bucket=bucket, Key=key, **self.req_kw)
@@ -97,36 +101,3 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     stored = sync_wrapper(_stored)
     """Size of an object, and its ETag where S3 derives that from the MD5 of the content. A store
     may have ETags of the same form that mean something else."""
-
-
-class Etag:
-    """The ETag of an object that is uploaded in parts of one size: the MD5 of a single part, or
-    the MD5 of the parts' MD5s with their number (the parts of S3FileSystem.fixed_upload_size)."""
-
-    def __init__(self, part_bytes: int) -> None:
-        self._part_bytes = part_bytes
-        self._size = 0
-        self._parts: list[bytes] = []
-        self._part = _md5()
-
-    def update(self, data: memoryview) -> None:
-        while len(data):
-            room = self._part_bytes - self._size % self._part_bytes
-            now, data = data[:room], data[room:]
-            self._part.update(now)
-            self._size += len(now)
-            if self._size % self._part_bytes == 0:
-                self._parts.append(self._part.digest())
-                self._part = _md5()
-
-    def value(self) -> str:
-        if self._size < self._part_bytes:
-            return str(self._part.hexdigest())
-        parts = list(self._parts)
-        if self._size % self._part_bytes:
-            parts.append(self._part.digest())
-        return f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
-
-
-def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)
