@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,20 @@ class Bench:
     """One run's storage, and the means to run attempts of it."""
 
     def __init__(
-        self, folder: Path, dataset: Path, context: ForkServerContext, recipe: Recipe
+        self,
+        folder: Path,
+        dataset: Path | str,
+        context: ForkServerContext,
+        recipe: Recipe,
+        place: str | None = None,
+        secret: Mapping[str, str] | None = None,
     ) -> None:
+        """`place`: URL of the folder of checkpoints and models, instead of a local one; `secret`:
+        the keys of the Secret of all stores."""
         folder.mkdir(exist_ok=True)
         self.folder, self.dataset, self.context = folder, dataset, context
-        self.recipe = recipe
-        self.storage = Storage(str(folder / "checkpoints" / "run-u"))
+        self.recipe, self.place, self.secret = recipe, place or str(folder), secret
+        self.storage = Storage(f"{self.place}/checkpoints/run-u", secret)
 
     def attempt(
         self,
@@ -68,13 +76,18 @@ class Bench:
             master_port=free_port(),
             recipe_hash=self.recipe.hash,
             streams=(StreamSettings(url=str(self.dataset), role="data-0"),),
-            checkpoint_url=str(self.folder / "checkpoints"),
-            export_url=str(self.folder / "models"),
+            checkpoint_url=f"{self.place}/checkpoints",
+            export_url=f"{self.place}/models",
         ).model_copy(update=changes)
         processes = []
         for rank in range(ranks):
             work = self.folder / f"work-{number}-{rank}"
             work.mkdir()
+            for role in ("checkpoint", "export", "data-0") if self.secret is not None else ():
+                mounted = work / "secrets" / role
+                mounted.mkdir(parents=True)
+                for name, value in (self.secret or {}).items():
+                    (mounted / name).write_text(value)
             environment = {
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank % (ranks // nodes)),

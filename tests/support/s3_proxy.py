@@ -1,4 +1,4 @@
-"""Stands between a client and an S3 server and misbehaves as it is told."""
+"""Stands between a client and the server of a bucket and misbehaves as it is told."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 _PIECE = 1 << 18
+_OWN_HEADERS = frozenset({"connection", "content-length", "date", "server", "transfer-encoding"})
+"""Of an answer: the proxy's own."""
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Exchange:
     path: str
     """With the query."""
     body: bytes
+    asked: dict[str, str] = field(default_factory=dict)
+    """The request's headers."""
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
@@ -68,19 +72,21 @@ class S3Proxy:
 
             def _pass(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
-                exchange = Exchange(next(numbers), self.command, self.path, self.rfile.read(length))
+                body = self.rfile.read(length)
+                headers = dict(self.headers)
+                exchange = Exchange(next(numbers), self.command, self.path, body, headers)
                 seen.append(f"{self.command} {self.path}")
                 try:
                     before(exchange)
                     if not exchange.status:
-                        _forward(exchange, dict(self.headers))
+                        _forward(exchange, headers)
                     after(exchange)
                 except CutError:
                     self.close_connection = True
                     return
                 self.send_response(exchange.status)
                 for name, value in exchange.headers.items():
-                    if name.lower() not in ("connection", "date", "server", "content-length"):
+                    if name.lower() not in _OWN_HEADERS:
                         self.send_header(name, value)
                 length = int(exchange.headers.get("Content-Length", 0))
                 head = exchange.method == "HEAD"

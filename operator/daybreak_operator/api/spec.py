@@ -224,7 +224,9 @@ class HealthPolicy(ApiModel):
 class Storage(ApiModel):
     """A place that outlives pods: a bucket, or a folder on a volume."""
 
-    storage: Url | None = Field(default=None, description="Any fsspec URL, such as s3://bucket/x.")
+    storage: Url | None = Field(
+        default=None, description="Any fsspec URL, such as s3://bucket/x or gs://bucket/x."
+    )
     persistent_volume_claim: PersistentVolumeClaim | None = Field(
         default=None, description="A folder on a volume that every node can mount."
     )

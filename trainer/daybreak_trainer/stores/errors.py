@@ -1,7 +1,8 @@
 """What can go wrong with a store, and which of it passes by itself.
 
 fsspec's file systems raise what their libraries raise. S3's own error code is in the `response` of
-a botocore error somewhere in the chain of causes; s3fs turns the error itself into an OSError.
+a botocore error somewhere in the chain of causes; s3fs turns the error itself into an OSError. Our
+own file system for Cloud Storage raises `AnswerError`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ class StorageRefusedError(StorageError):
     """The store refuses because something is set wrongly; trying again would end the same way."""
 
 
-NO_BUCKET, _NO_UPLOAD = "NoSuchBucket", "NoSuchUpload"
+class AnswerError(Exception):
+    """A store's answer that says no: its code (or the status, where it has none), HTTP status and
+    text."""
+
+    def __init__(self, code: str, status: int, text: str) -> None:
+        super().__init__(code, status, text)  # all of them: it goes from rank to rank
+        self.code, self.status, self.text = code, status, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+NO_BUCKET, NO_UPLOAD = "NoSuchBucket", "NoSuchUpload"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MOST_LETTERS = 400
 _PASSING_CODES = frozenset(
@@ -75,8 +88,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def answer(error: BaseException) -> tuple[str, int] | None:
-    """S3's error code and HTTP status; None where the error is no answer of an S3 server."""
+    """A bucket's error code and HTTP status; None where the error is no answer of its server."""
     for link in _chain(error):
+        if isinstance(link, AnswerError):
+            return link.code, link.status
         response = getattr(link, "response", None)
         if isinstance(response, dict):
             code = str(response.get("Error", {}).get("Code", ""))
@@ -107,13 +122,13 @@ def is_missing(error: BaseException) -> bool:
     if not isinstance(error, FileNotFoundError | IsADirectoryError):
         return False
     answered = answer(error)
-    return answered is None or answered[0] not in (NO_BUCKET, _NO_UPLOAD)
+    return answered is None or answered[0] not in (NO_BUCKET, NO_UPLOAD)
 
 
 def is_upload_gone(error: BaseException) -> bool:
-    """Whether S3 does not know a multipart upload: it was completed, or aborted."""
+    """Whether the store does not know an upload: it was completed, or aborted."""
     answered = answer(error)
-    return answered is not None and answered[0] == _NO_UPLOAD
+    return answered is not None and answered[0] == NO_UPLOAD
 
 
 def said(error: BaseException) -> str:

@@ -8,14 +8,8 @@ from typing import Any
 import fsspec
 
 from daybreak_trainer.stores.errors import StorageRefusedError
-from daybreak_trainer.stores.options import S3_PROTOCOLS, options_for, protocol
+from daybreak_trainer.stores.options import GOOGLE_PROTOCOLS, S3_PROTOCOLS, options_for, protocol
 from daybreak_trainer.stores.patience import Patience
-
-_INSTEAD = {
-    "gs": "the trainer image cannot hold the package gcsfs beside mosaicml-streaming; reach the "
-    "bucket through Cloud Storage's S3 interface, s3:// with an HMAC key (docs/storage.md)",
-}
-_INSTEAD["gcs"] = _INSTEAD["gs"]
 
 
 def open_filesystem(
@@ -29,17 +23,25 @@ def open_filesystem(
     patience = patience or Patience()
     wanted = options_for(url, options or {}, patience)
     try:
-        if protocol(url) in S3_PROTOCOLS:
-            from daybreak_trainer.stores.s3 import PatientS3FileSystem  # a second to import
-
-            fs = PatientS3FileSystem(**wanted, patience=patience)
+        if protocol(url) in (*S3_PROTOCOLS, *GOOGLE_PROTOCOLS):
+            fs = _bucket_filesystem(protocol(url))(**wanted, patience=patience)
             if not (path := fs._strip_protocol(url).rstrip("/")):
                 raise ValueError("it names no bucket")
             return fs, path
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **wanted)
         return found
     except (ImportError, ValueError, TypeError) as error:
-        reason = _INSTEAD.get(protocol(url), str(error))
         raise StorageRefusedError(
-            f"{url}: not a storage URL this image can use: {reason}"
+            f"{url}: not a storage URL this image can use: {error}"
         ) from error
+
+
+def _bucket_filesystem(protocol: str) -> Any:
+    """The class; its libraries take up to a second to import, and no volume needs them."""
+    if protocol in S3_PROTOCOLS:
+        from daybreak_trainer.stores.s3 import PatientS3FileSystem
+
+        return PatientS3FileSystem
+    from daybreak_trainer.stores.google import GoogleFileSystem
+
+    return GoogleFileSystem

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,8 +64,39 @@ def test_time_limits_are_ours_unless_the_secret_has_some() -> None:
     assert options_for("s3://bucket", {})["config_kwargs"]["max_pool_connections"] >= 64
 
 
+KEY = json.dumps({"type": "service_account", "private_key": "hidden"})
+
+
+def test_a_key_file_is_the_token_of_cloud_storage() -> None:
+    """Under either name, parsed; numbers and addresses are what their text says."""
+    wanted = options_for("gs://bucket/x", {"key.json": KEY, "block_size": "524288"})
+    assert wanted["token"] == json.loads(KEY)
+    assert wanted["block_size"] == 524288
+    assert options_for("gcs://bucket/x", {"token": KEY, "block_size": 524288}) == wanted
+    plain = {"token": "anon", "endpoint_url": "http://store:4443", "requester_pays": "project"}
+    assert options_for("gs://bucket/x", plain).items() >= plain.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"key": "k"}, "key key of its Secret means nothing for gs://; the keys are token, "),
+        ({"token": KEY[:-1]}, "key token of its Secret must be the content of a key file"),
+        ({"token": "/etc/key.json"}, "key token of its Secret must be the content of a key file"),
+        ({"token": "anon", "key.json": KEY}, "keys token and key.json .* different things"),
+        ({"endpoint_url": "store:4443"}, "must begin with http:// or https://"),
+        ({"block_size": "1000000"}, r"block_size .* must be a multiple of 262144 \(bytes\)"),
+    ],
+)
+def test_a_secret_that_cloud_storage_cannot_use_is_said(options: dict[str, str], said: str) -> None:
+    """With what would be right, and never with the key."""
+    with pytest.raises(StorageRefusedError, match=f"gs://bucket/x: .*{said}") as caught:
+        options_for("gs://bucket/x", options)
+    assert "hidden" not in str(caught.value)
+
+
 @given(
-    url=st.sampled_from(["/mnt/x", "memory://x", "gs://bucket/x", "file:///x"]),
+    url=st.sampled_from(["/mnt/x", "memory://x", "abfs://bucket/x", "file:///x"]),
     options=st.dictionaries(st.text(), st.text() | st.booleans()),
 )
 def test_other_stores_get_what_the_secret_says(url: str, options: dict[str, object]) -> None:
