@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402 (as in a pod, the environment comes first)
 
 from daybreak_trainer import rank as ranks  # noqa: E402
 from daybreak_trainer.health.heartbeat import Heartbeat  # noqa: E402
-from daybreak_trainer.objectives import flow  # noqa: E402
+from daybreak_trainer.objectives import draws  # noqa: E402
 from daybreak_trainer.parallel.process_group import joined  # noqa: E402
 from daybreak_trainer.settings import Settings  # noqa: E402
 from daybreak_trainer.train import StopFlag, Trainer  # noqa: E402
@@ -41,16 +41,16 @@ class StopAfter(StopFlag):
 
 
 def poison(draw):  # type: ignore[no-untyped-def]
-    def drawn(objective, dropout, seed, positions, shape, device):  # type: ignore[no-untyped-def]
-        draws = draw(objective, dropout, seed, positions, shape, device)
-        draws.noise[np.isin(positions, poisoned)] = np.nan
-        return draws
+    def drawn(objective, dropout, seed, positions, *rest):  # type: ignore[no-untyped-def]
+        made = draw(objective, dropout, seed, positions, *rest)
+        made.noise[np.isin(positions, poisoned)] = np.nan
+        return made
 
     return drawn
 
 
 if poisoned:
-    flow.draw = poison(flow.draw)
+    draws.draw = poison(draws.draw)
 standing, stop, number = ranks.Standing(), StopAfter(stop_at), int(environment["RANK"])
 heartbeat = Heartbeat(settings.work_dir, int(environment["LOCAL_RANK"]))
 try:

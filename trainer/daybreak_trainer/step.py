@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.objectives import draws as chance
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.optim.clip import clip
 from daybreak_trainer.optim.ema import Ema
@@ -37,6 +38,8 @@ class StepBatch(Protocol):
     def step(self) -> int: ...
     @property
     def positions(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def whole(self) -> range: ...
     @property
     def tensors(self) -> Mapping[str, Tensor]: ...
     @property
@@ -170,18 +173,27 @@ class TrainStep:
         clean = (_rows(images, part).float() / 127.5).sub_(1.0)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
         positions = batch.positions[_row_numbers(len(batch.positions), part)]
-        draws = flow.draw(
-            recipe.objective, recipe.text.caption_dropout, recipe.seed, positions, shape, device
+        draws = chance.draw(
+            recipe.objective,
+            recipe.text.caption_dropout,
+            recipe.seed,
+            positions,
+            batch.whole,
+            shape,
+            recipe.tokens(*shape[1:]),
+            device,
         )
         ids, mask = captions.rows(part, draws.drop_caption)
-        noised = flow.noised(clean, draws).to(self._dtype)
+        noised = flow.noised(clean, draws.noise, draws.timesteps).to(self._dtype)
         if self._text.trained:
             prediction = self._model(noised, draws.timesteps, mask, input_ids=ids).output
         else:
             with torch.no_grad():
                 text = encode(self._text.encoder, ids, mask).to(self._dtype)
             prediction = self._model(noised, draws.timesteps, mask, text=text).output
-        return flow.loss_per_sample(recipe.objective, prediction, clean, draws.timesteps)
+        return flow.loss_per_sample(
+            recipe.objective, prediction, clean, draws.noise, draws.timesteps
+        )
 
     # --- the update -----------------------------------------------------------------------------
 
@@ -208,6 +220,10 @@ class _Nothing:
     @property
     def positions(self) -> npt.NDArray[np.int64]:
         return np.zeros(1, dtype=np.int64)
+
+    @property
+    def whole(self) -> range:
+        return range(self.global_size)
 
 
 def _rows(values: Tensor, part: Pass) -> Tensor:

@@ -213,7 +213,7 @@ class Trainer:
         self.heartbeat.enter(Phase.STEP)
         numbers = self.engine.step.run(batch, self.learning_rate(self.step))
         self.state.trained(batch)
-        self.starts[self.step] = batch.after.samples - batch.global_size
+        self.starts[self.step] = batch.whole.start
         self.heartbeat.step(self.step)
         self.ledger.step_finished(self.step)
         self.meters.step(batch, self.step)

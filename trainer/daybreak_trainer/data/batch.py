@@ -44,6 +44,11 @@ class Batch:
     """Where the data stands once this batch was trained. It travels with the batch, so reading
     ahead can never skip samples at resume."""
 
+    @property
+    def whole(self) -> range:
+        """Positions of the global batch."""
+        return range(self.after.samples - self.global_size, self.after.samples)
+
     def to(self, device: torch.device) -> Batch:
         """With tensors on a device; the copy of pinned tensors may still be under way."""
         moved = {name: t.to(device, non_blocking=True) for name, t in self.tensors.items()}

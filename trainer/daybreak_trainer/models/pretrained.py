@@ -4,7 +4,9 @@ say which field of the recipe asked for it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import nn
 
 from daybreak_trainer.recipe import RecipeError
 
@@ -45,3 +47,19 @@ def is_unreachable(error: BaseException | None) -> bool:
         error = error.__cause__ or error.__context__
     is_off = any(isinstance(link, OfflineModeIsEnabled) for link in chain)
     return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
+
+
+def frozen(kind: Any, source: str) -> nn.Module:
+    """A model of transformers of class `kind`, with all weights that it needs, not to be trained.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    model, found = kind.from_pretrained(source, output_loading_info=True)
+    # transformers draws what is missing at random and goes on. A pooler is not used here, and many
+    # encoders were saved without theirs.
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
+    module: nn.Module = model.requires_grad_(False).eval()
+    return module

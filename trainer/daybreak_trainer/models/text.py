@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from daybreak_trainer.models.pretrained import loaded
+from daybreak_trainer.models.pretrained import frozen, loaded
 from daybreak_trainer.recipe.text import Text
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
@@ -124,13 +124,7 @@ def _load(path: str, max_tokens: int) -> TextTower:
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    encoder, loading = _encoder_class(config).from_pretrained(path, output_loading_info=True)
-    # transformers draws what is missing at random and goes on. A pooler is not used here, and many
-    # encoders were saved without theirs.
-    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
-    encoder.requires_grad_(False).eval()
+    encoder = frozen(_encoder_class(config), path)
     tower = TextTower(tokenizer, encoder, False, 0, max_tokens)
     hidden = encode(encoder, *tower.tokenize([""], torch.device("cpu")))
     return replace(tower, hidden_size=hidden.shape[-1])

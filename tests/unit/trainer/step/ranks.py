@@ -29,6 +29,7 @@ from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.objectives import draws as chance
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
@@ -80,6 +81,7 @@ class Batch:
     captions: tuple[str, ...]
     global_size: int
     own: int
+    whole: range
 
 
 @dataclass
@@ -117,7 +119,9 @@ def batch(sizes: tuple[int, ...], step: int, rank: int, world: int) -> Batch:
     ]
     captions = tuple(f"a {WORDS[1 + int(p) % 2]} square" for p in positions)
     tensors = {"image": torch.stack(images).to(torch.uint8)}
-    return Batch(step, positions, tensors, captions, sizes[step], own)
+    return Batch(
+        step, positions, tensors, captions, sizes[step], own, range(start, start + sizes[step])
+    )
 
 
 def model_of(recipe: Recipe) -> tuple[text_to_image.TextToImage, TextTower]:
@@ -198,19 +202,24 @@ def _mean_loss(
     recipe: Recipe, model: nn.Module, text: TextTower, dtype: torch.dtype, given: Batch
 ) -> Tensor:
     clean = given.tensors["image"].float() / 127.5 - 1
-    draws = flow.draw(
+    draws = chance.draw(
         recipe.objective,
         recipe.text.caption_dropout,
         recipe.seed,
         given.positions,
+        given.whole,
         (3, SIDE, SIDE),
+        recipe.tokens(SIDE, SIDE),
         CPU,
     )
     dropped = draws.drop_caption.tolist()
     captions = ["" if d else c for d, c in zip(dropped, given.captions, strict=True)]
     ids, mask = text.tokenize(captions, CPU)
-    prediction = model(flow.noised(clean, draws).to(dtype), draws.timesteps, mask, input_ids=ids)
-    return flow.loss_per_sample(recipe.objective, prediction.output, clean, draws.timesteps).mean()
+    noised = flow.noised(clean, draws.noise, draws.timesteps).to(dtype)
+    output = model(noised, draws.timesteps, mask, input_ids=ids).output
+    return flow.loss_per_sample(
+        recipe.objective, output, clean, draws.noise, draws.timesteps
+    ).mean()
 
 
 # --- several ranks ------------------------------------------------------------------------------
