@@ -12,14 +12,13 @@ from daybreak_trainer.health.spikes import SpikeDetector
 from daybreak_trainer.health.stragglers import Stragglers
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.metrics import train_metrics
 
 
 class StepChecks:
-    def __init__(self, recipe: Recipe, rank: Rank, non_finite_limit: int) -> None:
-        self._recipe, self._rank, self._limit = recipe, rank, non_finite_limit
+    def __init__(self, rank: Rank, non_finite_limit: int) -> None:
+        self._rank, self._limit = rank, non_finite_limit
         self._metrics = train_metrics().health
         self._non_finite = NonFinite()
         self._spikes = SpikeDetector()
@@ -39,9 +38,8 @@ class StepChecks:
         """Steps in a row without a finite gradient, up to the last one that was agreed on."""
         return self._non_finite.in_a_row
 
-    def observe(self, agreed: Agreed) -> Verdict:
-        """What follows from a step, in the order of steps."""
-        stage, _ = self._recipe.stage_at(agreed.step - 1)
+    def observe(self, agreed: Agreed, stage: int) -> Verdict:
+        """What follows from a step of this stage, in the order of steps."""
         if stage != self._stage:
             self._stage = stage
             self._spikes.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
 from daybreak_trainer.step import IMAGE, Phases, TrainStep
@@ -145,15 +147,22 @@ class Engine:
     def _cache_folder(self) -> Path:
         return self.settings.work_dir / "cache" / "shards"
 
-    def loader(self, state: RunState, says: Callable[[str], None]) -> Loader:
-        """The batches that are left of the run, from where it stands. `says` is told what training
-        waits for, while it waits."""
+    def loader(self, state: RunState, course: Course, says: Callable[[str], None]) -> Loader:
+        """The batches of the stage that the run is in, from where it stands to the stage's end:
+        what is read ahead never crosses it. `says` is told what training waits for, while it
+        waits."""
         run, rank = self.settings.run, self.rank
         cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
-        plans = (
-            StepPlan(step, self.recipe.stage_at(step)[1].batch_size)
-            for step in range(state.step, self.recipe.total_steps)
+        index = course.index_at(state.step)
+        size = self.recipe.stages[index].batch_size
+        # Where the end is not fixed it may come later than is decided now: the trainer closes the
+        # loader at the end, and no sample is lost, for positions travel with batches.
+        steps = (
+            range(state.step, course.ends[index])
+            if self.recipe.is_fixed
+            else itertools.count(state.step)
         )
+        plans = (StepPlan(step, size) for step in steps)
         return Loader(
             self.corpus,
             Shards(self.corpus, cache, self.counters, processes=rank.local_world),

@@ -17,6 +17,7 @@ from daybreak_trainer import settings as pod_settings
 from daybreak_trainer.contract import RANKS_FOLDER, ExitCode, Progress, Termination
 from daybreak_trainer.ending import Ending, conclude, end_stopped, read_records, report
 from daybreak_trainer.recipe import RecipeError
+from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings, SettingsError
 from daybreak_trainer.stop import Stop
 from daybreak_trainer.telemetry import log
@@ -153,7 +154,7 @@ def _starting(settings: Settings) -> Progress:
         run_uid=settings.run.uid,
         attempt=settings.run.attempt,
         phase="Starting",
-        total_steps=settings.recipe.total_steps,
+        total_steps=Course.of(settings.recipe).known_steps,
         started_at=now,
         updated_at=now,
     )

@@ -18,6 +18,7 @@ from daybreak_trainer.contract import (
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.rank import Standing
+from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
 from daybreak_trainer.telemetry.metrics import train_metrics
@@ -31,7 +32,7 @@ class ProgressReporter:
     """A no-op on every rank but the first."""
 
     def __init__(self, settings: Settings, rank: Rank, standing: Standing) -> None:
-        self._recipe, self._standing = settings.recipe, standing
+        self._standing = standing
         self._file = ProgressFile(settings.work_dir) if rank.is_first else None
         self._written = 0.0
         self._metrics = train_metrics()
@@ -40,7 +41,7 @@ class ProgressReporter:
             run_uid=settings.run.uid,
             attempt=settings.run.attempt,
             phase="Starting",
-            total_steps=settings.recipe.total_steps,
+            total_steps=Course.of(settings.recipe).known_steps,
             started_at=now,
             updated_at=now,
         )
@@ -71,11 +72,21 @@ class ProgressReporter:
             restarts=dict(state.restarts),
         )
 
+    def stage(self, index: int, course: Course) -> None:
+        """The run enters a stage, or goes on in it."""
+        stage = course.recipe.stages[index]
+        if self._file is not None:
+            self._metrics.stage(index=index + 1, resolution=stage.resolution)
+        name = StageProgress(
+            name=f"{stage.resolution}px", index=index + 1, of=len(course.recipe.stages)
+        )
+        self._set(at_once=True, stage=name, total_steps=course.known_steps)
+
     def step(
         self,
         agreed: Agreed,
         state: RunState,
-        learning_rate: float,
+        course: Course,
         speed: Throughput | None,
         ledger: Mapping[str, float],
     ) -> None:
@@ -85,11 +96,11 @@ class ProgressReporter:
         first = self._progress.first_step_at is None
         now = datetime.now(UTC)
         images_per_second = speed.images_per_second if speed is not None else None
-        stage_index, stage = self._recipe.stage_at(agreed.step - 1)
-        self._metrics.stage(index=stage_index + 1, resolution=stage.resolution)
+        taken = agreed.step - 1
+        learning_rate = course.recipe.optimizer.learning_rate * course.factor(taken)
         self._metrics.run(
             step=agreed.step,
-            total_steps=self._recipe.total_steps,
+            total_steps=course.known_steps,
             samples=state.samples,
             training_seconds=state.training_seconds,
             loss=agreed.loss,
@@ -107,20 +118,12 @@ class ProgressReporter:
             loss=agreed.loss,
             images_per_second=images_per_second,
             mfu=speed.mfu if speed is not None else None,
-            stage=StageProgress(
-                name=f"{stage.resolution}px", index=stage_index + 1, of=len(self._recipe.stages)
-            ),
+            total_steps=course.known_steps,
             first_step_at=rfc3339(now) if first else self._progress.first_step_at,
-            estimated_completion_time=self._completion(now, agreed.step, images_per_second),
+            estimated_completion_time=_completion(now, agreed.step, images_per_second, course),
             training_seconds=round(state.training_seconds, 3),
             ledger=_rounded(ledger),
         )
-
-    def _completion(self, now: datetime, step: int, images_per_second: float | None) -> str | None:
-        if not images_per_second:
-            return None
-        left = self._recipe.samples_at(self._recipe.total_steps) - self._recipe.samples_at(step)
-        return rfc3339(now + timedelta(seconds=left / images_per_second))
 
     def committed(self, checkpoint: CheckpointRef, outcome: Outcome) -> None:
         """A save became a commit."""
@@ -160,6 +163,16 @@ class ProgressReporter:
         if at_once or time.monotonic() - self._written >= _WRITE_EVERY_SECONDS:
             self._file.write(self._progress)
             self._written = time.monotonic()
+
+
+def _completion(
+    now: datetime, step: int, images_per_second: float | None, course: Course
+) -> str | None:
+    """When the last step will be done at today's speed."""
+    if not images_per_second or course.is_open:
+        return None
+    left = course.samples_at(course.total_steps) - course.samples_at(step)
+    return rfc3339(now + timedelta(seconds=left / images_per_second))
 
 
 def _rounded(ledger: Mapping[str, float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, TrainState
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.health import restarts
+from daybreak_trainer.schedule.decision import Decision
 
 
 @dataclass
@@ -26,6 +27,8 @@ class RunState:
     """Restarts inside pods, by cause."""
     rounds: int = 0
     """Of them, those of this attempt."""
+    decisions: tuple[Decision, ...] = ()
+    """About the run's length, oldest first."""
 
     def trained(self, batch: Batch) -> None:
         """A step on `batch` was taken."""
@@ -38,6 +41,7 @@ class RunState:
         self.step, self.samples, self.data = state.step, state.samples, state.data
         self.skipped, self.training_seconds = state.skipped, state.training_seconds
         self.restarts, self.rounds = dict(state.restarts), state.rounds
+        self.decisions = state.decisions
 
     def restarted(self, causes: Sequence[str], same_attempt: bool) -> None:
         """`causes` are those of this attempt so far, oldest first; where the commit that was gone
@@ -55,6 +59,7 @@ class RunState:
             start=state.data.samples, end=self.data.samples, step=state.step, reason=reason
         )
         self.step, self.samples = state.step, state.samples
+        self.decisions = state.decisions
         self.skipped = (*self.skipped, passed)
         return passed
 
@@ -70,4 +75,5 @@ class RunState:
             ledger=dict(ledger),
             restarts=dict(self.restarts),
             rounds=self.rounds,
+            decisions=self.decisions,
         )

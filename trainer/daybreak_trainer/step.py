@@ -102,11 +102,16 @@ class TrainStep:
         phases: Phases | None = None,
     ) -> None:
         self._recipe, self._model, self._text = recipe, model, text
+        self._stage = recipe.stages[0]
         self._optimizers, self._ema = optimizers, ema
         self._rank, self._dtype = rank, dtype
         self._device_batch_size = device_batch_size
         self._before_update = before_update
         self._phases = phases if phases is not None else Untimed()
+
+    def enter(self, stage: int) -> None:
+        """The steps from here on, and rehearsals, are of this stage of the recipe, from 0."""
+        self._stage = self._recipe.stages[stage]
 
     def run(self, batch: StepBatch, learning_rate: float) -> StepNumbers:
         """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer

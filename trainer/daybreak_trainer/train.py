@@ -44,7 +44,7 @@ from daybreak_trainer.parallel.process_group import Rank, joined
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.rank import NonFiniteLossError, Standing, StopRequestedError
 from daybreak_trainer.recipe import RecipeError
-from daybreak_trainer.schedule import wsd
+from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
 from daybreak_trainer.stores.errors import StorageError
@@ -103,9 +103,10 @@ class Trainer:
         self.engine = Engine(settings, rank, self.timer, self._before_update)
         self.checkpointer = self.engine.checkpointer
         self.meters = Meters(self.engine, self.timer)
-        self.checks = StepChecks(self.recipe, rank, self.run_settings.health.non_finite_steps)
+        self.checks = StepChecks(rank, self.run_settings.health.non_finite_steps)
         self.journal = Journal()
         self.state = RunState()
+        self.course = Course.of(self.recipe)
         self.starts: dict[int, int] = {}
         """Step -> where its global batch began, until all ranks agreed on it."""
         run = self.run_settings
@@ -141,6 +142,11 @@ class Trainer:
     def step(self) -> int:
         return self.state.step
 
+    @property
+    def stage(self) -> int:
+        """Number, from 0, of the stage that the next step belongs to."""
+        return self.course.index_at(self.step)
+
     # --- the run --------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -155,10 +161,10 @@ class Trainer:
         self.test_devices()
         self.resume()
         self._heed_stop()
-        if self.step < self.recipe.total_steps:
+        if self.step < self.course.total_steps:
             self.warm_up()
             self._heed_stop()
-        while self.step < self.recipe.total_steps:
+        while self.step < self.course.total_steps:
             try:
                 self.train()
             except _RollBackError as error:
@@ -185,21 +191,38 @@ class Trainer:
             self.engine.warm_up(self.heartbeat.moved)
 
     def train(self) -> None:
-        """Optimizer steps until the recipe's end."""
-        loader = self.engine.loader(self.state, self.heartbeat.says)
+        """Optimizer steps until the end of the stage that the run is in."""
+        stage = self.stage
+        self.enter(stage)
+        loader = self.engine.loader(self.state, self.course, self.heartbeat.says)
         agreement = StepAgreement(dist.group.WORLD, own_values=1)
         batches = iter(DeviceFeed(loader, self.rank.device))
-        self.progress.phase("Training")
         try:
             with Collector() as garbage:
                 self.ledger.begin_steps()
                 self.meters.pause()
-                while self.step < self.recipe.total_steps:
+                while self.step < self.course.ends[stage]:
                     self.act(self.one_step(batches, agreement), agreement)
                     garbage.after_step(self.step)
                 self.record(agreement.drain())
         finally:
             loader.close()
+
+    def enter(self, stage: int) -> None:
+        """What a stage changes but for its data, which its loader brings."""
+        self.engine.step.enter(stage)
+        self.progress.stage(stage, self.course)
+        self.progress.phase("Training")
+        if self.rank.is_first:
+            settings = self.recipe.stages[stage]
+            log.event(
+                "stage_started" if self.step == self.course.begin(stage) else "stage_resumed",
+                stage=stage + 1,
+                of=len(self.recipe.stages),
+                step=self.step,
+                resolution=settings.resolution,
+                batch_size=settings.batch_size,
+            )
 
     def one_step(self, batches: Iterator[Batch], agreement: StepAgreement) -> list[Agreed]:
         """One optimizer step; returns what all ranks agreed on about an earlier one."""
@@ -255,8 +278,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Of the step after `step` steps."""
-        factor = wsd.factor(self.recipe.schedule, step, self.recipe.total_steps)
-        return self.recipe.optimizer.learning_rate * factor
+        return self.recipe.optimizer.learning_rate * self.course.factor(step)
 
     def _before_update(self) -> None:
         with self.ledger.during("checkpoint"), self.timer.phase("staging"):
@@ -271,7 +293,7 @@ class Trainer:
         """
         for agreed in done:
             self._record(agreed)
-            verdict = self.checks.observe(agreed)
+            verdict = self.checks.observe(agreed, self.course.index_at(agreed.step - 1))
             if verdict is Verdict.ROLL_BACK:
                 limit = self.run_settings.health.non_finite_steps
                 raise _RollBackError(
@@ -281,7 +303,7 @@ class Trainer:
                 raise NonFiniteLossError(self.checks.explanation(agreed.step))
 
     def _record(self, agreed: Agreed) -> None:
-        _, stage = self.recipe.stage_at(agreed.step - 1)
+        stage = self.course.stage_at(agreed.step - 1)
         self.journal.append(
             HistoryLine(
                 step=agreed.step,
@@ -301,7 +323,7 @@ class Trainer:
             self.progress.step(
                 agreed,
                 self.state,
-                self.learning_rate(agreed.step - 1),
+                self.course,
                 self.meters.speed(),
                 seconds,
             )
@@ -332,6 +354,7 @@ class Trainer:
             if (commit := search.commit) is not None:
                 self.journal = self.engine.load(commit)
                 self.state.restore(commit.state)
+                self.course = Course.of(self.recipe, self.state.decisions)
                 self.checks.resumed(commit.state)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
             self.engine.reserve(fresh=commit is None)
@@ -367,6 +390,7 @@ class Trainer:
             self.checkpointer.begin(search)
             self.journal = self.engine.load(commit)
         passed = self.state.roll_back(commit.state, reason)
+        self.course = Course.of(self.recipe, self.state.decisions)
         self.starts.clear()
         self.save_is_owed = True  # what was passed over is to stay so whatever happens next
         self.ledger.rolled_back(commit.step)

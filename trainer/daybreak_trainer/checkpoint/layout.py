@@ -19,6 +19,7 @@ import xxhash
 from pydantic import Field
 
 from daybreak_trainer.contract import Message
+from daybreak_trainer.schedule.decision import Decision
 
 COMMIT = "COMMIT.json"
 ATTEMPT = "ATTEMPT.json"
@@ -150,6 +151,9 @@ class TrainState(Message):
     )
     rounds: int = Field(
         default=0, description="Of these restarts, those of the attempt that committed this."
+    )
+    decisions: tuple[Decision, ...] = Field(
+        default=(), description="About the run's length, oldest first; none with a fixed recipe."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Of Daybreak, torch, diffusers and Python that wrote it."

@@ -65,28 +65,6 @@ class Recipe(RecipeModel):
         reproducible whatever the speed."""
         return all(stage.steps is not None for stage in self.stages)
 
-    @property
-    def total_steps(self) -> int:
-        return sum(stage.steps or 0 for stage in self.stages)
-
-    def stage_at(self, step: int) -> tuple[int, Stage]:
-        """Index (0-based) and stage that optimizer step `step` (0-based) belongs to."""
-        end = 0
-        for index, stage in enumerate(self.stages):
-            end += stage.steps or 0
-            if step < end:
-                return index, stage
-        return len(self.stages) - 1, self.stages[-1]
-
-    def samples_at(self, step: int) -> int:
-        """Samples seen when `step` optimizer steps are done."""
-        samples = 0
-        for stage in self.stages:
-            done = min(step, stage.steps or 0)
-            samples += done * stage.batch_size
-            step -= done
-        return samples
-
     def to_json(self) -> str:
         """Canonical JSON: the text that `hash` is taken of."""
         return self.model_dump_json(by_alias=True)

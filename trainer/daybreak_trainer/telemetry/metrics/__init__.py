@@ -37,7 +37,7 @@ class TrainMetrics:
         self,
         *,
         step: int,
-        total_steps: int,
+        total_steps: int | None,
         samples: int,
         training_seconds: float,
         loss: float | None = None,

@@ -19,7 +19,7 @@ _PHASES: tuple[WorkerPhase, ...] = (
 class ProgressMetrics:
     def __init__(self) -> None:
         self._step = run_gauge("step", "Optimizer steps done in the run.")
-        self._total_steps = run_gauge("total_steps", "Optimizer steps of the whole recipe.")
+        self._total_steps = run_gauge("total_steps", "Optimizer steps of the whole run.")
         self._samples = run_gauge("samples", "Samples trained on in the run.")
         self._loss = run_gauge("loss", "Mean loss of the last global batch.")
         self._gradient_norm = run_gauge("gradient_norm", "Global gradient norm before clipping.")
@@ -36,7 +36,7 @@ class ProgressMetrics:
         self,
         *,
         step: int,
-        total_steps: int,
+        total_steps: int | None,
         samples: int,
         training_seconds: float,
         loss: float | None,
@@ -45,10 +45,10 @@ class ProgressMetrics:
         learning_rate: float | None,
     ) -> None:
         self._step.set(step)
-        self._total_steps.set(total_steps)
         self._samples.set(samples)
         self._training.set(training_seconds)
         for gauge, value in (
+            (self._total_steps, total_steps),
             (self._loss, loss),
             (self._speed, images_per_second),
             (self._gradient_norm, gradient_norm),

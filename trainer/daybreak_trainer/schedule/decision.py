@@ -1,0 +1,27 @@
+"""What a run decided about its own length, at one step; kept in its checkpoints."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from daybreak_trainer.contract import Message
+
+
+class Decision(Message):
+    """From `step` on the run's stages end where this says. A run that is resumed follows the
+    decisions in its checkpoint, so every rank and every attempt has one course."""
+
+    step: int = Field(ge=0, description="Optimizer steps done when it was made.")
+    reason: str = Field(description="Why then: measured, resumed, periodic, stage.")
+    stage_ends: tuple[int, ...] = Field(
+        min_length=1, description="Step at which each stage of the recipe ends."
+    )
+    cooldown_begin: float = Field(description="Step from which the learning rate falls.")
+    images_per_second: tuple[float, ...] = Field(
+        default=(), description="Of each stage, over all ranks: what the plan counts on."
+    )
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.stage_ends[-1]
