@@ -114,10 +114,21 @@ def down(state_dir: StateDir = None) -> None:
 @app.command()
 @said_plainly
 def prepare(
-    source: Annotated[str, typer.Argument(help="`digits`, `shapes`, or a folder of images.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="`digits`, `shapes`, a folder of images, or a dataset, its folder or URL, that is "
+            "to get more columns."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Local folder to write, new or empty.")],
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels; a folder needs it.")
+        str | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Side of the images; a folder needs it. Several, as in 512,1024, give a dataset "
+            "each, in OUT/512 and OUT/1024.",
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="At most so many samples.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seeds the generators.")] = 0,
@@ -150,29 +161,48 @@ def prepare(
             help="Leave out images that cannot be decoded, and list them in OUT/skipped.json.",
         ),
     ] = False,
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AUTOENCODER",
+            help="Add a column of latents, made by this AutoencoderDC or AutoencoderKL of "
+            "diffusers, a local folder or a Hugging Face repository; on a GPU, if there is one.",
+        ),
+    ] = None,
+    drop_images: Annotated[
+        bool, typer.Option("--drop-images", help="With --latents: leave the images out.")
+    ] = False,
 ) -> None:
     """Write a dataset of MDS shards with hashes.
 
     A folder has its captions in `captions.jsonl` (`{"file": "a.png", "caption": "..."}` a line) or
     in a `.txt` or `.json` beside each image; `caption_short` and the like are further captions.
+    Adding columns goes on where it was stopped, if called again.
     """
-    from daybreak_trainer.data.errors import DatasetError
-    from daybreak_trainer.prepare.prepare import prepare as prepare_dataset
+    from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
+    from daybreak_trainer.models.pretrained import HubUnreachableError
+    from daybreak_trainer.prepare.datasets import prepare_datasets
     from daybreak_trainer.prepare.unreadable import reported
+    from daybreak_trainer.recipe import RecipeError
 
-    shard_bytes = _bytes("--shard-size", shard_size)
-    for place in (source, str(out)):
-        if ":/" in place:
-            raise CommandError(
-                f"{place}: prepare reads and writes local folders; write one and copy it to the "
-                "store, for S3 with: aws s3 sync OUT s3://bucket/folder"
-            )
+    shard_bytes, sides = _bytes("--shard-size", shard_size), _sides(resolution)
+    if ":/" in str(out) or (":/" in source and latents is None):
+        raise CommandError(
+            f"{out if ':/' in str(out) else source}: prepare writes local folders, and reads them "
+            "unless it adds to a dataset (--latents); write one and copy it to the store, for S3 "
+            "with: aws s3 sync OUT s3://bucket/folder"
+        )
+    if drop_images and latents is None:
+        raise CommandError("--drop-images leaves nothing to train on without --latents")
     try:
         with _bar("samples") as (bar, task):
-            card = prepare_dataset(
+            cards = prepare_datasets(
                 source,
                 out,
-                resolution=resolution,
+                sides,
+                added=_latents(latents),
+                drop_images=drop_images,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
                 count=count,
                 seed=seed,
                 in_buckets=buckets,
@@ -181,12 +211,31 @@ def prepare(
                 jpeg_quality=jpeg_quality,
                 shard_bytes=shard_bytes,
                 skip_unreadable=skip_unreadable,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-    except DatasetError as error:
+    except (BadDataError, RecipeError) as error:
         raise CommandError(str(error)) from None
-    console.print(f"{out}: {card.samples} samples of {card.resolution} px")
-    _say_skipped(reported(out), out)
+    except (DataUnavailableError, HubUnreachableError) as error:
+        raise CommandError(str(error), exit_code=1) from None
+    for folder, card in cards.items():
+        console.print(f"{folder}: {card.samples} samples of {card.resolution} px")
+        _say_skipped(reported(folder), folder)
+
+
+def _sides(text: str | None) -> list[int]:
+    """Resolutions: 512 or 512,1024."""
+    sides = text.split(",") if text is not None else []
+    if not all(side.strip().isdecimal() and int(side) for side in sides):
+        raise CommandError(f"--resolution {text}: not pixels, such as 512 or 512,1024")
+    return sorted({int(side) for side in sides})
+
+
+def _latents(source: str | None) -> list[Any]:
+    if source is None:
+        return []
+    from daybreak_trainer.models.autoencoder import load
+    from daybreak_trainer.prepare.latents import LatentColumn
+
+    return [LatentColumn(load(source, "--latents"))]
 
 
 def _bytes(option: str, text: str) -> int:

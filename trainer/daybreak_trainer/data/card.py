@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from daybreak_trainer.contract import Message
+from daybreak_trainer.data.latents import LatentSpace
 
 INDEX = "index.json"
 CARD = "dataset.json"
@@ -30,6 +31,9 @@ class DatasetCard(Message):
         default_factory=dict,
         description="Some captions of each column, evenly out of all: they say how long captions "
         "are before a shard is read.",
+    )
+    latents: LatentSpace | None = Field(
+        default=None, description="What made the column `latent`; absent: there is none."
     )
     buckets: dict[str, tuple[str, ...]] | None = Field(
         default=None,

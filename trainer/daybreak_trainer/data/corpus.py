@@ -78,6 +78,8 @@ class Corpus:
     shards: tuple[Shard, ...]
     weights: tuple[float, ...]
     description: CorpusDescription
+    cards: tuple[DatasetCard, ...]
+    """Of each stream."""
     resolution: int
     vocabulary: tuple[str, ...]
     """Words of all captions, sorted."""
@@ -167,6 +169,7 @@ def open_corpus(
             streams=tuple(d.description for d in opened),
             validation_samples=sum(shard.held_out for shard in shards),
         ),
+        cards=tuple(dataset.card for dataset in opened),
         resolution=first.card.resolution,
         vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
         buckets=_bucket_columns(shards, columns),

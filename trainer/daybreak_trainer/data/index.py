@@ -40,6 +40,7 @@ class Columns:
     """The columns of a shard in the order in which they are written."""
 
     names: tuple[str, ...]
+    encodings: tuple[str, ...]
     sizes: tuple[int | None, ...]
     """Bytes of a value; None where each value says its own."""
     tensors: tuple[TensorColumn, ...]
@@ -160,7 +161,7 @@ def _checked_columns(
     for tensor in tensors:
         if tensor.shape is not None and sizes[names.index(tensor.name)] != _bytes(tensor):
             raise DatasetError(f": column {tensor.name} has a size that is not its type's")
-    return Columns(names, sizes, tensors)
+    return Columns(names, encodings, sizes, tensors)
 
 
 def _tensor(name: str, encoding: str) -> TensorColumn | None:

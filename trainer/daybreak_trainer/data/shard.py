@@ -21,12 +21,12 @@ import xxhash
 from PIL import Image
 
 from daybreak_trainer.data.errors import DataUnavailableError, ShardError, ShardMissingError
-from daybreak_trainer.data.index import CAPTION, HASH, FileRecord, ShardInfo, TensorColumn
+from daybreak_trainer.data.index import CAPTION, HASH, FileRecord, ShardInfo
 
 _HEAD_BYTES = 1024
 """Read at once at a sample's beginning: mostly its sizes and texts."""
 _CHUNK_BYTES = 1 << 20
-_UNREADABLE = (
+UNDECODABLE = (
     OSError,
     SyntaxError,  # PIL's word for a broken PNG
     ValueError,
@@ -103,11 +103,23 @@ class ShardFile:
                 offset, length = spans[column.name]
                 if column.shape is None:
                     data = self._cut(head, begin, offset, length)
-                    _decode_image(column, data, row, size)
+                    decode_image(column.encoding, data, row, size)
                 elif os.preadv(self.descriptor, [row], offset) != length:
                     raise ValueError("the file ends in it")
             return self._cut(head, begin, *spans[CAPTION]).decode()
-        except _UNREADABLE as error:
+        except UNDECODABLE as error:
+            raise self._unreadable(f"sample {number}", error) from error
+
+    def stored(self, number: int) -> dict[str, bytes]:
+        """All columns of a sample as they are stored.
+
+        Raises:
+            As `read`.
+        """
+        try:
+            spans, head, begin = self._spans(number)
+            return {name: self._cut(head, begin, *span) for name, span in spans.items()}
+        except UNDECODABLE as error:
             raise self._unreadable(f"sample {number}", error) from error
 
     def text(self, number: int, column: str) -> str:
@@ -119,7 +131,7 @@ class ShardFile:
         try:
             spans, head, begin = self._spans(number)
             return self._cut(head, begin, *spans[column]).decode()
-        except _UNREADABLE as error:
+        except UNDECODABLE as error:
             raise self._unreadable(f"sample {number}", error) from error
 
     def _spans(self, number: int) -> tuple[dict[str, tuple[int, int]], bytes, int]:
@@ -162,11 +174,16 @@ class ShardFile:
         )
 
 
-def _decode_image(column: TensorColumn, data: bytes, row: Any, size: tuple[int, int]) -> None:
-    """PIL's decoders let other threads run, so they scale with threads."""
+def decode_image(encoding: str, data: bytes, row: Any, size: tuple[int, int]) -> None:
+    """Into `row`, uint8 `(3, height, width)`. PIL's decoders let other threads run, so they scale
+    with threads.
+
+    Raises:
+        One of `UNDECODABLE`.
+    """
     from streaming.base.format.mds.encodings import mds_decode
 
-    image = mds_decode(column.encoding, data)
+    image = mds_decode(encoding, data)
     if (image.height, image.width) != size:
         raise ValueError(
             f"the image is {image.height}x{image.width}, its bucket {size[0]}x{size[1]}"

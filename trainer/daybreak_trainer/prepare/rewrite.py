@@ -1,0 +1,268 @@
+"""A dataset becomes another one with further columns, shard by shard.
+
+What was stored stays as it is, byte for byte; samples that `skip.json` names are left out. The work
+lies beside the result until that is whole, and goes on where it was stopped:
+
+    .<name>.unfinished/request.json             what it is about
+    .<name>.unfinished/dataset/shard.00017.mds  counts once its note is written, and only while it
+                                                has the size and hash that the note says
+    .<name>.unfinished/notes/shard.00017.mds    what the index is to say of it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from daybreak_trainer.data.cache import NodeCache
+from daybreak_trainer.data.card import CARD, INDEX, DatasetCard, bucket_size
+from daybreak_trainer.data.corpus import Corpus, Shard, Stream, open_corpus
+from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.errors import DatasetError, ShardError
+from daybreak_trainer.data.index import HASH, FileRecord
+from daybreak_trainer.data.shard import ShardFile, verify
+from daybreak_trainer.data.shards import Shards
+
+REQUEST = "request.json"
+_WHOLE, _NOTES, _CACHE = "dataset", "notes", "cache"
+_CACHE_BYTES = 4 << 30
+_AHEAD = 2
+_UNFINISHED = "unfinished"
+
+Row = dict[str, bytes]
+"""A sample's values by column, as they lie in a shard."""
+Progress = Callable[[int, int], None]
+
+
+class SampleError(Exception):
+    """A row that a column cannot be computed of."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row
+        """Among those that were given, from 0."""
+
+
+class NewColumn(Protocol):
+    """A column that is computed from what is there."""
+
+    name: str
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides its values: work that was begun with another one is not gone on with."""
+
+    def encoding(self, size: tuple[int, int]) -> str:
+        """Its MDS encoding in shards of this bucket, `(height, width)`."""
+
+    def values(
+        self, rows: Sequence[Row], encodings: Mapping[str, str], size: tuple[int, int]
+    ) -> Iterator[bytes]:
+        """One for each row, in order; `encodings` is how the rows' columns are stored.
+
+        Raises:
+            SampleError: a row that it cannot be computed of.
+        """
+
+    def record(self) -> dict[str, Any]:
+        """Fields of the dataset's card that say what the column holds."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    corpus: Corpus
+    card: DatasetCard
+    shards: Sequence[Shard]
+    """Those of which a sample is kept."""
+    total: int
+
+
+def rewrite(
+    source: str,
+    out: Path,
+    added: Sequence[NewColumn],
+    dropped: frozenset[str] = frozenset(),
+    progress: Progress = lambda done, total: None,
+) -> DatasetCard:
+    """Writes the dataset at `source`, a folder or URL, to `out`, with columns `added` and without
+    those `dropped`.
+
+    Raises:
+        DatasetError: the source is no dataset or has one of the columns already, a sample cannot be
+            used, `out` is there already or cannot be written, or holds work on something else.
+        ShardError, DataUnavailableError: as reading raises them.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} exists already; choose another folder or remove it first")
+    work = out.parent / f".{out.name}.{_UNFINISHED}"
+    try:
+        for part in (_WHOLE, _NOTES):
+            (work / part).mkdir(parents=True, exist_ok=True)
+        return _rewrite(source, out, work, added, dropped, progress)
+    except OSError as error:
+        raise DatasetError(f"{work}: cannot be written: {error}") from None
+
+
+def _rewrite(
+    source: str,
+    out: Path,
+    work: Path,
+    added: Sequence[NewColumn],
+    dropped: frozenset[str],
+    progress: Progress,
+) -> DatasetCard:
+    counters = DataCounters()
+    opened = _open(source, counters)
+    _claim(work, opened.corpus, added, dropped)
+    cache = NodeCache(work / _CACHE, _CACHE_BYTES, counters)
+    infos, done = [], 0
+    with closing(Shards(opened.corpus, cache, counters, downloads=_AHEAD)) as files:
+        todo = [n for n in range(len(opened.shards)) if _kept(work, n) is None]
+        for number, shard in enumerate(opened.shards):
+            if (info := _kept(work, number)) is None:
+                coming = [opened.shards[n].number for n in todo if number <= n <= number + _AHEAD]
+                files.announce(dict.fromkeys(coming, 0))
+                info = _write(work, number, shard, files.get(shard.number), added, dropped)
+            infos.append(info)
+            done += shard.kept
+            progress(done, opened.total)
+    return _finish(opened, out, work, infos, added)
+
+
+def _open(source: str, counters: DataCounters) -> _Source:
+    corpus = open_corpus([Stream(source)], counters)
+    card = corpus.cards[0]
+    return _Source(corpus, card, [s for s in corpus.shards if s.kept], len(corpus))
+
+
+def _claim(work: Path, corpus: Corpus, added: Sequence[NewColumn], dropped: frozenset[str]) -> None:
+    """Says what the work is about, or that what lies there is about the same."""
+    request = {
+        "source": corpus.fingerprint,
+        "added": {column.name: dict(column.identity()) for column in added},
+        "dropped": sorted(dropped),
+    }
+    file = work / REQUEST
+    text = json.dumps(request, indent=2, sort_keys=True)
+    try:
+        there = file.read_text()
+    except FileNotFoundError:
+        _replace(file, text)
+        return
+    if there != text:
+        raise DatasetError(
+            f"{work} holds unfinished work on other data, or with other options ({file.name} says "
+            "which); remove it, or go on with the same"
+        )
+
+
+def _kept(work: Path, number: int) -> dict[str, Any] | None:
+    """What the index is to say of a shard that was written before and is sound."""
+    name = _name(number)
+    try:
+        info: dict[str, Any] = json.loads((work / _NOTES / name).read_text())
+        raw = info["raw_data"]
+        verify(work / _WHOLE / name, FileRecord(name, raw["bytes"], raw["hashes"][HASH]), name)
+    except (OSError, ValueError, KeyError, ShardError):
+        return None
+    return info
+
+
+def _write(
+    work: Path,
+    number: int,
+    shard: Shard,
+    file: ShardFile,
+    added: Sequence[NewColumn],
+    dropped: frozenset[str],
+) -> dict[str, Any]:
+    """One shard, and then its note."""
+    encodings = dict(zip(file.info.columns.names, file.info.columns.encodings, strict=True))
+    size = bucket_size(shard.bucket)
+    for column in added:
+        if column.name in encodings:
+            raise DatasetError(f"shard {shard.where} has a column {column.name} already")
+    numbers = shard.numbers(np.arange(shard.kept, dtype=np.int64)).tolist()
+    rows = [file.stored(sample) for sample in numbers]
+    try:
+        computed = {c.name: list(c.values(rows, encodings, size)) for c in added}
+    except SampleError as error:
+        raise DatasetError(
+            f"shard {shard.where}: sample {numbers[error.row]}: {error}; "
+            "name it in skip.json to leave it out"
+        ) from None
+    columns = {name: code for name, code in encodings.items() if name not in dropped}
+    columns |= {column.name: column.encoding(size) for column in added}
+    name = _name(number)
+    folder = work / f"{name}.{_UNFINISHED}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with _writer(folder, columns) as writer:
+        for place, row in enumerate(rows):
+            values = row | {name: values[place] for name, values in computed.items()}
+            writer.write({name: values[name] for name in columns})
+    info: dict[str, Any] = json.loads((folder / INDEX).read_text())["shards"][0]
+    (folder / info["raw_data"]["basename"]).replace(work / _WHOLE / name)
+    info["raw_data"]["basename"] = name
+    _replace(work / _NOTES / name, json.dumps(info))
+    shutil.rmtree(folder)
+    return info
+
+
+def _writer(folder: Path, columns: Mapping[str, str]) -> Any:
+    """Takes values that are encoded already, and puts all of them into one shard."""
+    from streaming import MDSWriter
+
+    class Verbatim(MDSWriter):  # type: ignore[misc]
+        def encode_sample(self, sample: dict[str, bytes]) -> bytes:
+            sizes = [
+                len(sample[name])
+                for name, size in zip(self.column_names, self.column_sizes, strict=True)
+                if size is None
+            ]
+            head = np.array(sizes, dtype="<u4").tobytes()
+            return head + b"".join(sample[name] for name in self.column_names)
+
+    return Verbatim(out=str(folder), columns=dict(columns), hashes=[HASH], size_limit=None)
+
+
+def _finish(
+    opened: _Source,
+    out: Path,
+    work: Path,
+    infos: Sequence[dict[str, Any]],
+    added: Sequence[NewColumn],
+) -> DatasetCard:
+    """Gives the result its name; what is left of the work goes afterwards, for it tells a work that
+    is stopped in between which shards are done."""
+    buckets: dict[str, tuple[str, ...]] | None = None
+    if opened.card.buckets is not None:
+        buckets = {}
+        for number, shard in enumerate(opened.shards):
+            buckets[shard.bucket] = (*buckets.get(shard.bucket, ()), _name(number))
+    record = {key: value for column in added for key, value in column.record().items()}
+    card = opened.card.model_copy(update={"samples": opened.total, "buckets": buckets, **record})
+    whole = work / _WHOLE
+    _replace(whole / INDEX, json.dumps({"version": 2, "shards": list(infos)}, sort_keys=True))
+    _replace(whole / CARD, json.dumps(json.loads(card.to_json()), indent=2) + "\n")
+    if out.exists():
+        out.rmdir()
+    whole.rename(out)
+    shutil.rmtree(work)
+    return card
+
+
+def _name(number: int) -> str:
+    return f"shard.{number:05d}.mds"
+
+
+def _replace(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f"{file.name}.{_UNFINISHED}")
+    partial.write_text(text)
+    partial.replace(file)
