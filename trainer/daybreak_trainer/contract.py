@@ -281,6 +281,37 @@ class Evaluation(Message):
     images: int
 
 
+class MetricScore(Message):
+    """One figure about drawn images, named by what saw them."""
+
+    name: str = Field(
+        description="fid, kid and cmmd with the standard extractor alone; with another, "
+        "frechet_distance, kernel_distance and mmd. Or clip_score."
+    )
+    value: float
+    extractor: str
+    standard: bool = Field(description="Whether the extractor is the metric's own.")
+    images: int
+    reference_images: int
+
+
+class Validation(Message):
+    """What the averaged weights come to on samples that training never saw."""
+
+    step: int
+    samples: int = 0
+    loss: float | None = Field(
+        default=None, description="Mean over timesteps and samples; None: no samples."
+    )
+    bins: dict[str, float] = Field(
+        default_factory=dict, description="The same by range of timesteps, such as 0.0-0.3."
+    )
+    alignment: float | None = None
+    alignment_by_tag: dict[str, float] = Field(default_factory=dict)
+    metrics: tuple[MetricScore, ...] = ()
+    seconds: float = Field(default=0.0, description="Time that all of it took.")
+
+
 class Progress(Message):
     """`GET /progress` on worker 0. Times are RFC 3339, UTC; a missing value is not known yet."""
 
@@ -318,6 +349,9 @@ class Progress(Message):
         default_factory=dict, description="Restarts inside pods over the whole run, by cause."
     )
     evaluation: Evaluation | None = None
+    validation: Validation | None = Field(
+        default=None, description="The newest evaluation during training."
+    )
     export_url: str | None = None
     updated_at: str
 
