@@ -40,13 +40,12 @@ def test_the_frechet_distance_takes_the_root_of_the_product() -> None:
     """As the definition's matrix square root does, for covariances that do not commute; and it is
     the same both ways round."""
     rng = np.random.default_rng(0)
-    a, b = (
-        statistics(rng.normal(size=(40, 6))),
-        statistics(rng.normal(size=(50, 6)) @ np.tri(6) + 1),
-    )
-    root = linalg.sqrtm(a.covariance @ b.covariance).real
-    shift = a.mean - b.mean
-    defined = shift @ shift + np.trace(a.covariance + b.covariance - 2 * root)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(5, 6)) @ np.tri(6) + 1
+    covariances = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    shift = x.mean(0) - y.mean(0)
+    defined = shift @ shift + np.trace(sum(covariances) - 2 * root)
+    a, b = statistics(x), statistics(y)
     assert frechet_distance(a, b) == pytest.approx(defined, rel=1e-6)
     assert frechet_distance(b, a) == pytest.approx(defined, rel=1e-6)
 

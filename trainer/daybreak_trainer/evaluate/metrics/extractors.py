@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from daybreak_trainer.contract import ExtractorSettings
 from daybreak_trainer.evaluate.metrics.inception import FID_WEIGHTS, InceptionFeatures
-from daybreak_trainer.models.text import HubUnreachableError, is_unreachable
+from daybreak_trainer.models.pretrained import HubUnreachableError, is_unreachable
 from daybreak_trainer.settings import SettingsError
 
 Images = npt.NDArray[np.uint8]
