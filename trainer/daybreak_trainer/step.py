@@ -205,7 +205,7 @@ class TrainStep:
     def _update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["factor"]
             cast(Any, optimizer).found_inf = found_inf  # fused AdamW's and Muon's, not the base's
             optimizer.step()
         self._ema.update(step, found_inf)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from daybreak_trainer.models import prx
+from daybreak_trainer.models import prx, sana
 from daybreak_trainer.models.family import Denoiser
 from daybreak_trainer.recipe import Recipe
 
 _PIXEL_CHANNELS = 3
-_FAMILIES = {"prx": prx.build}
+_FAMILIES: dict[str, Callable[[Recipe, int, int], Denoiser]] = {
+    "prx": prx.build,
+    "sana": sana.build,
+}
 
 
 def channels(recipe: Recipe) -> int:
@@ -21,7 +26,4 @@ def build(recipe: Recipe, text_hidden_size: int) -> Denoiser:
     """A freshly initialised denoiser; equal for equal seeds, on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        denoiser: Denoiser = _FAMILIES[recipe.denoiser.kind](
-            recipe, channels(recipe), text_hidden_size
-        )
-    return denoiser
+        return _FAMILIES[recipe.denoiser.kind](recipe, channels(recipe), text_hidden_size)

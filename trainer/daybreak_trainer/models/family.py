@@ -49,6 +49,9 @@ class Denoiser(Protocol):
         """The matrices that turn hidden states into hidden states, by parameter name, and in how
         many parts each is to be orthogonalised (Muon)."""
 
+    def learning_rate_factors(self) -> dict[str, float]:
+        """On AdamW's learning rate, by parameter name; 1 for those that are not there."""
+
     def to_stock(self) -> nn.Module:
         """The diffusers transformer of these weights, with none of our code: a copy."""
 

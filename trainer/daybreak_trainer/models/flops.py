@@ -17,12 +17,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from daybreak_trainer.models.denoiser import channels
+from daybreak_trainer.models.tricks import NONE, Tricks, left_over
 from daybreak_trainer.recipe import Recipe
-from daybreak_trainer.recipe.denoiser import Denoiser
 
-CHANNELS = 3
 _TIME_FEATURES = 256
-"""Width of the sinusoidal timestep features (diffusers' PRX)."""
+"""Width of the sinusoidal timestep features (diffusers)."""
 _BACKWARD_AND_FORWARD = 3
 
 Checkpointing = Literal["none", "blocks", "budget"]
@@ -58,9 +58,24 @@ class SampleFlops:
 
 
 @dataclass(frozen=True)
-class _Forward:
-    whole: float
-    blocks: float
+class _Sizes:
+    """What a sample is to the denoiser."""
+
+    tokens: int
+    """Of the image."""
+    patch: int
+    """Numbers of a patch."""
+    text_tokens: int
+    text_width: int
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """Forward of a denoiser, by how many tokens are there."""
+
+    enter: float
+    block: Callable[[int], float]
+    leave: Callable[[int], float]
 
 
 def per_sample(
@@ -69,55 +84,128 @@ def per_sample(
     height: int,
     width: int,
     text_width: int | None = None,
+    text_tokens: int | None = None,
     frozen_text: float = 0.0,
+    tricks: Tricks = NONE,
+    teacher_width: int | None = None,
 ) -> SampleFlops:
-    """FLOPs of a recipe's sample of `height` × `width` pixels, its caption padded to the recipe's
-    tokens.
+    """FLOPs of a recipe's sample of `height` × `width` pixels, its caption padded to `text_tokens`,
+    by default the recipe's most.
 
     `text_width` is the width of the encoder's hidden states and `frozen_text` the FLOPs of its
-    forward pass (`counted`), both where the encoder is a pretrained one.
+    forward pass (`counted`), both where the encoder is a pretrained one. `tricks` leave tokens out,
+    and `teacher_width` is that of the features that hidden states are projected to.
     """
     text = recipe.text
-    tokens = text.max_tokens
+    captioned = text.max_tokens if text_tokens is None else text_tokens
     encoder = 0.0
     if text.kind == "joint":
         assert text.hidden_size is not None  # the recipe's own rule, as the next
         assert text.depth is not None
         text_width = text.hidden_size
-        encoder = distilbert(width=text.hidden_size, depth=text.depth, tokens=tokens)
+        encoder = distilbert(width=text.hidden_size, depth=text.depth, tokens=captioned)
     assert text_width is not None, "a pretrained encoder's width is not in the recipe"
-    denoiser = _DENOISERS[recipe.denoiser.kind](recipe.denoiser, height, width, tokens, text_width)
-    return SampleFlops(trained=denoiser.whole + encoder, blocks=denoiser.blocks, frozen=frozen_text)
+    patch = channels(recipe) * recipe.denoiser.patch_size**2
+    sizes = _Sizes(recipe.tokens(height, width), patch, captioned, text_width)
+    formula = _DENOISERS[recipe.denoiser.kind](recipe, sizes)
+    there = _tokens_by_block(recipe, sizes.tokens, tricks)
+    blocks = sum(formula.block(tokens) for tokens in there)
+    last = there[-1] if tricks.masking is not None else sizes.tokens
+    aux = _auxiliary(recipe, sizes.tokens, there, tricks, teacher_width)
+    trained = formula.enter + blocks + formula.leave(last) + aux + encoder
+    return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text)
 
 
-def prx(recipe: Denoiser, height: int, width: int, text_tokens: int, text_width: int) -> _Forward:
-    """Forward of `diffusers.PRXTransformer2DModel` in pixel space. With d its width, T image and S
-    text tokens, m the MLP's width:
+def _tokens_by_block(recipe: Recipe, tokens: int, tricks: Tricks) -> list[int]:
+    """Tokens that each block sees."""
+    there = [tokens] * recipe.denoiser.depth
+    if tricks.routing is not None:
+        for number in range(tricks.routing.first, tricks.routing.last + 1):
+            there[number] = left_over(tokens, tricks.routing.share)
+    if tricks.masking is not None:
+        for number in range(tricks.masking.mixer_depth, len(there)):
+            there[number] = left_over(tokens, tricks.masking.share)
+    return there
+
+
+def _auxiliary(
+    recipe: Recipe, tokens: int, there: list[int], tricks: Tricks, teacher_width: int | None
+) -> float:
+    """Of what is trained beside the model: SPRINT's fusion, and the projector to a teacher."""
+    d, total = recipe.denoiser.hidden_size, 0.0
+    if tricks.routing is not None and tricks.routing.kind == "sprint":
+        total += 2 * tokens * 2 * d * d
+    alignment = recipe.objective.alignment
+    if tricks.capture is not None and alignment is not None and teacher_width is not None:
+        if alignment.projector == "conv":
+            total += 2 * tokens * 9 * d * teacher_width
+        else:
+            wide = alignment.projector_size
+            total += 2 * there[tricks.capture] * wide * (d + wide + teacher_width)
+    return total
+
+
+def prx(recipe: Recipe, sizes: _Sizes) -> _Formula:
+    """Forward of `diffusers.PRXTransformer2DModel`. With d its width, T image and S text tokens, m
+    the MLP's width:
 
         block = 2T·4d² + 2T·3dm + 2S·2d² + 4dT(T+S) + 2·6d²
-                qkv, out   MLP     text k,v  attention  modulation, once a sample
+                qkv, out   MLP     text k,v  attention  modulation, once a sample, unless shared
     """
-    d, tokens = recipe.hidden_size, (height // recipe.patch_size) * (width // recipe.patch_size)
-    patch = CHANNELS * recipe.patch_size**2
-    mlp = int(d * recipe.mlp_ratio)
-    block = (
-        2 * tokens * 4 * d * d
-        + 2 * tokens * 3 * d * mlp
-        + 2 * text_tokens * 2 * d * d
-        + 4 * d * tokens * (tokens + text_tokens)
-        + 2 * 6 * d * d
-    )
-    bottleneck = recipe.bottleneck_size
-    patch_in = patch * d if bottleneck is None else bottleneck * (patch + d)
-    edges = (
-        2 * tokens * patch_in
-        + 2 * text_tokens * text_width * d
+    shape, text_tokens = recipe.denoiser, sizes.text_tokens
+    d, mlp = shape.hidden_size, int(shape.hidden_size * shape.mlp_ratio)
+    modulation = 2 * 6 * d * d
+    own, shared = (0, modulation) if shape.shared_modulation else (modulation, 0)
+
+    def block(tokens: int) -> float:
+        return (
+            2 * tokens * 4 * d * d
+            + 2 * tokens * 3 * d * mlp
+            + 2 * text_tokens * 2 * d * d
+            + 4 * d * tokens * (tokens + text_tokens)
+            + own
+        )
+
+    bottleneck = shape.bottleneck_size
+    patch_in = sizes.patch * d if bottleneck is None else bottleneck * (sizes.patch + d)
+    enter = (
+        2 * sizes.tokens * patch_in
+        + 2 * text_tokens * sizes.text_width * d
         + 2 * (_TIME_FEATURES * d + d * d)
-        + 2 * tokens * d * patch
-        + 2 * 2 * d * d  # the last layer's modulation
+        + shared
     )
-    blocks = float(recipe.depth * block)
-    return _Forward(blocks + edges, blocks)
+    # The last layer's modulation sees one vector a sample.
+    return _Formula(enter, block, lambda tokens: 2 * tokens * d * sizes.patch + 2 * 2 * d * d)
+
+
+def sana(recipe: Recipe, sizes: _Sizes) -> _Formula:
+    """Forward of `diffusers.SanaTransformer2DModel`. With h the width of a head, and T' all tokens
+    of the image, which the convolution goes over whichever are there:
+
+        block = 2T·6d² + 4Td(h+1) + 2S·2d² + 4dTS + 2T·3dm + 2T'·9·2m
+                q,k,v,out  linear    text k,v  cross-    MLP    convolution
+                and q,out  attention           attention
+    """
+    shape, text_tokens = recipe.denoiser, sizes.text_tokens
+    d, mlp = shape.hidden_size, int(shape.hidden_size * shape.mlp_ratio)
+    head_dim = d // shape.heads
+
+    def block(tokens: int) -> float:
+        return (
+            2 * tokens * 6 * d * d
+            + 4 * tokens * d * (head_dim + 1)
+            + 2 * text_tokens * 2 * d * d
+            + 4 * d * tokens * text_tokens
+            + 2 * tokens * 3 * d * mlp
+            + 2 * sizes.tokens * 9 * 2 * mlp
+        )
+
+    enter = (
+        2 * sizes.tokens * sizes.patch * d
+        + 2 * text_tokens * (sizes.text_width * d + d * d)
+        + 2 * (_TIME_FEATURES * d + d * d + 6 * d * d)
+    )
+    return _Formula(enter, block, lambda tokens: 2 * tokens * d * sizes.patch)
 
 
 def distilbert(*, width: int, depth: int, tokens: int) -> float:
@@ -135,5 +223,5 @@ def counted(forward: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-_DENOISERS = {"prx": prx}
+_DENOISERS = {"prx": prx, "sana": sana}
 """By `recipe.denoiser.kind`; another architecture is one more function."""

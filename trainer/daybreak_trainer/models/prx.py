@@ -5,18 +5,22 @@ What it trains loads into stock `diffusers.PRXTransformer2DModel`, with none of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from diffusers.models.transformers.transformer_prx import (
     PRXTransformer2DModel,
-    get_image_ids,
     img2seq,
     seq2img,
 )
 from torch import Tensor, nn
 
 from daybreak_trainer.models.attention import SmallMaskAttention
+from daybreak_trainer.models.initialisation import mup_factor, start, zero, zero_modulation
+from daybreak_trainer.models.rope import places, stretch
 from daybreak_trainer.models.tricks import spread
 from daybreak_trainer.recipe import Recipe
 
@@ -33,6 +37,8 @@ class PrxContext:
     mask: Tensor
     timestep: Tensor
     """Its embedding, `(batch, hidden)`."""
+    modulation: Tensor
+    """What the blocks' modulations take: the same, or the shared modulation's output."""
     rotary: Tensor
     """`(batch or 1, 1, tokens, head_dim / 2, 2, 2)`, fp32."""
     visible: Tensor | None = None
@@ -41,8 +47,59 @@ class PrxContext:
         return replace(self, visible=visible, rotary=self.rotary[0, 0][visible].unsqueeze(1))
 
 
+class Gain(nn.Module):
+    """A block's part of a shared modulation: a factor for every channel of shift, scale and gate,
+    instead of a matrix of its own (nano-t2i; PixArt-alpha, arXiv 2310.00426, adds)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(6 * hidden_size))
+
+    def forward(self, shared: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Shift, scale and gate `(batch, 1, hidden)` of attention and of the MLP."""
+        parts = (shared * self.gain)[:, None, :].chunk(6, dim=-1)
+        return parts[:3], parts[3:]
+
+
 class Prx(PRXTransformer2DModel):  # type: ignore[misc]
     """Stock PRX in pieces; see `family.Denoiser`."""
+
+    shared_modulation: nn.Linear | None
+    """Of all blocks, where the recipe shares it."""
+    _stage_sides: Sequence[int] | None = None
+    """Tokens a side of every stage's grid, where coordinates are the last stage's."""
+    _width_factor = 1.0
+
+    def adapt(self, recipe: Recipe) -> None:
+        """Takes on what stock PRX does not have, and the recipe's start."""
+        shape = recipe.denoiser
+        self._width_factor = mup_factor(shape)
+        self.set_attn_processor(SmallMaskAttention())
+        if shape.rope_range == "last-stage":
+            side = recipe.pixels_per_token
+            self._stage_sides = [stage.resolution // side for stage in recipe.stages]
+        self.shared_modulation = None
+        if shape.shared_modulation:
+            self.shared_modulation = nn.Linear(self.hidden_size, 6 * self.hidden_size)
+            for block in self.blocks:
+                block.modulation = Gain(self.hidden_size)
+        if shape.zero_modulation == "gates":
+            for linear in self._modulations():
+                linear.reset_parameters()  # all zero in stock PRX
+        start(shape, self, ((b.attention.to_out[0], b.down_proj) for b in self.blocks))
+        for linear in self._modulations():
+            zero_modulation(shape, linear.weight)
+            zero_modulation(shape, linear.bias)
+        # diffusers starts the blocks' gates at zero (adaLN-Zero, DiT, arXiv 2212.09748) but leaves
+        # the last layer random.
+        zero(self.final_layer.linear)
+        if shape.zero_modulation == "all":
+            zero(self.final_layer.adaLN_modulation[-1])
+
+    def _modulations(self) -> list[nn.Linear]:
+        if self.shared_modulation is not None:
+            return [self.shared_modulation]
+        return [block.modulation.lin for block in self.blocks]
 
     @property
     def units(self) -> list[nn.Module]:
@@ -51,17 +108,19 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
     def enter(
         self, noised: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, PrxContext]:
-        height, width = noised.shape[2:]
-        patch = self.patch_size
-        tokens: Tensor = self.img_in(img2seq(noised, patch))
-        # Places are the same for all samples: one table, which broadcasts.
-        places = get_image_ids(1, height, width, patch_size=patch, device=noised.device)
+        grid = (noised.shape[2] // self.patch_size, noised.shape[3] // self.patch_size)
+        tokens: Tensor = self.img_in(img2seq(noised, self.patch_size))
+        timestep = self._compute_timestep_embedding(timesteps, dtype=tokens.dtype)
+        shared = self.shared_modulation
+        step = 1.0 if self._stage_sides is None else stretch(grid, self._stage_sides)
         context = PrxContext(
-            grid=(height // patch, width // patch),
+            grid=grid,
             text=self.txt_in(text),
             mask=mask,
-            timestep=self._compute_timestep_embedding(timesteps, dtype=tokens.dtype),
-            rotary=self.pe_embedder(places),
+            timestep=timestep,
+            modulation=timestep if shared is None else shared(F.silu(timestep)),
+            # Places are the same for all samples: one table, which broadcasts.
+            rotary=self.pe_embedder(places(grid, step, noised.device)),
         )
         return tokens, context
 
@@ -69,7 +128,7 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
         out = self.blocks[number](
             hidden_states=tokens,
             encoder_hidden_states=context.text,
-            temb=context.timestep,
+            temb=context.modulation,
             image_rotary_emb=context.rotary,
             attention_mask=context.mask,
         )
@@ -90,10 +149,36 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
             if parameter.ndim == 2 and name.startswith("blocks.") and ".modulation." not in name
         }
 
+    def learning_rate_factors(self) -> dict[str, float]:
+        """For matrices whose inputs are as wide as the stream; 1 but with muP."""
+        if self._width_factor == 1.0:
+            return {}
+        inputs = ("img_in.", "txt_in.", "time_in.in_layer.")
+        return {
+            name: self._width_factor
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 2 and not name.startswith(inputs)
+        }
+
     def to_stock(self) -> nn.Module:
         stock: nn.Module = PRXTransformer2DModel.from_config(dict(self.config))
-        stock.load_state_dict(self.state_dict())
+        stock.load_state_dict(self._spelled_out())
         return stock.eval()
+
+    @torch.no_grad()
+    def _spelled_out(self) -> dict[str, Any]:
+        """Weights by their stock names: a shared modulation becomes one for each block, whose rows
+        have its gains."""
+        weights: dict[str, Any] = dict(self.state_dict())
+        shared = self.shared_modulation
+        if shared is not None:
+            for name in ("shared_modulation.weight", "shared_modulation.bias"):
+                del weights[name]
+            for number in range(len(self.blocks)):
+                gain = weights.pop(f"blocks.{number}.modulation.gain")
+                weights[f"blocks.{number}.modulation.lin.weight"] = gain[:, None] * shared.weight
+                weights[f"blocks.{number}.modulation.lin.bias"] = gain * shared.bias
+        return weights
 
 
 def build(recipe: Recipe, channels: int, text_hidden_size: int) -> Prx:
@@ -111,10 +196,5 @@ def build(recipe: Recipe, channels: int, text_hidden_size: int) -> Prx:
         axes_dim=[axis, axis],
         bottleneck_size=shape.bottleneck_size,
     )
-    denoiser.set_attn_processor(SmallMaskAttention())
-    # diffusers starts the blocks' gates at zero (adaLN-Zero, DiT, arXiv 2212.09748) but leaves the
-    # last layer random.
-    for linear in (denoiser.final_layer.linear, denoiser.final_layer.adaLN_modulation[-1]):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
+    denoiser.adapt(recipe)
     return denoiser

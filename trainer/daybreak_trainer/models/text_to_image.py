@@ -98,6 +98,12 @@ class TextToImage(nn.Module):
             }
         return found
 
+    def learning_rate_factors(self) -> dict[str, float]:
+        """What a parameter's learning rate is multiplied by with AdamW, by name; 1 for those that
+        are not there (muP: `recipe.denoiser.initialisation`)."""
+        factors = self.denoiser.learning_rate_factors()
+        return {f"denoiser.{name}": factor for name, factor in factors.items()}
+
 
 class _Walk:
     """One pass through the blocks: which tokens are on the way, and what was read of them."""

@@ -55,13 +55,17 @@ class Prediction:
     elsewhere."""
 
 
+def left_over(tokens: int, share: float) -> int:
+    """How many of `tokens` there are without a `share` of them: at least one stays and one goes."""
+    return tokens - min(max(round(share * tokens), 1), tokens - 1)
+
+
 def visible_tokens(scores: Tensor, share: float) -> Tensor:
     """Tokens that are left when a `share` of them, those of the smallest scores `(batch, tokens)`,
-    is not: `(batch, count)` int64, ascending. At least one stays and one goes."""
+    is not: `(batch, count)` int64, ascending."""
     tokens = scores.shape[1]
-    dropped = min(max(round(share * tokens), 1), tokens - 1)
     order = torch.argsort(scores, dim=1, stable=True)
-    return order[:, dropped:].sort(dim=1).values
+    return order[:, tokens - left_over(tokens, share) :].sort(dim=1).values
 
 
 def gather(tokens: Tensor, visible: Tensor) -> Tensor:

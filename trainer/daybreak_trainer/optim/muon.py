@@ -33,11 +33,13 @@ _BATCH_ELEMENTS = 1 << 26
 
 @dataclass(frozen=True)
 class Matrix:
-    """A parameter `(rows, columns)` that is `parts` matrices on top of each other (fused Q, K, V:
-    each is made orthogonal by itself)."""
+    """A parameter `(rows, columns)`, or a convolution of 1 × 1 `(rows, columns, 1, 1)`, that is
+    `parts` matrices on top of each other (fused Q, K, V: each is made orthogonal by itself).
+    `factor` is on its learning rate."""
 
     parameter: torch.nn.Parameter
     parts: int = 1
+    factor: float = 1.0
 
 
 class Muon(Optimizer):
@@ -58,10 +60,10 @@ class Muon(Optimizer):
         given = list(matrices)
         for matrix in given:
             shape = tuple(matrix.parameter.shape)
-            if len(shape) != 2 or shape[0] % matrix.parts:
+            if len(shape) < 2 or prod(shape[2:]) != 1 or shape[0] % matrix.parts:
                 raise ValueError(f"Muon takes matrices of {matrix.parts} equal parts, not {shape}")
         defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__([m.parameter for m in given], defaults)
+        super().__init__(_groups(given, weight_decay), defaults)
         self._parts: dict[Tensor, int] = {m.parameter: m.parts for m in given}
         self.found_inf: Tensor | None = None
         """As torch's fused AdamW has it: 1 skips the next steps' updates, decided on the device."""
@@ -79,7 +81,7 @@ class Muon(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             updates = [self._momentum(p, group["momentum"], keep) for p in parameters]
             self._orthogonalise(parameters, updates)
-            locals_ = [_local(p) for p in parameters]
+            locals_ = [_local(p).flatten(1) for p in parameters]
             decay = group["lr"] * group["weight_decay"]
             if keep is not None:
                 torch._foreach_mul_(updates, keep)
@@ -89,7 +91,7 @@ class Muon(Optimizer):
             torch._foreach_add_(locals_, updates, alpha=-group["lr"])
 
     def _momentum(self, parameter: Tensor, momentum: float, keep: Tensor | None) -> Tensor:
-        """Nesterov momentum of this rank's rows, a new tensor; finite where `keep` is 0."""
+        """Nesterov momentum of this rank's rows, a new matrix; finite where `keep` is 0."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -100,7 +102,7 @@ class Muon(Optimizer):
         else:
             gradient = torch.where(keep > 0, gradient, 0.0)
             average.lerp_(gradient, (1.0 - momentum) * keep)
-        return gradient.lerp(average, momentum)
+        return gradient.lerp(average, momentum).flatten(1)
 
     def _orthogonalise(self, parameters: list[Tensor], updates: list[Tensor]) -> None:
         """Replaces each update, in place, by this rank's rows of the orthogonalised matrix."""
@@ -161,6 +163,17 @@ class Muon(Optimizer):
         for owner, owned in enumerate(dealt):
             for number, (_, update) in enumerate(owned):
                 update.copy_(pieces[owner][number].view_as(update))
+
+
+def _groups(matrices: list[Matrix], weight_decay: float) -> list[dict[str, Any]]:
+    """A parameter group for each factor. The decay does not follow the factor."""
+    by_factor: dict[float, list[torch.nn.Parameter]] = {}
+    for matrix in matrices:
+        by_factor.setdefault(matrix.factor, []).append(matrix.parameter)
+    return [
+        {"params": parameters, "factor": factor, "weight_decay": weight_decay / factor}
+        for factor, parameters in by_factor.items()
+    ]
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

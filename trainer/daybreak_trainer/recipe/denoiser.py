@@ -36,9 +36,9 @@ class Denoiser(RecipeModel):
         default="standard",
         description="What weights start from: standard is diffusers' own; depth-scaled shrinks "
         "what block l adds to the stream by sqrt(2 (l + 1)) (MicroDiT, arXiv 2407.15811); mup "
-        "draws with variance 1 / fan-in and divides each matrix's learning rate by its width "
-        "over 256, so that a rate found on a small model holds for a large one (arXiv 2203.03466)."
-        " All start with an output of zero (adaLN-zero, arXiv 2212.09748).",
+        "draws with variance 1 / fan-in and divides each matrix's learning rate by hiddenSize "
+        "over 256 (muon: by its root), so that a rate found on a small model holds for a large one "
+        "(arXiv 2203.03466). All start with an output of zero (adaLN-zero, arXiv 2212.09748).",
     )
     zero_modulation: Literal["all", "gates"] = Field(
         default="all",

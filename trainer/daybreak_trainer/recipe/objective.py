@@ -50,7 +50,8 @@ class Routing(RecipeModel):
     kind: Literal["tread", "sprint"] = Field(
         description="tread: routed tokens come back as they were (arXiv 2501.04765); sprint: the "
         "blocks' output is fused with their input, and a learned token stands in for those that "
-        "were dropped (arXiv 2510.21986)."
+        "were dropped (arXiv 2510.21986). Stock diffusers has no such fusion, so with sprint the "
+        "last stage needs routing: false, in which the model learns to do without."
     )
     share: RealShare = Field(description="Tokens that pass by: 0.5 for tread, 0.75 for sprint.")
     first: Count = Field(description="First block that is passed by, from 0.")
@@ -64,11 +65,14 @@ class Routing(RecipeModel):
 
 
 class Masking(RecipeModel):
-    """Patches are dropped behind a light mixer that has seen them all; the loss is over those that
-    are kept (deferred masking, MicroDiT, arXiv 2407.15811)."""
+    """Patches are dropped behind a mixer that has seen them all; the loss is over those that are
+    kept (deferred masking, MicroDiT, arXiv 2407.15811). The mixer is the denoiser's first blocks,
+    so that stock diffusers has it too."""
 
     share: RealShare = Field(description="Patches that are dropped: 0.75 in the paper.")
-    mixer_depth: PositiveInt = Field(description="Blocks of the patch mixer, such as 4.")
+    mixer_depth: PositiveInt = Field(
+        description="Blocks of the patch mixer, the first of the denoiser's, such as 4."
+    )
 
 
 class Perceptual(RecipeModel):

@@ -62,6 +62,16 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
             f"objective.routing.last ({routing.last}) must be below denoiser.depth ({depth}): "
             "blocks count from 0"
         )
+    if routing is not None and routing.kind == "sprint" and recipe.stages[-1].routing:
+        yield (
+            "objective.routing.kind: sprint fuses what stock diffusers cannot; set routing: false "
+            "in the last of stages, which then trains the model that is exported"
+        )
+    if masking is not None and masking.mixer_depth >= depth:
+        yield (
+            f"objective.masking.mixerDepth ({masking.mixer_depth}) must be below denoiser.depth "
+            f"({depth}): the mixer is the first blocks of the denoiser"
+        )
     if alignment is not None and alignment.layer >= depth:
         yield (
             f"objective.alignment.layer ({alignment.layer}) must be below denoiser.depth "
@@ -70,10 +80,10 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
     if routing is not None and masking is not None:
         yield "objective: routing and masking both leave tokens out; set one of them to null"
     if alignment is not None and alignment.projector == "conv":
-        if masking is not None:
+        if masking is not None and alignment.layer >= masking.mixer_depth:
             yield (
                 "objective.alignment.projector: conv needs all tokens and objective.masking drops "
-                "some; use mlp"
+                f"some; use mlp, or a layer below {masking.mixer_depth}"
             )
         if routing is not None and routing.first <= alignment.layer <= routing.last:
             yield (

@@ -9,11 +9,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
+from daybreak_trainer.models import auxiliary, flops
 from daybreak_trainer.models import denoiser as denoisers
-from daybreak_trainer.models import flops
 from daybreak_trainer.models import text as texts
 from daybreak_trainer.models.text import encode
 from daybreak_trainer.models.text_to_image import TextToImage
+from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.recipe import Recipe, resolve
 
 TOLERANCE = 0.001
@@ -27,28 +28,56 @@ SMALL = {"hiddenSize": 64, "depth": 3, "heads": 4, "mlpRatio": 3.5}
 JOINT = {"maxTokens": 16, "hiddenSize": 64, "depth": 2, "heads": 4}
 
 
-def recipe(denoiser: dict[str, Any], text: dict[str, Any], resolution: int = 64) -> Recipe:
-    stages = [{"resolution": resolution, "steps": 1, "batchSize": 1}]
-    return resolve({"preset": "smoke", "denoiser": denoiser, "text": text, "stages": stages})
+SANA = {"hiddenSize": 64, "depth": 3, "heads": 4, "mlpRatio": 2.5, "kind": "sana"}
+LATENT = {"autoencoder": "somewhere", "channels": 8, "downsampling": 4}
+ALIGNMENT = {"teacher": "somewhere", "layer": 1, "weight": 0.5, "projectorSize": 48}
+TEACHER_WIDTH = 40
+
+
+def recipe(
+    denoiser: dict[str, Any], text: dict[str, Any], resolution: int = 64, **more: Any
+) -> Recipe:
+    stages = [
+        {"resolution": resolution, "steps": 1, "batchSize": 1},
+        {"resolution": resolution, "steps": 1, "batchSize": 1, "routing": False},
+    ]
+    return resolve(
+        {"preset": "smoke", "denoiser": denoiser, "text": text, "stages": stages, **more}
+    )
+
+
+def with_trick(denoiser: dict[str, Any], **objective: Any) -> Recipe:
+    objective.setdefault("alignment", ALIGNMENT)
+    return recipe({**denoiser, "patchSize": 8}, JOINT, objective=objective)
 
 
 def counted(made: Recipe, height: int, width: int) -> tuple[float, float]:
-    """The counter's figures for a forward of denoiser and text encoder, and for the blocks alone.
+    """The counter's figures for a forward of everything that is trained, and for the blocks alone,
+    with the tricks of the first stage.
 
     The denoiser is on the meta device, which computes nothing; the encoder looks at its mask.
     """
     tower = texts.build(made.text, ["a", "b"], seed=0)
     ids, mask = tower.tokenize(["a"], torch.device("cpu"))
     encoder = flops.counted(lambda: encode(tower.encoder, ids, mask))
+    side = 1 if made.latent is None else made.latent.downsampling
     with torch.device("meta"):
-        model = TextToImage(denoisers.build(made, tower.hidden_size), None)
-        image, text = torch.empty(1, 3, height, width), torch.empty(1, *mask.shape[1:], 1)
-        text = text.expand(-1, -1, tower.hidden_size)
+        denoiser = denoisers.build(made, tower.hidden_size)
+        model = TextToImage(denoiser, None, auxiliary.build(made, TEACHER_WIDTH))
+        image = torch.empty(1, denoisers.channels(made), height // side, width // side)
+        text = torch.empty(1, mask.shape[1], tower.hidden_size)
+        scores = torch.empty(1, made.tokens(height, width))
         with FlopCounterMode(display=False, depth=3) as counter:
-            model(image, torch.empty(1), mask.to("meta"), text=text)
+            model(
+                *(image, torch.empty(1), mask.to("meta")),
+                text=text,
+                scores=scores,
+                tricks=Tricks.of(made, made.stages[0]),
+            )
     parts = counter.get_flop_counts()
+    units = "blocks" if made.denoiser.kind == "prx" else "transformer_blocks"
     blocks = [
-        parts[f"TextToImage.denoiser.blocks.{number}"] for number in range(made.denoiser.depth)
+        parts[f"TextToImage.denoiser.{units}.{number}"] for number in range(made.denoiser.depth)
     ]
     return (
         counter.get_total_flops() + encoder,
@@ -69,12 +98,28 @@ def counted(made: Recipe, height: int, width: int) -> tuple[float, float]:
             recipe({**PRX_1B, "patchSize": 32, "bottleneckSize": 512}, {**JOINT, "maxTokens": 128}),
             *(768, 1344),
         ),
+        (recipe({**SMALL, "patchSize": 2, "sharedModulation": True}, JOINT, latent=LATENT), 64, 96),
+        (recipe({**SANA, "patchSize": 1}, JOINT, latent=LATENT), 64, 96),
+        (with_trick(SANA, routing={"kind": "tread", "share": 0.5, "first": 1, "last": 1}), 64, 64),
+        (
+            with_trick(SMALL, routing={"kind": "sprint", "share": 0.75, "first": 1, "last": 2}),
+            64,
+            64,
+        ),
+        (with_trick(SMALL, masking={"share": 0.75, "mixerDepth": 1}), 64, 32),
+        (with_trick(SMALL, alignment={**ALIGNMENT, "projector": "conv"}), 64, 64),
     ],
-    ids=["small", "long text", "bottleneck", "oblong", "1.2B 256", "1.2B 1024", "1.2B bucket"],
+    ids=[
+        *("small", "long text", "bottleneck", "oblong", "1.2B 256", "1.2B 1024", "1.2B bucket"),
+        *("latent, shared modulation", "sana", "sana tread", "sprint", "masking", "conv projector"),
+    ],
 )
 def test_the_formula_counts_what_the_model_computes(made: Recipe, height: int, width: int) -> None:
     """Within a thousandth of PyTorch's counter, for the whole and for the blocks."""
-    sample = flops.per_sample(made, height=height, width=width)
+    tricks = Tricks.of(made, made.stages[0])
+    sample = flops.per_sample(
+        made, height=height, width=width, tricks=tricks, teacher_width=TEACHER_WIDTH
+    )
     whole, blocks = counted(made, height, width)
     assert sample.trained == pytest.approx(whole, rel=TOLERANCE)
     assert sample.blocks == pytest.approx(blocks, rel=TOLERANCE)

@@ -63,6 +63,26 @@ def test_fused_matrices_are_orthogonal_one_by_one() -> None:
     assert max(sizes) / min(sizes) < 1.2
 
 
+def test_a_convolution_of_one_pixel_is_a_matrix() -> None:
+    """Updated as the matrix that it is; and a factor slows it down, though not its decay."""
+    flat, convolution = (
+        nn.Parameter(_gaussian(8, 6, 1).reshape(shape)) for shape in ((8, 6), (8, 6, 1, 1))
+    )
+    for parameter, factor in ((flat, 1.0), (convolution, 0.5)):
+        before = parameter.detach().clone()
+        muon = Muon(
+            [Matrix(parameter, 2, factor)], learning_rate=1.0, momentum=0.9, weight_decay=0.1
+        )
+        parameter.grad = _gaussian(8, 6, 2).reshape(parameter.shape)
+        for group in muon.param_groups:
+            group["lr"] *= group["factor"]
+        muon.step()
+        update = (parameter.detach() - 0.9 * before).flatten(1) / factor
+        if parameter is flat:
+            expected = update
+    torch.testing.assert_close(update, expected)
+
+
 def test_a_vector_is_refused() -> None:
     """Only matrices have singular values; the message says the shape."""
     with pytest.raises(ValueError, match=r"not \(4,\)"):
@@ -83,6 +103,30 @@ def test_each_parameter_has_one_optimizer() -> None:
     assert not any(
         word in name for name in mine for word in ("modulation", "norm", "bias", "shared", "final")
     )
+
+
+def test_mup_slows_down_matrices_and_not_their_decay() -> None:
+    """AdamW by 256 / width, Muon by its root; and AdamW's part may have a rate of its own."""
+    changes = {"kind": "muon", "learningRate": 0.01, "adamwLearningRate": 0.002, "weightDecay": 0.1}
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "denoiser": {"initialisation": "mup", "hiddenSize": 64},
+            "optimizer": changes,
+        }
+    )
+    model, _ = text_to_image.build(recipe, ["a"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {
+        names[id(p)].removesuffix(".weight"): (group["factor"], group["weight_decay"])
+        for optimizer in optimizers.build(model, recipe.optimizer)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert found["denoiser.blocks.0.up_proj"] == (2.0, 0.05)
+    assert found["denoiser.blocks.0.modulation.lin"] == (pytest.approx(0.2 * 4), 0.1 / 4)
+    assert found["denoiser.img_in"] == (pytest.approx(0.2), 0.1)
+    assert found["denoiser.img_in.bias"] == (pytest.approx(0.2), 0.0)
 
 
 class _Toy(nn.Module):

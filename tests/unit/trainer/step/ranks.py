@@ -172,7 +172,7 @@ def reference(case: Case) -> Outcome:
         made = optimizers.build(model, recipe.optimizer)
         for optimizer in made:
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE
+                group["lr"] = LEARNING_RATE * group["factor"]
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, norms, taken = [], [], []
     for step in range(len(case.sizes)):
