@@ -25,7 +25,6 @@ from daybreak_trainer.checkpoint.lineage import Expected
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
-from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
@@ -41,6 +40,7 @@ from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.recipe.stages import Stage
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
@@ -64,6 +64,8 @@ class Engine:
         self.settings, self.rank, self.recipe = settings, rank, settings.recipe
         self.counters = DataCounters()
         self.corpus = self._open_corpus()
+        self.stages = tuple(self._at(stage) for stage in self.recipe.stages)
+        """The corpus of each stage."""
         self._compare_corpora()
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
@@ -106,26 +108,23 @@ class Engine:
             for stream in self.settings.run.streams
         ]
         policy = RetryPolicy.within(self.settings.run.health.progress_seconds)
-        corpus = open_corpus(
+        return open_corpus(
             streams,
             self.counters,
             policy,
             columns=(IMAGE,),
             validation_samples=self.settings.run.evaluation.validation_samples,
         )
-        wanted = self.recipe.stages[0].resolution
-        if corpus.resolution != wanted:
-            raise DatasetError(
-                f"{streams[0].url}: images are {corpus.resolution} px, recipe.stages[0].resolution "
-                f"is {wanted}; prepare the dataset with --resolution {wanted} or change the recipe"
-            )
-        patch = self.recipe.denoiser.patch_size
+
+    def _at(self, stage: Stage) -> Corpus:
+        corpus, side = self.corpus.at(stage.resolution), self.recipe.pixels_per_token
         for bucket in corpus.buckets:
-            if any(side % patch for side in bucket_size(bucket)):
+            if any(pixels % side for pixels in corpus.size(bucket)):
+                multiple = side * corpus.reduction
                 raise DatasetError(
-                    f"bucket {bucket} of the data cannot be cut into patches of {patch} px "
-                    "(recipe.denoiser.patchSize); prepare the dataset with --buckets --multiple "
-                    f"{patch}, or at a --resolution that {patch} divides"
+                    f"bucket {bucket} of the data cannot be cut into patches of {side} px at "
+                    f"{stage.resolution} px (recipe.denoiser.patchSize); prepare the dataset with "
+                    f"--buckets --multiple {multiple}, or at a --resolution that {multiple} divides"
                 )
         return corpus
 
@@ -163,9 +162,10 @@ class Engine:
             else itertools.count(state.step)
         )
         plans = (StepPlan(step, size) for step in steps)
+        corpus = self.stages[index]
         return Loader(
-            self.corpus,
-            Shards(self.corpus, cache, self.counters, processes=rank.local_world),
+            corpus,
+            Shards(corpus, cache, self.counters, processes=rank.local_world),
             state.data,
             plans,
             seed=self.recipe.seed,
@@ -216,16 +216,16 @@ class Engine:
         """Compiles every shape of the run before its first step; logs the attention kernel. `done`
         hears how many shapes are done."""
         run, recipe = self.settings.run, self.recipe
-        buckets = [bucket_size(name) for name in self.corpus.buckets]
+        shapes = [
+            Shape(*corpus.size(bucket), stage.batch_size, number)
+            for number, (stage, corpus) in enumerate(zip(recipe.stages, self.stages, strict=True))
+            for bucket in corpus.buckets
+        ]
         if self.rank.is_first:
-            self._log_attention(*max(buckets, key=lambda size: size[0] * size[1]))
+            largest = max(shapes, key=lambda shape: shape.height * shape.width)
+            self._log_attention(largest.height, largest.width)
         if run.compute.compile == "none":
             return
-        shapes = [
-            Shape(height, width, stage.batch_size)
-            for stage in recipe.stages
-            for height, width in buckets
-        ]
         folder = self.storage.child(f"{run_folder(run.uid)}/compiled")
         key = artifacts_key(recipe.hash, run.compute, self.rank.device)
         units, artifacts = len(self.model.units), Artifacts(folder, key)

@@ -119,7 +119,9 @@ class DataPosition(Message):
     samples: int = Field(default=0, ge=0, description="Positions handed out since the run began.")
     batches: int = Field(default=0, ge=0, description="Global batches handed out.")
     buckets: dict[str, int] = Field(
-        default_factory=dict, description="The same samples by aspect-ratio bucket, `HxW`."
+        default_factory=dict,
+        description="The same samples by aspect-ratio bucket: `HxW`, with datasets of several "
+        "resolutions `1024px/HxW`.",
     )
 
 

@@ -39,7 +39,7 @@ class Batch:
     """How many of these samples count: all of them, or none. With more ranks than samples a rank
     may have none of its own; it gets another's, for every rank takes part in every collective."""
     bucket: tuple[int, int]
-    """Height and width in pixels."""
+    """Height and width of its images in pixels."""
     after: DataPosition
     """Where the data stands once this batch was trained. It travels with the batch, so reading
     ahead can never skip samples at resume."""

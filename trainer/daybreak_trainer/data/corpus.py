@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,8 @@ class Shard:
     info: ShardInfo
     bucket: str
     skipped: Indices | None
+    resolution: int
+    """Of its dataset, pixels."""
     held_out: int = 0
     """Samples at its end that are for validation, skipped ones included."""
 
@@ -75,23 +77,67 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
+    """All shards of a run, of which the datasets of one resolution are drawn from: `at` gives
+    what a stage at another resolution draws from. Numbers of shards and samples stay the same."""
+
     shards: tuple[Shard, ...]
     weights: tuple[float, ...]
     description: CorpusDescription
     cards: tuple[DatasetCard, ...]
     """Of each stream."""
     resolution: int
+    """Of the datasets that are drawn from, pixels."""
     vocabulary: tuple[str, ...]
     """Words of all captions, sorted."""
-    buckets: Mapping[str, tuple[TensorColumn, ...]]
-    """What a batch of each bucket holds beside captions."""
+    columns: Mapping[int, Mapping[str, tuple[TensorColumn, ...]]]
+    """By resolution and bucket, what a batch holds beside captions."""
+    reduction: int = 1
+    """So many pixels a side are averaged to one."""
+
+    @property
+    def buckets(self) -> Mapping[str, tuple[TensorColumn, ...]]:
+        """Of the datasets that are drawn from: what a batch of each bucket holds."""
+        return self.columns[self.resolution]
+
+    def size(self, bucket: str) -> tuple[int, int]:
+        """Height and width in pixels of a batch's images."""
+        height, width = bucket_size(bucket)
+        return height // self.reduction, width // self.reduction
+
+    def at(self, resolution: int) -> Corpus:
+        """The corpus of a stage of this resolution: the datasets that have it; where none does,
+        those of the smallest multiple of it, with images reduced by averaging.
+
+        Raises:
+            DatasetError: no dataset will do; the message says which there are.
+        """
+        chosen = source_of(resolution, self.columns)
+        reduction = chosen // resolution
+        for bucket, columns in self.columns[chosen].items():
+            if reduction > 1 and (fixed := [c.name for c in columns if c.shape is not None]):
+                raise DatasetError(
+                    f"{fixed[0]} of the {chosen} px dataset cannot be reduced to {resolution} px; "
+                    f"prepare the dataset with --resolution {resolution} too"
+                )
+            if any(side % reduction for side in bucket_size(bucket)):
+                raise DatasetError(
+                    f"bucket {bucket} of the {chosen} px dataset cannot be reduced to {resolution} "
+                    f"px; prepare it with --buckets --multiple {reduction}, or with --resolution "
+                    f"{resolution}"
+                )
+        return replace(self, resolution=chosen, reduction=reduction)
+
+    @property
+    def drawn(self) -> tuple[Shard, ...]:
+        """The shards that are drawn from."""
+        return tuple(shard for shard in self.shards if shard.resolution == self.resolution)
 
     @property
     def validation(self) -> tuple[HeldOut, ...]:
         """The samples that training never sees, by bucket; none where none are held out."""
         first, found = 0, []
-        for bucket in sorted({shard.bucket for shard in self.shards}, key=bucket_size):
-            parts = [(s.number, s.for_validation) for s in self.shards if s.bucket == bucket]
+        for bucket in sorted(self.buckets, key=bucket_size):
+            parts = [(s.number, s.for_validation) for s in self.drawn if s.bucket == bucket]
             samples = np.concatenate([numbers for _, numbers in parts])
             if len(samples):
                 shards = np.repeat([number for number, _ in parts], [len(n) for _, n in parts])
@@ -111,7 +157,7 @@ class Corpus:
     def order(self, seed: int) -> SampleOrder:
         """In which order a run with this seed sees the samples."""
         members: dict[tuple[int, str], list[Shard]] = {}
-        for shard in self.shards:
+        for shard in self.drawn:
             if shard.kept:
                 members.setdefault((shard.stream, shard.bucket), []).append(shard)
         cells = [
@@ -123,7 +169,27 @@ class Corpus:
             )
             for (stream, bucket), shards in members.items()
         ]
-        return SampleOrder(cells, self.weights, seed)
+        # Datasets of two resolutions may have a bucket of the same size.
+        place = f"{self.resolution}px/" if len(self.columns) > 1 else ""
+        return SampleOrder(cells, self.weights, seed, place)
+
+
+def source_of(resolution: int, there: Collection[int]) -> int:
+    """Which of the resolutions that there are a stage's images are made from: its own, else the
+    smallest multiple.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    multiples = [other for other in there if other % resolution == 0]
+    if not multiples:
+        listed = ", ".join(f"{other} px" for other in sorted(there))
+        raise DatasetError(
+            f"recipe.stages: one is of {resolution} px, and the datasets are of {listed}, of which "
+            f"{resolution} divides none; prepare a dataset with --resolution {resolution}, or "
+            "change the stage"
+        )
+    return min(multiples)
 
 
 @dataclass(frozen=True)
@@ -144,9 +210,10 @@ def open_corpus(
     columns: Sequence[str] | None = None,
     validation_samples: int = 0,
 ) -> Corpus:
-    """The corpus of these streams; shards are read when they are needed, with `policy`. Of what a
-    batch can hold beside captions only `columns` is read; None: all there is. So many samples, or
-    a tenth of all where that is less, are held out of training (`holdout`).
+    """The corpus of these streams, at the smallest of their resolutions; shards are read when they
+    are needed, with `policy`. Of what a batch can hold beside captions only `columns` is read;
+    None: all there is. So many samples of each resolution, or a tenth where that is less, are held
+    out of training (`holdout`).
 
     Raises:
         DatasetError: a stream cannot be opened or trained on, has not all `columns`, or two do not
@@ -154,13 +221,7 @@ def open_corpus(
         DataUnavailableError: a store did not answer.
     """
     opened = [_open(stream, counters, policy) for stream in streams]
-    first = opened[0]
-    for stream, dataset in zip(streams, opened, strict=True):
-        if dataset.card.resolution != first.card.resolution:
-            raise DatasetError(
-                f"{stream.url}: images are {dataset.card.resolution} px, those of {streams[0].url} "
-                f"are {first.card.resolution} px; all streams of a run need one resolution"
-            )
+    resolutions = sorted({dataset.card.resolution for dataset in opened})
     shards = _held_out(_numbered(opened), validation_samples)
     return Corpus(
         shards=shards,
@@ -170,9 +231,12 @@ def open_corpus(
             validation_samples=sum(shard.held_out for shard in shards),
         ),
         cards=tuple(dataset.card for dataset in opened),
-        resolution=first.card.resolution,
+        resolution=resolutions[0],
         vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
-        buckets=_bucket_columns(shards, columns),
+        columns={
+            resolution: _bucket_columns([s for s in shards if s.resolution == resolution], columns)
+            for resolution in resolutions
+        },
     )
 
 
@@ -288,6 +352,7 @@ def _numbered(datasets: Sequence[_Dataset]) -> tuple[Shard, ...]:
                     info=info,
                     bucket=dataset.buckets[info.raw.name],
                     skipped=dataset.skips.get(place),
+                    resolution=dataset.card.resolution,
                 )
             )
             first += info.samples
@@ -295,21 +360,32 @@ def _numbered(datasets: Sequence[_Dataset]) -> tuple[Shard, ...]:
 
 
 def _held_out(shards: tuple[Shard, ...], wanted: int) -> tuple[Shard, ...]:
+    """With as many of each resolution held out: of datasets that were made from one source these
+    are the same pictures."""
+    found = list(shards)
+    for resolution in {shard.resolution for shard in shards}:
+        tier = [shard for shard in shards if shard.resolution == resolution]
+        for shard in _tier_held_out(tier, wanted):
+            found[shard.number] = shard
+    return tuple(found)
+
+
+def _tier_held_out(shards: Sequence[Shard], wanted: int) -> list[Shard]:
     cells: dict[tuple[int, str], list[Shard]] = {}
     for shard in shards:
         cells.setdefault((shard.stream, shard.bucket), []).append(shard)
     sizes = [sum(shard.info.samples for shard in cell) for cell in cells.values()]
-    found = list(shards)
+    found = []
     for cell, share in zip(cells.values(), shares(sizes, wanted), strict=True):
         ends = tails([shard.info.samples for shard in cell], share)
         for shard, held_out in zip(cell, ends, strict=True):
-            found[shard.number] = replace(shard, held_out=held_out)
+            found.append(replace(shard, held_out=held_out))
     if not any(shard.kept for shard in found):
         raise DatasetError(
             f"{shards[0].store.url}: all samples that are not skipped are held out for validation; "
             "set evaluation.validationSamples to 0 or skip fewer"
         )
-    return tuple(found)
+    return found
 
 
 def _bucket_columns(

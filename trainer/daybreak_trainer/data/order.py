@@ -76,14 +76,18 @@ class SampleOrder:
     would give the ranks unequal numbers of batches.
     """
 
-    def __init__(self, cells: Sequence[Cell], weights: Sequence[float], seed: int) -> None:
-        """`weights[s]` is the relative share of samples drawn from stream `s`.
+    def __init__(
+        self, cells: Sequence[Cell], weights: Sequence[float], seed: int, place: str = ""
+    ) -> None:
+        """`weights[s]` is the relative share of samples drawn from stream `s`. `place` goes before
+        a bucket's name in positions: it keeps the corpora of one run apart.
 
         Raises:
             ValueError: no samples, or a weight that is not positive.
         """
         if not cells or any(cell.samples < 1 for cell in cells):
             raise ValueError("a corpus and each of its cells need at least one sample")
+        self._place = place
         totals = [0] * len(weights)
         for cell in cells:
             totals[cell.stream] += cell.samples
@@ -113,7 +117,10 @@ class SampleOrder:
         return DataPosition(
             samples=position.samples + size,
             batches=position.batches + 1,
-            buckets={**position.buckets, bucket: self._drawn(position, bucket) + size},
+            buckets={
+                **position.buckets,
+                self._place + bucket: self._drawn(position, bucket) + size,
+            },
         )
 
     def batch(self, position: DataPosition, size: int, part: slice = slice(None)) -> Slots:
@@ -136,7 +143,9 @@ class SampleOrder:
 
     def _drawn(self, position: DataPosition, bucket: str) -> int:
         """Samples handed out from a bucket; a position without the detail is of one bucket."""
-        return position.buckets.get(bucket, 0 if position.buckets else position.samples)
+        return position.buckets.get(
+            self._place + bucket, 0 if position.buckets else position.samples
+        )
 
 
 class _CellOrder:

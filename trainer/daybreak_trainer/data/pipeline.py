@@ -171,7 +171,7 @@ class Loader:
             captions=tuple(planned.captions),
             global_size=planned.plan.size,
             own=planned.own,
-            bucket=bucket_size(slots.bucket),
+            bucket=self._corpus.size(slots.bucket),
             after=planned.after,
         )
 
@@ -222,7 +222,7 @@ class Loader:
 
     def _dispatch(self, planned: _Planned) -> None:
         local = len(planned.slots.positions)
-        height, width = bucket_size(planned.slots.bucket)
+        height, width = self._corpus.size(planned.slots.bucket)
         planned.tensors = {
             column.name: _memory(
                 (local, *(column.shape or (3, height, width))), column.dtype, self._pinned

@@ -89,7 +89,8 @@ class ShardFile:
         """Decodes those of a sample's tensor columns that `rows` has; returns its caption.
 
         `rows` holds, for an array, its memory as `uint8` `(bytes,)`; for an image `(3, height,
-        width)` `uint8`. `size` is the height and width that an image must have.
+        width)` `uint8`. `size` is the height and width that an image must have in the shard; where
+        its memory is of an integer part of that, it is reduced by averaging.
 
         Raises:
             ShardError: the sample is not what it must be; the message names shard and sample.
@@ -190,4 +191,6 @@ def decode_image(encoding: str, data: bytes, row: Any, size: tuple[int, int]) ->
         )
     if image.mode != "RGB":
         image = image.convert("RGB")
+    if (reduction := image.height // row.shape[1]) > 1:
+        image = image.reduce(reduction)
     np.copyto(row, np.asarray(image).transpose(2, 0, 1))

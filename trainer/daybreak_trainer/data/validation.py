@@ -62,7 +62,7 @@ def _read(
     own = part.stop - part.start
     part = part if own else slice(0, 1)
     places = list(zip(held_out.shards[part].tolist(), held_out.samples[part].tolist(), strict=True))
-    size = bucket_size(held_out.bucket)
+    stored, size = bucket_size(held_out.bucket), corpus.size(held_out.bucket)
     arrays = {
         column.name: np.empty((len(places), *(column.shape or (3, *size))), dtype=column.dtype)
         for column in corpus.buckets[held_out.bucket]
@@ -78,9 +78,9 @@ def _read(
         values = {name: column[row] for name, column in bytes_of.items()}
         file = shards.get(shard)
         try:
-            captions.append(file.read(sample, values, size))
+            captions.append(file.read(sample, values, stored))
         except DataUnavailableError:
-            captions.append(shards.again(shard, file).read(sample, values, size))
+            captions.append(shards.again(shard, file).read(sample, values, stored))
     return ValidationBatch(
         numbers=held_out.numbers[part],
         tensors={name: torch.from_numpy(array) for name, array in arrays.items()},

@@ -45,14 +45,17 @@ class Shape:
     """Of an image, pixels."""
     global_size: int
     """Images of a step over all ranks."""
+    stage: int
+    """Of the recipe, from 0: what is computed for an image differs between stages."""
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}-{self.global_size}"
+        return f"stage{self.stage}-{self.height}x{self.width}-{self.global_size}"
 
 
 class Rehearses(Protocol):
     """`step.TrainStep` is one."""
 
+    def enter(self, stage: int) -> None: ...
     def rehearse(self, height: int, width: int, global_size: int) -> None: ...
 
 
@@ -77,6 +80,7 @@ def warm_up(
     for number, shape in enumerate(wanted, 1):
         missed = _misses()
         with CacheArtifactManager.with_fresh_cache():
+            step.enter(shape.stage)
             step.rehearse(shape.height, shape.width, shape.global_size)
             if rank.is_first and (_misses() > missed or shape not in loaded):
                 artifacts.save(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from mds_folders import name_of, write_latents
 from PIL import Image
 from streaming import LocalDataset, MDSWriter
 
-from daybreak_trainer.data.corpus import Stream
+from daybreak_trainer.data.corpus import Stream, open_corpus
+from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.errors import DatasetError, ShardError
+from daybreak_trainer.data.shard import ShardFile
 from daybreak_trainer.prepare.prepare import prepare
 
 MakeReader = Callable[..., Any]
@@ -133,17 +136,50 @@ def test_wrong_buckets(
 
 
 def test_streams_must_fit_together(reader: MakeReader, folder: Path, tmp_path: Path) -> None:
-    """One resolution, one shape in a bucket, weights above nothing."""
-    other = tmp_path / "other"
-    other.mkdir()
-    write_latents(other, [3], resolution=32)
-    with pytest.raises(DatasetError, match=r"other: images are 32 px, those of .* are 16 px"):
-        reader(folder, other).corpus()
+    """One shape in a bucket, weights above nothing."""
     prepare("shapes", tmp_path / "images", count=3, resolution=16)
     with pytest.raises(DatasetError, match="columns differ in image, latent"):
         reader(folder, tmp_path / "images").corpus()
     with pytest.raises(DatasetError, match="weight 0 must be above 0"):
         reader(Stream(str(folder), weight=0.0)).corpus()
+
+
+def test_a_stage_draws_from_its_resolution_or_the_next_multiple(
+    reader: MakeReader, folder: Path, tmp_path: Path
+) -> None:
+    """Its own first, then the smallest that it divides, with images averaged; anything else is
+    refused with what there is, and so are latents, which cannot be averaged."""
+    for resolution in (32, 48):
+        prepare("shapes", tmp_path / f"{resolution}", count=3, resolution=resolution)
+    made = reader(*(tmp_path / f"{resolution}" for resolution in (48, 32)))
+    made.columns = ("image",)
+    corpus = made.corpus()
+    assert {r: corpus.at(r).resolution for r in (16, 24, 32, 48)} == {
+        16: 32,
+        24: 48,
+        32: 32,
+        48: 48,
+    }
+    small = corpus.at(16)
+    assert [small.size(bucket) for bucket in small.buckets] == [(16, 16)]
+    assert {shard.resolution for shard in small.drawn} == {32}
+    with pytest.raises(DatasetError, match=r"of 32 px, 48 px, of which 64 divides none"):
+        corpus.at(64)
+    with pytest.raises(DatasetError, match=r"latent of the 16 px dataset cannot be reduced to 8"):
+        reader(folder).corpus().at(8)
+
+
+def test_a_reduced_image_is_the_mean_of_its_pixels(tmp_path: Path) -> None:
+    """Each pixel is that of four, to within rounding."""
+    prepare("shapes", tmp_path / "32", count=2, resolution=32, encoding="png")
+    corpus = open_corpus([Stream(str(tmp_path / "32"))], DataCounters(), columns=("image",))
+    shard = corpus.shards[0]
+    file = ShardFile(os.open(tmp_path / "32" / shard.info.raw.name, os.O_RDONLY), shard.info, "it")
+    whole, half = np.empty((3, 32, 32), np.uint8), np.empty((3, 16, 16), np.uint8)
+    for row in (whole, half):
+        file.read(1, {"image": row}, (32, 32))
+    means = whole.reshape(3, 16, 2, 16, 2).mean(axis=(2, 4))
+    assert np.abs(half - means).max() <= 0.5
 
 
 def test_the_fingerprint_is_of_what_decides_the_order(

@@ -16,7 +16,7 @@ from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key
 
-SHAPE = Shape(8, 16, 2)
+SHAPE = Shape(8, 16, 2, 0)
 SCRIPT = Path(__file__).with_name("compiling_rank.py")
 
 
@@ -31,11 +31,11 @@ def test_a_damaged_file_is_passed_over(
     raw: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing raises; one warning names the file and what is wrong."""
-    (tmp_path / "key-8x16-2.bin").write_bytes(raw)
+    (tmp_path / "key-stage0-8x16-2.bin").write_bytes(raw)
     assert not Artifacts(Storage(str(tmp_path)), "key").load(SHAPE)
     (record,) = caplog.records
     assert record.getMessage() == "compile_artifacts_not_loaded"
-    assert vars(record)["file"] == "key-8x16-2.bin"
+    assert vars(record)["file"] == "key-stage0-8x16-2.bin"
     assert vars(record)["reason"] == "the file is damaged"
 
 
@@ -61,7 +61,7 @@ def test_the_key_tells_apart_what_compiles_differently() -> None:
 
 
 def attempt(
-    context: ForkServerContext, tmp_path: Path, name: str, shapes: list[tuple[int, int, int]]
+    context: ForkServerContext, tmp_path: Path, name: str, shapes: list[tuple[int, int, int, int]]
 ) -> dict[str, Any]:
     """On a fresh disk; what it found, nothing if it died."""
     given = {"folder": tmp_path / name, "store": str(tmp_path / "kept"), "shapes": shapes}
@@ -81,7 +81,7 @@ def attempt(
 def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_path: Path) -> None:
     """On a fresh disk the second attempt finds all that the first compiled; where
     the file is damaged it compiles again, says so, and mends the file."""
-    shapes = [(8, 16, 2), (8, 16, 2)]
+    shapes = [(8, 16, 2, 0), (8, 16, 2, 0)]
     first = attempt(fork_server, tmp_path, "first", shapes)
     second = attempt(fork_server, tmp_path, "second", shapes)
     assert first["events"] == ["compile_artifacts_saved", "compile_warmed_up"]
@@ -90,7 +90,7 @@ def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_p
     assert second["compiled"] == 0
     assert second["recompile_limit"] >= 40
     assert second["threads"] == 1, "more ranks than processors: each compiles by itself"
-    kept = tmp_path / "kept" / "key-8x16-2.bin"
+    kept = tmp_path / "kept" / "key-stage0-8x16-2.bin"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
     third = attempt(fork_server, tmp_path, "third", shapes)
@@ -106,8 +106,8 @@ def test_an_attempt_that_dies_has_not_compiled_in_vain(
 ) -> None:
     """The next one goes on where it died, the one after that finds everything; each shape is a sign
     of progress."""
-    shapes = [(8, 16, 2), (8, 24, 2), (8, 32, 2)]
-    assert not attempt(fork_server, tmp_path, "dies", [*shapes[:2], (0, 0, 0), shapes[2]])
+    shapes = [(8, 16, 2, 0), (8, 24, 2, 0), (8, 32, 2, 1)]
+    assert not attempt(fork_server, tmp_path, "dies", [*shapes[:2], (0, 0, 0, 0), shapes[2]])
     second = attempt(fork_server, tmp_path, "second", shapes)
     assert second["events"] == ["compile_artifacts_saved", "compile_warmed_up"]
     assert second["told"] == [1, 2, 3]

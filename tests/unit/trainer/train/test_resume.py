@@ -203,3 +203,40 @@ def test_streams_buckets_and_skipped_samples_on_any_number_of_ranks(
     losses = [line.loss for line in two]
     assert losses == pytest.approx([line.loss for line in one], rel=_LOSS_TOLERANCE)
     assert len(whole.commit(1).state.data.buckets) == 3
+
+
+def test_stages_of_two_resolutions_are_one_run_on_any_number_of_ranks(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """16 px, then 32, then 16 again, which go on where the first stage stopped: stopped in two of
+    the stages and gone on from with another number of ranks, a run sees the same samples in batches
+    of the same sizes and learns the same."""
+    streams = []
+    for number, resolution in enumerate((16, 32)):
+        prepare("digits", tmp_path / f"{resolution}", count=40, resolution=resolution)
+        streams.append(StreamSettings(url=str(tmp_path / f"{resolution}"), role=f"data-{number}"))
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "stages": [
+                {"resolution": 16, "steps": 7, "batchSize": 5},
+                {"resolution": 32, "steps": 7, "batchSize": 3, "warmupSteps": 2},
+                {"resolution": 16, "steps": 2, "batchSize": 4},
+            ],
+        }
+    )
+    whole, parts = (
+        Bench(tmp_path / name, tmp_path / "16", fork_server, recipe) for name in ("whole", "parts")
+    )
+    kept = {"streams": tuple(streams)}
+    assert whole.attempt(1, 1, **kept) == [ExitCode.DONE]
+    assert parts.attempt(1, 2, stop_at=3, **kept) == [ExitCode.CHECKPOINTED] * 2
+    assert parts.attempt(2, 1, stop_at=9, **kept) == [ExitCode.CHECKPOINTED]
+    assert parts.attempt(3, 2, **kept) == [ExitCode.DONE] * 2
+    one, two = whole.journal(1), parts.journal(3)
+    assert [line.world for line in two] == [2] * 5 + [1] * 6 + [2] * 5
+    assert [line.size for line in two] == [5] * 7 + [3] * 7 + [4] * 2
+    assert [_sampled(line) for line in two] == [_sampled(line) for line in one]
+    losses = [line.loss for line in two]
+    assert losses == pytest.approx([line.loss for line in one], rel=_LOSS_TOLERANCE)
+    assert whole.commit(1).state.data.buckets == {"16px/16x16": 43, "32px/32x32": 21}
