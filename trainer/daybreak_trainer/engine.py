@@ -232,8 +232,7 @@ class Engine:
         warm_up(self.step, shapes, units, self.rank, dist.group.WORLD, artifacts, done)
 
     def _log_attention(self, height: int, width: int) -> None:
-        denoiser, patch = self.recipe.denoiser, self.recipe.denoiser.patch_size
-        queries = (height // patch) * (width // patch)
+        denoiser, queries = self.recipe.denoiser, self.recipe.tokens(height, width)
         call = AttentionCall(
             heads=denoiser.heads,
             head_dim=denoiser.hidden_size // denoiser.heads,
