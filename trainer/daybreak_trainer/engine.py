@@ -34,6 +34,7 @@ from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.models import flops, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
 from daybreak_trainer.models.text import encode
+from daybreak_trainer.objectives import losses
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel.attention import AttentionCall, log_backend
@@ -69,7 +70,10 @@ class Engine:
         self._compare_corpora()
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
-        model, self.text = text_to_image.build(self.recipe, list(self.corpus.vocabulary))
+        seers = losses.load(self.recipe.objective, rank.device)
+        model, self.text = text_to_image.build(
+            self.recipe, list(self.corpus.vocabulary), seers.width
+        )
         self.text.encoder.to(rank.device)
         self.model = model.to(rank.device)
         mesh = mesh_of(rank, compute)
@@ -87,6 +91,7 @@ class Engine:
             device_batch_size=compute.device_batch_size,
             before_update=before_update,
             phases=phases,
+            seers=seers,
         )
         run = settings.run
         self.storage = Storage(run.checkpoint_url, settings.storage_options("checkpoint"))

@@ -108,6 +108,7 @@ class Meters:
         self._log.step(
             agreed.step,
             loss=agreed.loss,
+            parts=agreed.parts,
             gradient_norm=agreed.gradient_norm,
             images_per_second=speed.images_per_second if speed is not None else None,
             times=self.last,

@@ -108,6 +108,7 @@ class ProgressReporter:
             gradient_norm=agreed.gradient_norm,
             learning_rate=learning_rate,
         )
+        self._metrics.progress.loss_parts(agreed.parts)
         self._metrics.goodput.ledger(ledger)
         if speed is not None:
             self._metrics.speed.throughput(speed)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.objectives import draws as chance
-from daybreak_trainer.objectives import flow
+from daybreak_trainer.objectives import flow, losses
+from daybreak_trainer.objectives.losses import Seers, Sight, StageLosses
 from daybreak_trainer.optim.clip import clip
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel import microbatch
@@ -29,6 +31,7 @@ from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
 
 IMAGE = "image"
+_NOBODY = Seers()
 
 
 class StepBatch(Protocol):
@@ -100,18 +103,26 @@ class TrainStep:
         device_batch_size: int | None = None,
         before_update: Callable[[], None] = lambda: None,
         phases: Phases | None = None,
+        seers: Seers = _NOBODY,
     ) -> None:
+        """`seers` are what the recipe's objective needs (`losses.load`)."""
         self._recipe, self._model, self._text = recipe, model, text
-        self._stage = recipe.stages[0]
         self._optimizers, self._ema = optimizers, ema
         self._rank, self._dtype = rank, dtype
         self._device_batch_size = device_batch_size
         self._before_update = before_update
         self._phases = phases if phases is not None else Untimed()
+        self._seers = seers
+        self.enter(0)
 
     def enter(self, stage: int) -> None:
         """The steps from here on, and rehearsals, are of this stage of the recipe, from 0."""
-        self._stage = self._recipe.stages[stage]
+        recipe = self._recipe
+        self._objective = losses.in_stage(recipe.objective, recipe.stages[stage])
+        self._tricks = Tricks.of(recipe, recipe.stages[stage])
+        self._parts = StageLosses(
+            self._objective, self._seers, recipe.pixels_per_token, self._rank.device
+        )
 
     def run(self, batch: StepBatch, learning_rate: float) -> StepNumbers:
         """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer
@@ -122,14 +133,15 @@ class TrainStep:
             captions = self._captions(batch.captions)
         plan = microbatch.plan(batch.global_size, self._rank.world, self._device_batch_size)
         with self._phases.phase("forward_backward"):
-            loss_share = self._forward_backward(batch, images, captions, plan)
+            shares = self._forward_backward(batch, images, captions, plan)
         with self._phases.phase("optimizer"):
             norm = clip(self._model.parameters(), self._recipe.optimizer.clip_norm)
             finite = torch.isfinite(norm)
         self._before_update()
         with self._phases.phase("optimizer"):
             self._update(batch.step + 1, learning_rate, found_inf=1.0 - finite.float())
-        return StepNumbers(loss_share, norm, finite)
+        loss_share = self._parts.weights @ shares
+        return StepNumbers(loss_share, norm, finite, self._parts.names, shares)
 
     def rehearse(self, height: int, width: int, global_size: int) -> None:
         """A pass of this step's shape over nothing: compiles what the shape needs, and leaves
@@ -154,32 +166,43 @@ class TrainStep:
     def _forward_backward(
         self, batch: StepBatch, images: Tensor, captions: _Captions, plan: PassPlan
     ) -> Tensor:
-        """This rank's share of the global batch's mean loss, a scalar; its gradient is left summed
-        over the passes and averaged over ranks."""
+        """This rank's share of each part of the global batch's mean loss, `(parts,)`; the gradient
+        of the whole is left summed over the passes and averaged over ranks."""
         model = cast(FSDPModule, self._model)
-        total = torch.zeros((), device=self._rank.device)
+        weights = self._parts.weights
+        total = torch.zeros_like(weights)
         parts = microbatch.split(plan, batch.own)
         for number, part in enumerate(parts, start=1):
             last = number == len(parts)
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
-            losses = self._losses(batch, images, captions, part)
-            share = losses[: part.counted].sum() / batch.global_size
+            rows = self._losses(batch, images, captions, part)
+            shares = rows[:, : part.counted].sum(dim=1) / batch.global_size
+            share = weights @ shares
             # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
             # A loss that is not finite makes the gradient so, which all ranks see in its norm.
             scale = torch.where(share.isfinite(), float(self._rank.world), torch.nan).detach()
             (share * scale).backward()  # type: ignore[no-untyped-call]
-            total += share.detach()
+            total += shares.detach()
+        self._fill_gradients()
         return total
 
+    def _fill_gradients(self) -> None:
+        """What a stage does not use gets a gradient of zero: every parameter has its state in the
+        optimizer from the first step on, so all commits of a run hold the same tensors."""
+        for parameter in self._model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
     def _losses(self, batch: StepBatch, images: Tensor, captions: _Captions, part: Pass) -> Tensor:
-        """Of each row of a pass, `(rows,)`; the first `part.counted` of them count."""
+        """The parts' losses of each row of a pass, `(parts, rows)`; the first `part.counted` rows
+        count."""
         recipe, device = self._recipe, self._rank.device
         clean = (_rows(images, part).float() / 127.5).sub_(1.0)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
         positions = batch.positions[_row_numbers(len(batch.positions), part)]
         draws = chance.draw(
-            recipe.objective,
+            self._objective,
             recipe.text.caption_dropout,
             recipe.seed,
             positions,
@@ -191,14 +214,14 @@ class TrainStep:
         ids, mask = captions.rows(part, draws.drop_caption)
         noised = flow.noised(clean, draws.noise, draws.timesteps).to(self._dtype)
         if self._text.trained:
-            prediction = self._model(noised, draws.timesteps, mask, input_ids=ids).output
+            given = {"input_ids": ids}
         else:
             with torch.no_grad():
-                text = encode(self._text.encoder, ids, mask).to(self._dtype)
-            prediction = self._model(noised, draws.timesteps, mask, text=text).output
-        return flow.loss_per_sample(
-            recipe.objective, prediction, clean, draws.noise, draws.timesteps
+                given = {"text": encode(self._text.encoder, ids, mask).to(self._dtype)}
+        prediction = self._model(
+            noised, draws.timesteps, mask, **given, scores=draws.scores, tricks=self._tricks
         )
+        return self._parts.per_sample(prediction, Sight(clean, clean, part.counted), draws)
 
     # --- the update -----------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ waited for. All ranks read the same values after the same step, so all act on th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,10 @@ class StepNumbers:
     """Of the global gradient before clipping; the same on all ranks."""
     finite: Tensor
     """Bool: whether this rank took the step."""
+    part_names: tuple[str, ...] = ()
+    """Of the parts of the loss; the same on all ranks."""
+    part_shares: Tensor | None = None
+    """`(parts,)`, as `loss_share`, each before its weight."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Agreed:
     """Whether the step was taken: loss and gradient were finite on all ranks."""
     by_rank: tuple[tuple[float, ...], ...]
     """What each rank said of itself (`exchange`'s `own`)."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of the loss, by name, each before its weight; mean over the global batch."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,15 @@ class _Said:
     signature: int
     own: tuple[float, ...]
     numbers: Tensor
-    """Loss share, norm and finite, on the host when `copied` has passed."""
+    """Loss share, norm, finite and the shares of parts, on the host when `copied` has passed."""
     copied: torch.cuda.Event | None
+    part_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Posted:
     step: int
+    part_names: tuple[str, ...]
     integers: Tensor
     floats: Tensor
     works: tuple[dist.Work, dist.Work]
@@ -97,7 +105,15 @@ class StepAgreement:
         done = [self._read()] if self._posted else []
         self._post()
         host, copied = _on_its_way(numbers)
-        self._said = _Said(step, (stop, checkpoint_due), signature, tuple(own), host, copied)
+        self._said = _Said(
+            step,
+            (stop, checkpoint_due),
+            signature,
+            tuple(own),
+            host,
+            copied,
+            numbers.part_names,
+        )
         return done
 
     def drain(self) -> list[Agreed]:
@@ -114,30 +130,33 @@ class StepAgreement:
         said, self._said = self._said, None
         if said.copied is not None:
             said.copied.synchronize()  # the device is busy with the step after it
-        loss, norm, finite = said.numbers.tolist()
+        loss, norm, finite, *parts = said.numbers.tolist()
         stop, due = said.flags
         integers = torch.tensor(
             [stop, due, finite == 0.0, _as_int64(said.signature)], dtype=torch.int64
         )
-        floats = torch.zeros(2 + self._world * self._own_values, dtype=torch.float64)
+        begin = 2 + len(parts)
+        floats = torch.zeros(begin + self._world * self._own_values, dtype=torch.float64)
         floats[0] = loss
         if self._rank == 0:
             floats[1] = norm
-        start = 2 + self._rank * self._own_values
+        floats[2:begin] = torch.tensor(parts, dtype=torch.float64)
+        start = begin + self._rank * self._own_values
         floats[start : start + self._own_values] = torch.tensor(said.own, dtype=torch.float64)
         works = (
             dist.all_reduce(integers, group=self._group, async_op=True),
             dist.all_reduce(floats, group=self._group, async_op=True),
         )
-        self._posted.append(_Posted(said.step, integers, floats, works))
+        self._posted.append(_Posted(said.step, said.part_names, integers, floats, works))
 
     def _read(self) -> Agreed:
         posted = self._posted.popleft()
         for work in posted.works:
             work.wait()
         stop, due, not_finite, signature = posted.integers.tolist()
-        loss, norm = posted.floats[:2].tolist()
-        rows = posted.floats[2:].reshape(self._world, self._own_values).tolist()
+        begin = 2 + len(posted.part_names)
+        loss, norm, *parts = posted.floats[:begin].tolist()
+        rows = posted.floats[begin:].reshape(self._world, self._own_values).tolist()
         return Agreed(
             step=posted.step,
             stop=stop > 0,
@@ -147,6 +166,7 @@ class StepAgreement:
             gradient_norm=norm,
             finite=not_finite == 0,
             by_rank=tuple(tuple(row) for row in rows),
+            parts=dict(zip(posted.part_names, parts, strict=True)),
         )
 
 
@@ -155,6 +175,8 @@ def _on_its_way(numbers: StepNumbers) -> tuple[Tensor, torch.cuda.Event | None]:
     stacked = torch.stack(
         [t.detach().double() for t in (numbers.loss_share, numbers.norm, numbers.finite)]
     )
+    if numbers.part_shares is not None:
+        stacked = torch.cat([stacked, numbers.part_shares.detach().double()])
     if not stacked.is_cuda:
         return stacked, None
     host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)

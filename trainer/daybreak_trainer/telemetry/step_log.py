@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from daybreak_trainer.telemetry import log
@@ -27,11 +27,12 @@ class StepLog:
         step: int,
         *,
         loss: float,
+        parts: Mapping[str, float] | None = None,
         gradient_norm: float | None = None,
         images_per_second: float | None = None,
         times: StepTimes | None = None,
     ) -> None:
-        """`times` are of the last step whose times are known."""
+        """`parts` of the loss, by name; `times` are of the last step whose times are known."""
         now = self._clock()
         if now - self._last < self._every:
             return
@@ -41,6 +42,8 @@ class StepLog:
             "gradient_norm": gradient_norm,
             "images_per_second": images_per_second,
         }
+        if parts is not None and len(parts) > 1:
+            figures |= {f"{name}_loss": value for name, value in parts.items()}
         if times is not None:
             figures["step_seconds"] = times.total_seconds
             figures |= {f"{phase}_seconds": value for phase, value in times.seconds.items()}

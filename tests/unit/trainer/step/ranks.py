@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Dinov2Config, Dinov2Model
 
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.objectives import draws as chance
 from daybreak_trainer.objectives import flow
+from daybreak_trainer.objectives.losses import Seers
+from daybreak_trainer.objectives.teachers import Teacher
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel.process_group import Rank
@@ -42,6 +46,7 @@ CPU = torch.device("cpu")
 WORDS = ["a", "blue", "red", "square"]
 LEARNING_RATE = 3e-3
 SIDE = 16
+TEACHER_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Case:
     bad: tuple[int, int] | None = None
     """Step and rank whose images are no numbers."""
     rehearse: bool = False
+    objective: dict[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -66,6 +72,7 @@ class Case:
             {
                 "preset": "smoke",
                 "denoiser": {"depth": 2},
+                "objective": self.objective,
                 "optimizer": {"kind": self.optimizer, "weightDecay": 0.1},
                 "stages": [{"resolution": SIDE, "steps": len(self.sizes), "batchSize": 8}],
                 "precision": self.precision,
@@ -126,12 +133,32 @@ def batch(sizes: tuple[int, ...], step: int, rank: int, world: int) -> Batch:
 
 def model_of(recipe: Recipe) -> tuple[text_to_image.TextToImage, TextTower]:
     """Weights that all matter: as built, gates and the last layer are zero."""
-    model, text = text_to_image.build(recipe, WORDS)
+    aligned = recipe.objective.alignment is not None
+    model, text = text_to_image.build(recipe, WORDS, TEACHER_WIDTH if aligned else None)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model, text
+
+
+def seers_of(recipe: Recipe) -> Seers:
+    """A small teacher, the same in every process, where the recipe has one."""
+    if recipe.objective.alignment is None:
+        return Seers()
+    config = Dinov2Config(
+        hidden_size=TEACHER_WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=2,
+        layerscale_value=1.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Dinov2Model(config).requires_grad_(False).eval()
+    half = torch.full((3, 1, 1), 0.5)
+    return Seers(Teacher(model, 2, 16, half, half, torch.float32, TEACHER_WIDTH))
 
 
 class Reads(TorchDispatchMode):
@@ -216,10 +243,23 @@ def _mean_loss(
     captions = ["" if d else c for d, c in zip(dropped, given.captions, strict=True)]
     ids, mask = text.tokenize(captions, CPU)
     noised = flow.noised(clean, draws.noise, draws.timesteps).to(dtype)
-    output = model(noised, draws.timesteps, mask, input_ids=ids).output
-    return flow.loss_per_sample(
-        recipe.objective, output, clean, draws.noise, draws.timesteps
+    tricks = Tricks.of(recipe, recipe.stages[0])
+    found = model(noised, draws.timesteps, mask, input_ids=ids, scores=draws.scores, tricks=tricks)
+    loss = flow.loss_per_sample(
+        recipe.objective, found.output, clean, draws.noise, draws.timesteps, found.kept
     ).mean()
+    if (aligned := recipe.objective.alignment) is not None:
+        teacher = seers_of(recipe).teacher
+        assert teacher is not None
+        patches = SIDE // recipe.denoiser.patch_size
+        wanted = teacher.features(clean, (patches, patches))
+        here, there = (
+            values / values.norm(dim=2, keepdim=True) for values in (found.hidden, wanted)
+        )
+        if found.visible is not None:
+            there = torch.stack([row[at] for row, at in zip(there, found.visible, strict=True)])
+        loss = loss + aligned.weight * (1 - (here * there).sum(dim=2)).mean()
+    return loss
 
 
 # --- several ranks ------------------------------------------------------------------------------
@@ -244,6 +284,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
         rank,
         dtype,
         device_batch_size=compute.device_batch_size,
+        seers=seers_of(recipe),
         before_update=lambda: called.append(all(p.grad is not None for p in model.parameters())),
     )
     forwards: list[None] = []

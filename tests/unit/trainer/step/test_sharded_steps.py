@@ -21,6 +21,10 @@ Case = LENT.Case
 WORLD = 4
 _SECONDS = 250.0
 
+ALIGNED = {"alignment": {"teacher": "made in the test", "layer": 0, "weight": 0.5}}
+ROUTED = {"routing": {"kind": "tread", "share": 0.5, "first": 0, "last": 0}}
+MASKED = {"prediction": "v", "masking": {"share": 0.5, "mixerDepth": 1}}
+
 CASES = [
     Case("fsdp", {"sharding": "fsdp"}),
     Case("one-unit", {"sharding": "fsdp"}, units=False),
@@ -37,6 +41,15 @@ CASES = [
     Case("recomputed-one-unit", {"activation_checkpointing": "blocks"}, units=False),
     Case("bf16", precision="bf16"),
     Case("bf16-accumulated", {"device_batch_size": 1}, sizes=(16, 16, 16), precision="bf16"),
+    # Tokens that pass by, and a teacher that looks at those that stay.
+    Case("aligned-and-routed", {"sharding": "fsdp"}, objective=ALIGNED | ROUTED),
+    Case(
+        "aligned-and-routed-accumulated",
+        {"device_batch_size": 2, "activation_checkpointing": "blocks"},
+        sizes=(19, 3),
+        objective=ALIGNED | ROUTED | {"stratified": True},
+    ),
+    Case("velocity-masked", {"sharding": "hsdp"}, objective=MASKED, optimizer="muon"),
     Case("bad-adamw", sizes=(8, 8, 8, 8), bad=(1, 2)),
     Case("bad-first", sizes=(8, 8), bad=(0, 3)),
     Case("bad-muon", {"device_batch_size": 1}, sizes=(8, 8, 8), optimizer="muon", bad=(1, 0)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import nan
+
 from daybreak_trainer.contract import WorkerPhase
 from daybreak_trainer.telemetry.metrics.family import run_gauge
 
@@ -22,6 +25,10 @@ class ProgressMetrics:
         self._total_steps = run_gauge("total_steps", "Optimizer steps of the whole run.")
         self._samples = run_gauge("samples", "Samples trained on in the run.")
         self._loss = run_gauge("loss", "Mean loss of the last global batch.")
+        self._loss_part = run_gauge(
+            "loss_part", "A part of the loss before its weight; NaN while it is off.", "part"
+        )
+        self._parts: set[str] = set()
         self._gradient_norm = run_gauge("gradient_norm", "Global gradient norm before clipping.")
         self._learning_rate = run_gauge("learning_rate", "Learning rate of the last step.")
         self._speed = run_gauge("images_per_second", "Images trained a second, over all ranks.")
@@ -56,6 +63,11 @@ class ProgressMetrics:
         ):
             if value is not None:
                 gauge.set(value)
+
+    def loss_parts(self, parts: Mapping[str, float]) -> None:
+        self._parts |= set(parts)
+        for name in self._parts:
+            self._loss_part.labels(name).set(parts.get(name, nan))
 
     def stage(self, index: int, resolution: int) -> None:
         self._stage.set(index)

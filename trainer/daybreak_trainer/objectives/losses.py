@@ -1,0 +1,136 @@
+"""The objective of a stage, put together: each part's loss for every sample, and their weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from daybreak_trainer.models.tricks import Prediction
+from daybreak_trainer.objectives import alignment, contrast, flow, perceptual, teachers
+from daybreak_trainer.objectives.draws import Draws
+from daybreak_trainer.objectives.perceptual import Distance
+from daybreak_trainer.objectives.teachers import Teacher
+from daybreak_trainer.recipe.objective import Objective, Perceptual
+from daybreak_trainer.recipe.stages import Stage
+
+
+def in_stage(objective: Objective, stage: Stage) -> Objective:
+    """What is left of the objective in a stage, with the stage's own shift. A weight of 0 is
+    off."""
+    aligned, contrast_weight = objective.alignment, objective.contrast
+    if not stage.alignment or (aligned is not None and not aligned.weight):
+        aligned = None
+    compared = tuple(part for part in objective.perceptual if stage.perceptual and part.weight)
+    return objective.model_copy(
+        update={
+            "timestep_shift": stage.timestep_shift or objective.timestep_shift,
+            "alignment": aligned,
+            "routing": objective.routing if stage.routing else None,
+            "masking": objective.masking if stage.masking else None,
+            "contrast": contrast_weight if stage.contrast else 0.0,
+            "perceptual": compared,
+        }
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Seers:
+    """The frozen networks that an objective needs, on the device."""
+
+    teacher: Teacher | None = None
+    distances: tuple[tuple[Perceptual, Distance], ...] = ()
+
+    @property
+    def width(self) -> int | None:
+        """Of the features that hidden states are aligned with."""
+        return None if self.teacher is None else self.teacher.width
+
+
+def load(objective: Objective, device: torch.device) -> Seers:
+    """Everything that any stage needs.
+
+    Raises:
+        RecipeError: one cannot be loaded; the message names the field and the remedy.
+        HubUnreachableError: a repository does not answer.
+    """
+    teacher = None
+    if objective.alignment is not None:
+        field = "recipe.objective.alignment.teacher"
+        teacher = teachers.load(field, objective.alignment.teacher, device)
+    distances = tuple(
+        (part, perceptual.load(f"recipe.objective.perceptual[{number}]", part, device))
+        for number, part in enumerate(objective.perceptual)
+        if part.weight
+    )
+    return Seers(teacher, distances)
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """A pass's samples, without noise."""
+
+    clean: Tensor
+    """What the denoiser learns: images in -1..1 or scaled latents, `(batch, channels, height,
+    width)`."""
+    images: Tensor | None
+    """The images in -1..1; in pixel space the same tensor. None where no part looks at them."""
+    counted: int
+    """So many of them count, the first ones."""
+
+
+class StageLosses:
+    """The parts of a stage's objective: `flow`, and `contrast`, `alignment`, and each perceptual
+    distance by its kind, where they are on."""
+
+    def __init__(
+        self, objective: Objective, seers: Seers, pixels_per_token: int, device: torch.device
+    ) -> None:
+        """`objective` is the stage's (`in_stage`)."""
+        self._objective, self._seers, self._pixels = objective, seers, pixels_per_token
+        weights = {"flow": 1.0}
+        if objective.contrast:
+            weights["contrast"] = -objective.contrast
+        if objective.alignment is not None:
+            weights["alignment"] = objective.alignment.weight
+        self._distances = [pair for pair in seers.distances if pair[0] in objective.perceptual]
+        kinds: Counter[str] = Counter()
+        for part, _ in self._distances:
+            kinds[part.kind] += 1
+            number = f"_{kinds[part.kind]}" if kinds[part.kind] > 1 else ""
+            weights[part.kind + number] = part.weight
+        self.names = tuple(weights)
+        self.weights = torch.tensor(list(weights.values()), device=device)
+        """`(parts,)`: the loss is their weighted sum."""
+
+    def per_sample(self, prediction: Prediction, sight: Sight, draws: Draws) -> Tensor:
+        """Each part before its weight, `(parts, batch)`, fp32, in the order of `names`."""
+        objective, kept = self._objective, prediction.kept
+        clean, noise, t = sight.clean, draws.noise, draws.timesteps
+        parts = [flow.loss_per_sample(objective, prediction.output, clean, noise, t, kept)]
+        if objective.contrast:
+            x_t = flow.noised(clean, noise, t)
+            velocity = flow.velocity(objective, prediction.output.float(), x_t, t)
+            parts.append(contrast.distance_per_sample(velocity, clean, noise, sight.counted, kept))
+        if objective.alignment is not None:
+            parts.append(self._alignment(prediction, sight))
+        parts += [
+            perceptual.loss_per_sample(
+                distance, prediction.output, clean, t, part.max_timestep, kept
+            )
+            for part, distance in self._distances
+        ]
+        return torch.stack(parts)
+
+    def _alignment(self, prediction: Prediction, sight: Sight) -> Tensor:
+        recipe, teacher = self._objective.alignment, self._seers.teacher
+        assert recipe is not None
+        assert teacher is not None  # `load` was given the same objective
+        assert sight.images is not None
+        assert prediction.hidden is not None  # the stage's tricks capture it
+        height, width = sight.images.shape[2:]
+        grid = (height // self._pixels, width // self._pixels)
+        wanted = alignment.targets(teacher, sight.images, grid, recipe.spatial_normalisation)
+        return alignment.loss_per_sample(prediction.hidden, wanted, prediction.visible)
