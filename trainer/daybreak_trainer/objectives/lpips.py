@@ -24,8 +24,6 @@ _TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Of ImageNet's images in -1..1, as the calibration was made."""
 _EPSILON = 1e-10
-SMALLEST_SIDE = 16
-"""In pixels: vgg16 halves an image four times before the last output."""
 
 
 class Lpips(nn.Module):
@@ -61,7 +59,7 @@ class Lpips(nn.Module):
 
     def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
         """The distance of each pair of images `(batch, 3, height, width)` in -1..1, `(batch,)`,
-        fp32; sides of `SMALLEST_SIDE` pixels and more."""
+        fp32; sides of 16 pixels and more, for vgg16 halves them four times."""
         with torch.no_grad():
             targets = self._outputs(wanted)
         total = torch.zeros(len(found), device=found.device)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from daybreak_trainer.recipe.model import Recipe
 
 _TOLERANCE = 1e-6
+_LPIPS_SIDE = 16
+"""In pixels: vgg16 halves an image four times."""
 
 
 def check(recipe: Recipe) -> None:
@@ -93,12 +95,24 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def _sizes_for_lpips(recipe: Recipe) -> Iterator[str]:
+    for number, part in enumerate(recipe.objective.perceptual):
+        for stage in recipe.stages if part.kind == "lpips" else ():
+            side = part.size or stage.resolution // 2
+            if stage.perceptual and side < _LPIPS_SIDE:
+                yield (
+                    f"objective.perceptual[{number}]: lpips would see {side} px of a stage of "
+                    f"{stage.resolution} px and needs {_LPIPS_SIDE}; set its size to {_LPIPS_SIDE}"
+                )
+
+
 def _space(recipe: Recipe) -> Iterator[str]:
     objective = recipe.objective
     if objective.perceptual and recipe.latent is not None:
         yield "objective.perceptual compares images, and recipe.latent has none; leave it out"
     if objective.perceptual and objective.prediction != "x":
         yield "objective.perceptual compares predicted images; it needs objective.prediction: x"
+    yield from _sizes_for_lpips(recipe)
     if objective.noise_scale != 1.0 and recipe.latent is not None:
         yield "objective.noiseScale: the pipelines for latents start from unit noise; leave it 1"
     if objective.masking is not None and recipe.denoiser.kind != "prx":
