@@ -83,8 +83,9 @@ class Perceptual(RecipeModel):
         "1 - cosine of a vision transformer's patch features, such as DINOv2's."
     )
     teacher: Source = Field(
-        description="lpips: a folder or repository with vgg16 and the calibration as safetensors; "
-        "features: a vision transformer of Hugging Face."
+        description="lpips: a folder or repository with torchvision's vgg16.safetensors and the "
+        "calibration, lpips.safetensors, under the names of its authors' vgg.pth; features: a "
+        "vision transformer of Hugging Face."
     )
     weight: NotNegative = Field(description="In the loss: 0.1 for lpips, 0.01 for features (PRX).")
     size: PositiveInt | None = Field(
@@ -128,7 +129,8 @@ class Objective(RecipeModel):
     contrast: NotNegative = Field(
         default=0.0,
         description="Weight of the distance to another sample's velocity, which is made larger "
-        "(contrastive flow matching, arXiv 2506.05350): 0.05 in the paper, 0 is off.",
+        "(contrastive flow matching, arXiv 2506.05350): 0.05 in the paper, 0 is off. The other one "
+        "is of the same pass of the same GPU, so results depend a little on how many there are.",
     )
     perceptual: tuple[Perceptual, ...] = Field(
         default=(), max_length=4, description="Perceptual losses; an empty list is off."
