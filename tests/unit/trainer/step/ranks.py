@@ -65,16 +65,21 @@ class Case:
     """Step and rank whose images are no numbers."""
     rehearse: bool = False
     objective: dict[str, Any] = field(default_factory=dict)
+    denoiser: str = "prx"
 
     @property
     def recipe(self) -> Recipe:
         return resolve(
             {
                 "preset": "smoke",
-                "denoiser": {"depth": 2},
+                "denoiser": {"kind": self.denoiser, "depth": 2},
                 "objective": self.objective,
                 "optimizer": {"kind": self.optimizer, "weightDecay": 0.1},
-                "stages": [{"resolution": SIDE, "steps": len(self.sizes), "batchSize": 8}],
+                "stages": [
+                    {"resolution": SIDE, "steps": len(self.sizes), "batchSize": 8},
+                    # Not reached; SPRINT wants one.
+                    {"resolution": SIDE, "steps": 1, "batchSize": 8, "routing": False},
+                ],
                 "precision": self.precision,
             }
         )
@@ -289,7 +294,9 @@ def sharded(case: Case, rank: Rank) -> Outcome:
     )
     forwards: list[None] = []
     if compute.compile == "none":
-        model.units[0].attention.register_forward_hook(lambda *_: forwards.append(None))
+        attention = {"prx": "attention", "sana": "attn1"}[case.denoiser]
+        hooked = model.units[0].get_submodule(attention)
+        hooked.register_forward_hook(lambda *_: forwards.append(None))
     state, reads = torch.get_rng_state(), Reads()
     if case.rehearse:
         before = _everything(model, made, ema)

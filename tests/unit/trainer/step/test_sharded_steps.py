@@ -23,6 +23,7 @@ _SECONDS = 250.0
 
 ALIGNED = {"alignment": {"teacher": "made in the test", "layer": 0, "weight": 0.5}}
 ROUTED = {"routing": {"kind": "tread", "share": 0.5, "first": 0, "last": 0}}
+FUSED = {"routing": {"kind": "sprint", "share": 0.5, "first": 0, "last": 0}}
 MASKED = {"prediction": "v", "masking": {"share": 0.5, "mixerDepth": 1}}
 
 CASES = [
@@ -48,6 +49,13 @@ CASES = [
         {"device_batch_size": 2, "activation_checkpointing": "blocks"},
         sizes=(19, 3),
         objective=ALIGNED | ROUTED | {"stratified": True},
+    ),
+    Case(
+        "sana-aligned-and-fused",
+        {"sharding": "fsdp", "activation_checkpointing": "blocks"},
+        objective=ALIGNED | FUSED,
+        optimizer="muon",
+        denoiser="sana",
     ),
     Case("velocity-masked", {"sharding": "hsdp"}, objective=MASKED, optimizer="muon"),
     Case("bad-adamw", sizes=(8, 8, 8, 8), bad=(1, 2)),
