@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,11 @@ from daybreak_trainer.data.errors import DatasetError
 REPORT = "skipped.json"
 """In the dataset's folder, where anything was left out: `[{"file": ..., "error": ...}]`."""
 T = TypeVar("T")
-_UNDECODABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_UNDECODABLE = (
+    *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+    # Out of PIL's readers of metadata, where a damaged field is not what they expect.
+    *(ArithmeticError, EOFError, LookupError, TypeError, struct.error),
+)
 
 
 class UnreadableImageError(DatasetError):
@@ -39,7 +44,7 @@ def decoded(file: Path, decode: Callable[[Image.Image], T]) -> T:
     except _UNDECODABLE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DatasetError(f"{file}: cannot be read: {error.strerror}") from None
-        raise UnreadableImageError(file, str(error)) from None
+        raise UnreadableImageError(file, str(error) or type(error).__name__) from None
 
 
 class Unreadable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,21 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+def with_damaged_exif() -> bytes:
+    """A JPEG whose orientation is said, beside a text that claims to be a number."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "hello"
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", exif=exif)
+    content = bytearray(file.getvalue())
+    content[content.index(b"Exif\0\0") + 6 + 11] = 84  # the low byte of the first tag's type
+    return bytes(content)
+
+
 @pytest.mark.parametrize("in_buckets", [False, True])
 def test_unreadable_images_can_be_left_out(tmp_path: Path, in_buckets: bool) -> None:
-    """One that is no image and one that is cut short, the only one of its bucket: both are in the
-    report, the rest is a dataset that is read as ever."""
+    """One that is no image, one that is cut short, the only one of its bucket, and one whose
+    metadata are damaged: all are in the report, the rest is a dataset that is read as ever."""
     source = tmp_path / "images"
     (source / "sub").mkdir(parents=True)
     sizes = {"a": (64, 64), "b": (64, 64), "sub/c": (120, 64), "d": (64, 64)}
@@ -108,16 +120,18 @@ def test_unreadable_images_can_be_left_out(tmp_path: Path, in_buckets: bool) -> 
     (source / "b.png").write_bytes(b"hello")
     cut = (source / "sub/c.png").read_bytes()[:3000]
     (source / "sub/c.png").write_bytes(cut)
+    (source / "e.jpg").write_bytes(with_damaged_exif())
+    (source / "e.txt").write_text("caption e")
     out = tmp_path / "out"
     card = prepare(str(source), out, resolution=64, in_buckets=in_buckets, skip_unreadable=True)
     assert card.samples == 2
     report = unreadable.reported(out)
-    assert {entry["file"] for entry in report} == {"b.png", "sub/c.png"}
+    assert {entry["file"] for entry in report} == {"b.png", "sub/c.png", "e.jpg"}
     assert all(entry["error"] for entry in report)
     assert {sample.id for sample in read(out, tmp_path / "cache")} == {"a.png", "d.png"}
     for name in ("a.png", "d.png"):
         (source / name).write_bytes(b"hello")
-    with pytest.raises(DatasetError, match="none of its 4 images is readable"):
+    with pytest.raises(DatasetError, match="none of its 5 images is readable"):
         prepare(
             str(source),
             tmp_path / "none",
