@@ -242,24 +242,28 @@ class Engine:
             heads=denoiser.heads,
             head_dim=denoiser.hidden_size // denoiser.heads,
             queries=queries,
-            keys=queries + self.recipe.text.max_tokens,
+            # Sana's attention over the image is linear, and no kernel of torch's.
+            keys=self.recipe.text.max_tokens + (queries if denoiser.kind == "prx" else 0),
             masked=True,
         )
         log_backend(call, self.rank.device, self.dtype)
 
     def sample_flops(self, height: int, width: int) -> SampleFlops:
-        """Of a sample of this size; a frozen encoder's are counted by running it once."""
-        if self.text.trained:
-            return flops.per_sample(self.recipe, height=height, width=width)
-        ids, mask = self.text.tokenize([""], self.rank.device)
-        with torch.no_grad():
-            frozen = flops.counted(lambda: encode(self.text.encoder, ids, mask))
+        """Of a sample of this size in the step's stage; a frozen encoder's are counted by running
+        it once."""
+        frozen = 0.0
+        if not self.text.trained:
+            ids, mask = self.text.tokenize([""], self.rank.device)
+            with torch.no_grad():
+                frozen = flops.counted(lambda: encode(self.text.encoder, ids, mask))
         return flops.per_sample(
             self.recipe,
             height=height,
             width=width,
             text_width=self.text.hidden_size,
             frozen_text=frozen,
+            tricks=self.step.tricks,
+            teacher_width=self.model.teacher_width,
         )
 
 

@@ -13,6 +13,7 @@ from daybreak_trainer.health import self_test
 from daybreak_trainer.health.grace import grace_is_short
 from daybreak_trainer.health.own_work import own_work
 from daybreak_trainer.models.flops import SampleFlops
+from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.devices import peak_of
@@ -38,7 +39,7 @@ class Meters:
             engine.settings.run.compute.activation_checkpointing,
             peak_of(engine.rank.device, engine.dtype),
         )
-        self._flops: dict[tuple[int, int], SampleFlops] = {}
+        self._flops: dict[tuple[tuple[int, int], Tricks], SampleFlops] = {}
         self._own: dict[int, int] = {}
         self._slow = 0.0
         self._work = own_work(engine.rank.device)
@@ -115,6 +116,7 @@ class Meters:
         )
 
     def _sample_flops(self, bucket: tuple[int, int]) -> SampleFlops:
-        if bucket not in self._flops:
-            self._flops[bucket] = self._engine.sample_flops(*bucket)
-        return self._flops[bucket]
+        key = (bucket, self._engine.step.tricks)
+        if key not in self._flops:
+            self._flops[key] = self._engine.sample_flops(*bucket)
+        return self._flops[key]

@@ -124,6 +124,11 @@ class TrainStep:
             self._objective, self._seers, recipe.pixels_per_token, self._rank.device
         )
 
+    @property
+    def tricks(self) -> Tricks:
+        """Of the stage that was entered."""
+        return self._tricks
+
     def run(self, batch: StepBatch, learning_rate: float) -> StepNumbers:
         """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer
         state and average. Where loss or gradient of any rank is not finite, none of these change on

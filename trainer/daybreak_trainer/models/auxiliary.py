@@ -16,6 +16,7 @@ class Projector(nn.Module):
 
     def __init__(self, recipe: Alignment, hidden_size: int, teacher_width: int) -> None:
         super().__init__()
+        self.width = teacher_width
         wide = recipe.projector_size
         self.layers: nn.Module
         if recipe.projector == "conv":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from daybreak_trainer.models import auxiliary
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import text as texts
-from daybreak_trainer.models.auxiliary import Fusion
+from daybreak_trainer.models.auxiliary import Fusion, Projector
 from daybreak_trainer.models.family import Denoiser
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.models.tricks import (
@@ -84,6 +84,11 @@ class TextToImage(nn.Module):
     def units(self) -> list[nn.Module]:
         """The denoiser's transformer blocks, in the order of the forward pass."""
         return self.denoiser.units
+
+    @property
+    def teacher_width(self) -> int | None:
+        """Of the features that hidden states are projected to."""
+        return cast(Projector, self.aux["projector"]).width if "projector" in self.aux else None
 
     def block_matrices(self) -> dict[str, int]:
         """The weight matrices of the transformer blocks by parameter name, and in how many parts
