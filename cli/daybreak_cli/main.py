@@ -20,7 +20,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from daybreak_cli import checkpoints
 from daybreak_cli.errors import CommandError, said_plainly
@@ -309,40 +308,74 @@ def sample(
 @said_plainly
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
-    benchmark: Annotated[Literal["digits", "shapes"], typer.Argument(help="What to ask for.")],
+    benchmark: Annotated[
+        Literal["digits", "shapes"] | None,
+        typer.Argument(help="Score held-out prompts of this benchmark."),
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="PNG of the images to write.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Dataset whose last samples drawn images are compared with."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=2, help="With --data: images to draw and to compare with.")
+    ] = 256,
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=PATH",
+            help="With --data: inception=, clip= or dino= and a local folder, a file of Inception "
+            "weights or a Hugging Face repository; may be repeated.",
+        ),
+    ] = None,
+    geneval: Annotated[
+        Path | None, typer.Option(help="JSON lines of GenEval's prompts; needs --out.")
+    ] = None,
+    dpg: Annotated[
+        Path | None,
+        typer.Option(help="Folder of DPG-Bench's prompts, or JSON lines with id; needs --out."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for images in the benchmark's layout.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Score a model: the share of images that show what a held-out prompt asks for.
+    """Score a model, or draw the images that a public benchmark's own scorer reads.
 
-    The last line is JSON, for scripts.
+    With BENCHMARK: the share of images that show what a held-out prompt asks for. With --data and
+    --extractor: FID, CMMD, CLIP score. With --geneval or --dpg: four images a prompt into --out; a
+    second call draws what is missing. The last line is JSON, for scripts.
     """
-    from daybreak_trainer.evaluate.grid import save_grid
-    from daybreak_trainer.evaluate.sampler import sample as draw
-    from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
+    from daybreak_cli import evaluations
 
+    wanted = [geneval is not None, dpg is not None, data is not None, benchmark is not None]
+    if sum(wanted) != 1:
+        raise CommandError("give one of BENCHMARK, --data, --geneval and --dpg")
+    if (out is None) == (geneval is not None or dpg is not None):
+        raise CommandError("--out is where --geneval and --dpg write their images")
+    if (data is None) == bool(extractor):
+        raise CommandError("--data and --extractor belong together")
     if samples is not None:
         _check_png(samples)
+    if benchmark is not None:
+        task: evaluations.Task = evaluations.Alignment(benchmark, samples)
+    elif data is not None:
+        task = evaluations.Distances(data, images, evaluations.extractors(extractor or []))
+    elif dpg is not None:
+        assert out is not None  # said above
+        task = evaluations.Drawn("dpg", dpg, out)
+    else:
+        assert out is not None  # said above
+        assert geneval is not None  # the only one left
+        task = evaluations.Drawn("geneval", geneval, out)
+    task.check()
     pipeline, sampling = _pipeline(model)
-    prompts = heldout_prompts(benchmark)
-    texts = [prompt.prompt for prompt in prompts]
-    with _bar("images") as (bar, task):
-        images = draw(
-            pipeline,
-            texts,
-            seed=seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **sampling,
-        )
-    if samples is not None:
-        save_grid(images, texts, samples)
-    score = evaluate_images(benchmark, images, prompts)
-    table = Table("tag", "alignment", "judge on real images")
-    for tag, value in score.alignment_by_tag.items():
-        table.add_row(tag, f"{value:.3f}", f"{score.judge_accuracy[tag]:.3f}")
-    table.add_row("mean", f"{score.alignment:.3f}", "", style="bold")
-    Console(stderr=True).print(table)
-    result = {"alignment": score.alignment, "alignmentByTag": score.alignment_by_tag}
+    with _bar("images") as (bar, row):
+
+        def progress(done: int, total: int) -> None:
+            bar.update(row, completed=done, total=total)
+
+        result = task.run(evaluations.Model(model, pipeline, sampling, seed), progress)
     typer.echo(json.dumps(result))
 
 
