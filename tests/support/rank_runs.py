@@ -117,11 +117,11 @@ class Bench:
 
     def journal(self, attempt: int) -> list[HistoryLine]:
         """Of the attempt's last commit."""
-        return history.read(self._last(attempt))
+        return history.read(self.last(attempt))
 
     def tensors(self, attempt: int, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         """Of the attempt's last commit, by name."""
-        place = self._last(attempt)
+        place = self.last(attempt)
         reader = FileSystemReader(f"{place.url}")
         metadata = reader.read_metadata().state_dict_metadata
         found = {
@@ -136,9 +136,9 @@ class Bench:
 
     def commit(self, attempt: int) -> Commit:
         """The attempt's last."""
-        return Commit.unseal(self._last(attempt).read(COMMIT))
+        return Commit.unseal(self.last(attempt).read(COMMIT))
 
-    def _last(self, attempt: int) -> Storage:
+    def last(self, attempt: int) -> Storage:
         place = self.storage.child(attempt_folder(attempt))
         return place.child(place.folders()[-1])
 

@@ -31,6 +31,7 @@ from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
+from daybreak_trainer.data.validation import ValidationBatch, read_validation
 from daybreak_trainer.models import flops, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
 from daybreak_trainer.models.text import encode
@@ -180,6 +181,19 @@ class Engine:
             pinned=rank.device.type == "cuda",
             says=says,
         )
+
+    def read_validation(
+        self, stage: int, read: Callable[[int], None]
+    ) -> tuple[ValidationBatch, ...]:
+        """This rank's part of the samples that are held out, as a stage has them; `read` hears how
+        many are here."""
+        run, rank, corpus = self.settings.run, self.rank, self.stages[stage]
+        cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
+        shards = Shards(corpus, cache, self.counters, processes=rank.local_world)
+        try:
+            return read_validation(corpus, shards, rank.rank, rank.world, read)
+        finally:
+            shards.close()
 
     # --- state ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from daybreak_trainer.contract import (
     Evaluation,
     Progress,
     StageProgress,
+    Validation,
     WorkerPhase,
     rfc3339,
 )
@@ -144,6 +145,12 @@ class ProgressReporter:
     def evaluated(self, evaluation: Evaluation) -> None:
         self._metrics.evaluation(evaluation.alignment, evaluation.alignment_by_tag)
         self._set(at_once=True, evaluation=evaluation)
+
+    def validated(self, found: Validation) -> None:
+        """An evaluation during training ended, or a resume knows of one."""
+        if self._file is not None:
+            self._metrics.validated(found)
+        self._set(at_once=True, validation=found)
 
     def done(self, ledger: Mapping[str, float]) -> None:
         """Nothing is left to do."""

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -32,6 +33,7 @@ from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.data.feed import DeviceFeed
 from daybreak_trainer.data.signature import signature
 from daybreak_trainer.engine import Engine
+from daybreak_trainer.evaluate.during import RunEvaluator
 from daybreak_trainer.finish import Finisher
 from daybreak_trainer.health import restarts, self_test
 from daybreak_trainer.health.grace import usable_seconds
@@ -112,6 +114,7 @@ class Trainer:
         run = self.run_settings
         self.save_is_owed = False
         self.due = Due(run.checkpoint_interval_seconds, run.checkpoint_interval_steps)
+        self.evaluator = RunEvaluator(self.engine, heartbeat)
         self.finisher = Finisher(
             settings,
             rank,
@@ -169,6 +172,7 @@ class Trainer:
                 self.train()
             except _RollBackError as error:
                 self.roll_back(str(error))
+        self.validate_finally()
         self.commit()
         self._heed_stop()
         self.engine.drop_cache()
@@ -247,6 +251,7 @@ class Trainer:
             signature=signature(batch.positions[: batch.own], batch.indices[: batch.own]),
             numbers=numbers,
             own=(self.meters.own_work(batch, waited),),
+            evaluation_due=self.rank.is_first and self.evaluator.due.by_time(),
         )
         # On a GPU the host waits for the device only in `exchange`.
         self.state.training_seconds += time.monotonic() - mark
@@ -264,7 +269,27 @@ class Trainer:
                 self.commit()
                 self._leave()
             self.save()
+        if self.evaluator.due.by_steps(self.step) or any(a.evaluation_due for a in done):
+            self.evaluate(draws=True)
         self.heed_saves()
+
+    def evaluate(self, *, draws: bool) -> None:
+        """Judges the averaged weights of now; a collective."""
+        if not self.evaluator.is_on:
+            return
+        with self.ledger.during("evaluation"):
+            self.progress.phase("Evaluating")
+            found = self.evaluator.run(self.step, self.course.index_at(self.step - 1), draws=draws)
+        self.journal.append(found)
+        self.progress.validated(found)
+        self.progress.phase("Training")
+        self.meters.pause()
+
+    def validate_finally(self) -> None:
+        """The end of the curve; grid and benchmark are drawn from the export."""
+        last = max((found.step for found in self.journal.evaluations()), default=0)
+        if self.evaluator.validates and last < self.step:
+            self.evaluate(draws=False)
 
     def save(self) -> None:
         """Begins to save, unless gradients are bad just now: the run may have to go back to before
@@ -374,6 +399,8 @@ class Trainer:
         reference = self.checkpointer.reference
         self.standing.checkpoint = reference
         self.progress.resumed(reference, search.skipped, self.state)
+        for found in deque(self.journal.evaluations(), maxlen=1):
+            self.progress.validated(found)
 
     def roll_back(self, reason: str) -> None:
         """Weights, optimizer and average become those of the last commit; its data is passed over.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,10 @@ _PAPER, _INK = (250, 250, 248), (40, 40, 44)
 
 
 def save_grid(
-    images: npt.NDArray[np.uint8], labels: Sequence[str], path: Path, columns: int = 6
+    images: npt.NDArray[np.uint8],
+    labels: Sequence[str],
+    file: Path | BinaryIO,
+    columns: int = 6,
 ) -> None:
     """Writes `images` `(n, height, width, 3)` as a PNG, each over its label."""
     rows = -(-len(images) // columns)
@@ -29,7 +33,7 @@ def save_grid(
         page.paste(tile, (left, top))
         for line, text in enumerate(_wrapped(label, font, draw)[:2]):
             draw.text((left, top + _TILE + 2 + 15 * line), text, fill=_INK, font=font)
-    page.save(path)
+    page.save(file, format="PNG")
 
 
 def _wrapped(

@@ -8,7 +8,7 @@ a verdict is worth no more than its judge.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,11 +78,23 @@ def evaluate_images(
     verdicts = _judge(benchmark, images, prompts)
     by_tag = _by_tag(prompts, verdicts)
     return Score(
-        alignment=float(np.mean(list(by_tag.values()))),
+        alignment=mean(by_tag),
         alignment_by_tag=by_tag,
         judge_accuracy=judge_accuracy(benchmark, images.shape[1]),
         verdicts=tuple(verdicts),
     )
+
+
+def alignment_by_tag(
+    benchmark: Benchmark, images: Images, prompts: Sequence[HeldOutPrompt]
+) -> dict[str, float]:
+    """`evaluate_images` without a look at the judge: for scores during training."""
+    return _by_tag(prompts, _judge(benchmark, images, prompts))
+
+
+def mean(by_tag: Mapping[str, float]) -> float:
+    """Over tags, whatever their numbers of prompts."""
+    return float(np.mean(list(by_tag.values())))
 
 
 def judge_accuracy(benchmark: Benchmark, resolution: int) -> dict[str, float]:

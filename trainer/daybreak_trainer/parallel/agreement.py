@@ -53,6 +53,7 @@ class Agreed:
     """What each rank said of itself (`exchange`'s `own`)."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Of the loss, by name, each before its weight; mean over the global batch."""
+    evaluation_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class _Said:
     """One rank's part for a step that is not posted yet."""
 
     step: int
-    flags: tuple[bool, bool]
+    flags: tuple[bool, bool, bool]
     signature: int
     own: tuple[float, ...]
     numbers: Tensor
@@ -97,6 +98,7 @@ class StepAgreement:
         signature: int,
         numbers: StepNumbers,
         own: Sequence[float] = (),
+        evaluation_due: bool = False,
     ) -> list[Agreed]:
         """Takes this rank's part for `step`; returns what was agreed for the step two before, once
         there is one."""
@@ -107,7 +109,7 @@ class StepAgreement:
         host, copied = _on_its_way(numbers)
         self._said = _Said(
             step,
-            (stop, checkpoint_due),
+            (stop, checkpoint_due, evaluation_due),
             signature,
             tuple(own),
             host,
@@ -131,9 +133,8 @@ class StepAgreement:
         if said.copied is not None:
             said.copied.synchronize()  # the device is busy with the step after it
         loss, norm, finite, *parts = said.numbers.tolist()
-        stop, due = said.flags
         integers = torch.tensor(
-            [stop, due, finite == 0.0, _as_int64(said.signature)], dtype=torch.int64
+            [*said.flags, finite == 0.0, _as_int64(said.signature)], dtype=torch.int64
         )
         begin = 2 + len(parts)
         floats = torch.zeros(begin + self._world * self._own_values, dtype=torch.float64)
@@ -153,20 +154,21 @@ class StepAgreement:
         posted = self._posted.popleft()
         for work in posted.works:
             work.wait()
-        stop, due, not_finite, signature = posted.integers.tolist()
+        stop, checkpoint_due, evaluation_due, not_finite, signature = posted.integers.tolist()
         begin = 2 + len(posted.part_names)
         loss, norm, *parts = posted.floats[:begin].tolist()
         rows = posted.floats[begin:].reshape(self._world, self._own_values).tolist()
         return Agreed(
             step=posted.step,
             stop=stop > 0,
-            checkpoint_due=due > 0,
+            checkpoint_due=checkpoint_due > 0,
             signature=signature % 2**64,
             loss=loss,
             gradient_norm=norm,
             finite=not_finite == 0,
             by_rank=tuple(tuple(row) for row in rows),
             parts=dict(zip(posted.part_names, parts, strict=True)),
+            evaluation_due=evaluation_due > 0,
         )
 
 

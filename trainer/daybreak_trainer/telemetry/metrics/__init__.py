@@ -13,8 +13,9 @@ from functools import cache
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from daybreak_trainer.contract import WorkerPhase
+from daybreak_trainer.contract import Validation, WorkerPhase
 from daybreak_trainer.telemetry.metrics.checkpoints import CheckpointMetrics
+from daybreak_trainer.telemetry.metrics.evaluation import EvaluationMetrics
 from daybreak_trainer.telemetry.metrics.goodput import GoodputMetrics
 from daybreak_trainer.telemetry.metrics.health import HealthMetrics
 from daybreak_trainer.telemetry.metrics.loader import LoaderMetrics
@@ -32,6 +33,7 @@ class TrainMetrics:
         self.loader = LoaderMetrics()
         self.health = HealthMetrics()
         self.goodput = GoodputMetrics()
+        self.evaluations = EvaluationMetrics()
 
     def run(
         self,
@@ -70,6 +72,11 @@ class TrainMetrics:
 
     def evaluation(self, alignment: float, by_tag: dict[str, float]) -> None:
         self.progress.evaluation(alignment, by_tag)
+
+    def validated(self, found: Validation) -> None:
+        self.evaluations.validated(found)
+        if found.alignment is not None:
+            self.evaluation(found.alignment, found.alignment_by_tag)
 
 
 @cache

@@ -1,0 +1,95 @@
+"""A run that is judged on its way learns to the bit what one learns that is not, and its curve goes
+on over a stop. Real ranks over gloo, each a process."""
+
+from __future__ import annotations
+
+import json
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rank_runs import Bench
+
+from daybreak_trainer.checkpoint import history
+from daybreak_trainer.contract import EvaluationSettings, ExitCode, Progress, Validation
+from daybreak_trainer.prepare.prepare import prepare
+from daybreak_trainer.recipe import resolve
+from daybreak_trainer.telemetry.progress import ProgressFile
+
+STEPS = 12
+RECIPE = resolve(
+    {
+        "preset": "smoke",
+        "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 5}],
+        "optimizer": {"learningRate": 3e-3},
+        "schedule": {"warmupSteps": 2},
+        "sampling": {"steps": 2},
+    }
+)
+PROMPTS = ("the digit three", "the digit five")
+
+
+def test_a_run_that_is_judged_is_the_same_run(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """Losses and weights are equal to the bit. What was judged before a stop is in the journal of
+    the last commit, once, and the end's value is that of the run that was judged at its end alone.
+    Grids lie beside the checkpoints, with their prompts."""
+    prepare("digits", tmp_path / "dataset", count=64, shard_bytes=1 << 12)
+    calm = Bench(tmp_path / "calm", tmp_path / "dataset", fork_server, RECIPE)
+    watched = Bench(tmp_path / "watched", tmp_path / "dataset", fork_server, RECIPE)
+    at_end = EvaluationSettings(validation_samples=5)
+    often = at_end.model_copy(
+        update={"interval_steps": 5, "prompts": PROMPTS, "images": 3},
+    )
+    assert calm.attempt(1, ranks=2, evaluation=at_end) == [ExitCode.DONE] * 2
+    stopped = watched.attempt(1, ranks=2, stop_at=6, evaluation=often)
+    assert stopped == [ExitCode.CHECKPOINTED] * 2
+    assert watched.attempt(2, ranks=2, evaluation=often) == [ExitCode.DONE] * 2
+    assert watched.journal(2) == calm.journal(1)
+    weights = calm.tensors(1, lambda name: name.startswith(("model.", "ema.")))
+    assert weights
+    for name, value in watched.tensors(2, weights.__contains__).items():
+        assert torch.equal(value, weights[name]), name
+    curve = evaluations(watched, 2)
+    assert [found.step for found in curve] == [5, 10, STEPS]
+    (end,) = evaluations(calm, 1)
+    assert curve[-1].loss == end.loss
+    assert {found.samples for found in (*curve, end)} == {5}
+    assert curve[0].loss is not None
+    assert curve[-1].loss is not None
+    assert curve[-1].loss < curve[0].loss
+    assert told(watched, 2).validation == curve[-1]
+    assert told(watched, 2).ledger["evaluation"] > sum(found.seconds for found in curve) * 0.5
+    samples = watched.storage.child("samples")
+    assert sorted(samples.files()) == [
+        *(f"step-000000{step}.{kind}" for step in ("05", "10") for kind in ("json", "png"))
+    ]
+    about = json.loads(samples.read("step-00000005.json"))
+    assert [image["prompt"] for image in about["images"]] == [*PROMPTS, PROMPTS[0]]
+    with samples.open("step-00000005.png") as file, Image.open(file) as image:
+        assert image.width > 128
+
+
+def evaluations(bench: Bench, attempt: int) -> list[Validation]:
+    return list(history.load(bench.last(attempt)).evaluations())
+
+
+def told(bench: Bench, attempt: int) -> Progress:
+    progress = ProgressFile(bench.folder / f"work-{attempt}-0").read()
+    assert progress is not None
+    return progress
+
+
+def test_an_extractor_that_is_not_there_is_named_before_training(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """A day of training is not to end with a wrong path."""
+    prepare("digits", tmp_path / "dataset", count=20)
+    bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, RECIPE)
+    given = {"validation_samples": 2, "extractors": {"clip": str(tmp_path / "nothing")}}
+    evaluation = EvaluationSettings.model_validate(given)
+    assert bench.attempt(1, ranks=1, evaluation=evaluation) == [ExitCode.BAD_RECIPE]
+    assert "evaluation.extractors.clip" in bench.said(1, 0)
+    assert "nothing" in bench.said(1, 0)

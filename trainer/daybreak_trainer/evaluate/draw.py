@@ -1,0 +1,127 @@
+"""Draws images from the model that is being trained, sharded as it is.
+
+The same steps as an export's (`sampler`): Euler on the velocity, classifier-free guidance, the
+scheduler's timesteps, and noise from (seed, the image's number). So a grid drawn at the last step
+is what the export draws, but for the rounding of the training's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.recipe import Recipe
+
+Images = npt.NDArray[np.uint8]
+_FLOOR = 0.05
+"""Of t where x becomes a velocity: diffusers' `PRXPixelPipeline` has it so."""
+
+
+@dataclass(frozen=True)
+class Drawer:
+    recipe: Recipe
+    model: nn.Module
+    text: TextTower
+    rank: Rank
+    dtype: torch.dtype
+    """That the model computes in."""
+    rows: int
+    """Most images at once; guidance doubles them."""
+    decode: Callable[[Tensor], Tensor]
+    """From what the model works on to images in -1..1."""
+
+    def together(
+        self,
+        prompts: Sequence[str],
+        size: tuple[int, int],
+        seed: int,
+        moved: Callable[[int], None],
+    ) -> Images:
+        """An image a prompt `(n, height, width, 3)`, on every rank; each draws its share."""
+        world, rank = self.rank.world, self.rank.rank
+        share = -(-len(prompts) // world)
+        numbers = [min(rank + world * row, len(prompts) - 1) for row in range(share)]
+        mine = self.draw([prompts[n] for n in numbers], numbers, size, seed, moved)
+        parts: list[Any] = [None] * world
+        dist.all_gather_object(parts, mine)
+        # Rank r drew images r, r + world, ...; what lies behind the last is padding.
+        images: Images = np.stack(parts, axis=1).reshape(-1, *mine.shape[1:])
+        return images[: len(prompts)]
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[int],
+        size: tuple[int, int],
+        seed: int,
+        moved: Callable[[int], None],
+    ) -> Images:
+        """This rank's images; all ranks call this together with equally many prompts. `moved` hears
+        how many steps are done."""
+        found = []
+        for start in range(0, len(prompts), self.rows):
+            end = start + self.rows
+            noise = self._noise(numbers[start:end], size, seed)
+            images = self._drawn(list(prompts[start:end]), noise, moved, start)
+            found.append(images)
+        return np.concatenate(found)
+
+    def _noise(self, numbers: Sequence[int], size: tuple[int, int], seed: int) -> Tensor:
+        latent = self.recipe.latent
+        channels, shrunk = (3, 1) if latent is None else (latent.channels, latent.downsampling)
+        shape = (channels, size[0] // shrunk, size[1] // shrunk)
+        drawn = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+            for number in numbers
+        ]
+        return self.recipe.objective.noise_scale * torch.stack(drawn)
+
+    @torch.no_grad()
+    def _drawn(
+        self, prompts: list[str], noise: Tensor, moved: Callable[[int], None], before: int
+    ) -> Images:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self.recipe.sampling.shift)
+        scheduler.set_timesteps(self.recipe.sampling.steps)
+        condition = self._condition(prompts)
+        x = noise.to(self.rank.device)
+        for number, (now, then) in enumerate(pairwise(scheduler.sigmas.tolist()), start=1):
+            x = x + (then - now) * self._velocity(x, now, condition)
+            moved(before * self.recipe.sampling.steps + number)
+        pixels = ((self.decode(x).clamp(-1, 1) + 1) * 127.5).round().byte()
+        images: Images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        return images
+
+    @property
+    def _guided(self) -> bool:
+        return self.recipe.sampling.guidance > 1.0
+
+    def _condition(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the model is told, for the empty prompts first where there is guidance."""
+        texts = [*([""] * len(prompts)), *prompts] if self._guided else prompts
+        ids, mask = self.text.tokenize(texts, self.rank.device)
+        if self.text.trained:
+            return {"mask": mask, "input_ids": ids}
+        return {"mask": mask, "text": encode(self.text.encoder, ids, mask).to(self.dtype)}
+
+    def _velocity(self, x: Tensor, t: float, condition: dict[str, Tensor]) -> Tensor:
+        doubled = torch.cat([x, x]) if self._guided else x
+        moments = torch.full((len(doubled),), t, device=x.device)
+        output: Tensor = self.model(doubled.to(self.dtype), moments, **condition).output.float()
+        if self._guided:
+            without, with_text = output.chunk(2)
+            output = without + self.recipe.sampling.guidance * (with_text - without)
+        if self.recipe.objective.prediction == "v":
+            return output
+        return (x - output) / max(t, _FLOOR)

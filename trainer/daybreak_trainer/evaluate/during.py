@@ -1,0 +1,305 @@
+"""Judges the averaged weights while the run trains: validation loss, drawn samples, scores.
+
+All ranks take part, on the sharded model itself. It changes nothing that training depends on:
+weights come back to the bit, random numbers are drawn from generators of its own, and no gradient
+or optimizer state is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from daybreak_trainer.checkpoint.layout import run_folder, step_folder
+from daybreak_trainer.contract import MetricScore, Validation
+from daybreak_trainer.data.holdout import Indices
+from daybreak_trainer.data.validation import ValidationBatch
+from daybreak_trainer.engine import Engine
+from daybreak_trainer.evaluate.averaged import averaged
+from daybreak_trainer.evaluate.draw import Drawer, Images
+from daybreak_trainer.evaluate.due import EvaluationDue
+from daybreak_trainer.evaluate.grid import save_grid
+from daybreak_trainer.evaluate.metrics.extractors import Extractor, Features, load_extractors
+from daybreak_trainer.evaluate.metrics.scores import FeatureSet, described, scores
+from daybreak_trainer.evaluate.score import (
+    HeldOutPrompt,
+    alignment_by_tag,
+    heldout_prompts,
+    mean,
+)
+from daybreak_trainer.evaluate.validate import ValidationLoss, validation_loss
+from daybreak_trainer.health.heartbeat import Heartbeat, Phase
+from daybreak_trainer.models import autoencoder
+from daybreak_trainer.models.autoencoder import Autoencoder
+from daybreak_trainer.step import IMAGE
+from daybreak_trainer.stores.errors import StorageError
+from daybreak_trainer.telemetry import log
+
+SAMPLES_FOLDER = "samples"
+"""Beside the attempts of the run: `step-00002000.png`, and `.json` with the prompts."""
+SAMPLING_SEED = 20_000
+_GRID_IMAGES = 36
+_ROWS = 16
+"""Images that a device takes at once, where the run does not say fewer."""
+
+
+class RunEvaluator:
+    """Built by all ranks together, after the engine.
+
+    Raises:
+        SettingsError, RecipeError, HubUnreachableError: an extractor or the autoencoder cannot be
+            loaded.
+    """
+
+    def __init__(self, engine: Engine, heartbeat: Heartbeat) -> None:
+        run = engine.settings.run
+        self._engine, self._rank, self._heartbeat = engine, engine.rank, heartbeat
+        self._settings = run.evaluation
+        self.due = EvaluationDue(self._settings.interval_seconds, self._settings.interval_steps)
+        self._storage = engine.storage.child(f"{run_folder(run.uid)}/{SAMPLES_FOLDER}")
+        self._extractors = load_extractors(self._settings.extractors)
+        latent = engine.recipe.latent
+        self._autoencoder = autoencoder.build(latent) if latent is not None else None
+        self._prompts: tuple[HeldOutPrompt, ...] = ()
+        if self._settings.benchmark is not None:
+            self._prompts = tuple(heldout_prompts(self._settings.benchmark))
+        self._read: tuple[int, tuple[ValidationBatch, ...]] | None = None
+        self._real: dict[tuple[str, tuple[int, int]], Features] = {}
+        self._rows = min(_ROWS, run.compute.device_batch_size or _ROWS)
+
+    @property
+    def validates(self) -> bool:
+        return self._settings.validation_samples > 0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to judge."""
+        return self.validates or bool(self._settings.prompts or self._prompts)
+
+    def run(self, step: int, stage: int, *, draws: bool) -> Validation:
+        """Judges the weights after `step` steps; a collective. With `draws` the grid is drawn and
+        the benchmark scored, as the finished model's export is anyway.
+
+        Raises:
+            ShardError, DataUnavailableError: the validation samples cannot be read.
+        """
+        started = time.monotonic()
+        self._heartbeat.enter(Phase.EVALUATING)
+        batches = self._batches(stage)
+        self._engine.checkpointer.before_update()  # which may still copy the weights
+        with averaged(self._engine.model, self._engine.ema), self._decoder_on_device():
+            loss = self._loss(batches)
+            by_tag = self._grid(step, self._engine.recipe.stages[stage].resolution) if draws else {}
+            metrics = self._scores(batches)
+        found = _result(step, loss, by_tag, metrics, time.monotonic() - started)
+        self.due.took(found.seconds)
+        if self._rank.is_first:
+            _say(found)
+        return found
+
+    def _moved(self, done: int) -> None:
+        self._heartbeat.moved(done)
+
+    # --- validation loss ------------------------------------------------------------------------
+
+    def _batches(self, stage: int) -> tuple[ValidationBatch, ...]:
+        """This rank's validation samples, read once for each stage."""
+        if self._read is None or self._read[0] != stage:
+            self._read = stage, self._engine.read_validation(stage, self._moved)
+            self._real.clear()
+        return self._read[1]
+
+    def _loss(self, batches: Sequence[ValidationBatch]) -> ValidationLoss | None:
+        engine = self._engine
+        return validation_loss(
+            engine.model,
+            engine.text,
+            engine.recipe,
+            batches,
+            self._clean,
+            self._rank,
+            engine.dtype,
+            self._rows,
+            self._moved,
+        )
+
+    def _clean(self, batch: ValidationBatch) -> Tensor:
+        """What the model works on: images in -1..1, or scaled latents."""
+        images = batch.tensors[IMAGE]
+        if self._autoencoder is None:
+            return images.to(self._rank.device).float() / 127.5 - 1.0
+        starts = range(0, len(images), self._rows)
+        return torch.cat([self._autoencoder.encode(images[n : n + self._rows]) for n in starts])
+
+    @contextmanager
+    def _decoder_on_device(self) -> Iterator[None]:
+        if self._autoencoder is None:
+            yield
+            return
+        self._autoencoder.module.to(self._rank.device)
+        try:
+            yield
+        finally:
+            self._autoencoder.module.to("cpu")
+
+    # --- drawn samples --------------------------------------------------------------------------
+
+    @property
+    def _drawer(self) -> Drawer:
+        engine = self._engine
+        return Drawer(
+            engine.recipe,
+            engine.model,
+            engine.text,
+            self._rank,
+            engine.dtype,
+            self._rows,
+            _pixels(self._autoencoder),
+        )
+
+    def _grid(self, step: int, resolution: int) -> dict[str, float]:
+        """Draws and writes the grid; the benchmark's score by tag, on the first rank."""
+        given = self._settings
+        texts = [p.prompt for p in self._prompts]
+        texts += [
+            given.prompts[n % len(given.prompts)] for n in range(given.images) if given.prompts
+        ]
+        if not texts:
+            return {}
+        size = (resolution, resolution)
+        images = self._drawer.together(texts, size, SAMPLING_SEED, self._moved)
+        if not self._rank.is_first:
+            return {}
+        self._write(step, images, texts)
+        if given.benchmark is None:
+            return {}
+        return alignment_by_tag(given.benchmark, images[: len(self._prompts)], self._prompts)
+
+    def _write(self, step: int, images: Images, texts: list[str]) -> None:
+        """A grid that the store refuses is no reason to stop training."""
+        shown = min(_GRID_IMAGES, len(texts))
+        chosen = [number * len(texts) // shown for number in range(shown)]
+        page = io.BytesIO()
+        save_grid(images[chosen], [texts[n] for n in chosen], page)
+        sampling = self._engine.recipe.sampling
+        about = {
+            "step": step,
+            "weights": "average",
+            "seed": SAMPLING_SEED,
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
+            "shift": sampling.shift,
+            "images": [{"number": n, "prompt": texts[n]} for n in chosen],
+        }
+        name = step_folder(step)
+        try:
+            self._storage.write(f"{name}.png", page.getvalue())
+            self._storage.write(f"{name}.json", (json.dumps(about, indent=2) + "\n").encode())
+        except StorageError as error:
+            log.event("samples_lost", url=f"{self._storage.url}/{name}.png", reason=str(error))
+
+    # --- scores against validation samples --------------------------------------------------------
+
+    def _scores(self, batches: Sequence[ValidationBatch]) -> tuple[MetricScore, ...]:
+        """Of an image drawn for each validation caption; on the first rank."""
+        if not self._extractors or not batches:
+            return ()
+        drawn = [self._drawn(batch) for batch in batches]
+        found: list[MetricScore] = []
+        for extractor in self._extractors:
+            extractor.model.to(self._rank.device)
+            try:
+                seen = [
+                    self._seen(extractor, batch, images)
+                    for batch, images in zip(batches, drawn, strict=True)
+                ]
+            finally:
+                extractor.model.to("cpu")
+            if self._rank.is_first:
+                found += scores(extractor, _joined(seen))
+        return tuple(found)
+
+    def _drawn(self, batch: ValidationBatch) -> Images:
+        rows = np.minimum(np.arange(batch.rows), len(batch.captions) - 1)
+        numbers: Indices = batch.numbers[rows]
+        captions = [batch.captions[row] for row in rows]
+        images = self._drawer.draw(
+            captions, numbers.tolist(), batch.bucket, SAMPLING_SEED, self._moved
+        )
+        return images[: batch.own]
+
+    def _seen(self, extractor: Extractor, batch: ValidationBatch, drawn: Images) -> FeatureSet:
+        """Of all ranks' samples, on every rank."""
+        key, device = (extractor.kind, batch.bucket), self._rank.device
+        if key not in self._real:
+            images = batch.tensors[IMAGE][: batch.own].permute(0, 2, 3, 1).numpy()
+            self._real[key] = self._gathered(
+                extractor.images(images, device) if batch.own else None
+            )
+        texts = None
+        if extractor.tokenizer is not None:
+            captions = batch.captions[: batch.own]
+            texts = self._gathered(extractor.texts(captions, device) if batch.own else None)
+        seen = self._gathered(extractor.images(drawn, device) if batch.own else None)
+        return FeatureSet(self._real[key], seen, texts)
+
+    def _gathered(self, own: Features | None) -> Features:
+        parts: list[Any] = [None] * self._rank.world
+        dist.all_gather_object(parts, own)
+        return np.concatenate([part for part in parts if part is not None])
+
+
+def _pixels(autoencoder: Autoencoder | None) -> Any:
+    return (lambda x: x) if autoencoder is None else autoencoder.decode
+
+
+def _joined(seen: Sequence[FeatureSet]) -> FeatureSet:
+    texts = [one.texts for one in seen if one.texts is not None]
+    return FeatureSet(
+        np.concatenate([one.real for one in seen]),
+        np.concatenate([one.drawn for one in seen]),
+        np.concatenate(texts) if texts else None,
+    )
+
+
+def _result(
+    step: int,
+    loss: ValidationLoss | None,
+    by_tag: dict[str, float],
+    metrics: tuple[MetricScore, ...],
+    seconds: float,
+) -> Validation:
+    """A loss that is no number is left out: the run's own checks see to it."""
+    finite = loss is not None and math.isfinite(loss.loss)
+    return Validation(
+        step=step,
+        samples=loss.samples if loss is not None else 0,
+        loss=loss.loss if loss is not None and finite else None,
+        bins=loss.bins if loss is not None and finite else {},
+        alignment=mean(by_tag) if by_tag else None,
+        alignment_by_tag=by_tag,
+        metrics=metrics,
+        seconds=round(seconds, 3),
+    )
+
+
+def _say(found: Validation) -> None:
+    log.event(
+        "validated",
+        loss=found.loss,
+        bins={name: round(value, 5) for name, value in found.bins.items()},
+        samples=found.samples,
+        alignment=found.alignment,
+        metrics=described(found.metrics),
+        seconds=found.seconds,
+    )
