@@ -104,6 +104,7 @@ class TokenServer:
     def __init__(self) -> None:
         self.token = secrets.token_hex(8)
         self.refuses = False
+        self.lasts_seconds = 3600
         self.asked = 0
         server = self
 
@@ -111,7 +112,7 @@ class TokenServer:
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 server.asked += 1
-                good = {"access_token": server.token, "expires_in": 3600, "token_type": "Bearer"}
+                good = {"access_token": server.token, "expires_in": server.lasts_seconds}
                 bad = {"error": "invalid_grant", "error_description": "Invalid JWT Signature."}
                 body = json.dumps(bad if server.refuses else good).encode()
                 self.send_response(400 if server.refuses else 200)

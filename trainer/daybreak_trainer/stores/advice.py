@@ -35,7 +35,9 @@ _WRONG_REGION = frozenset(
         "PermanentRedirect",
     }
 )
-_NOT_ALLOWED = frozenset({"403", "AccessDenied", "AllAccessDisabled", "forbidden"})
+_NOT_ALLOWED = frozenset(
+    {"403", "AccessDenied", "AllAccessDisabled", "forbidden", "insufficientPermissions"}
+)
 
 
 @dataclass(frozen=True)

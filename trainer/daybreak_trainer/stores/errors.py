@@ -52,6 +52,8 @@ _PASSING_CODES = frozenset(
         "ThrottlingException",
         "TooManyRequestsException",
         "XAmzContentSHA256Mismatch",
+        "rateLimitExceeded",  # Cloud Storage's, also with status 403
+        "userRateLimitExceeded",
     }
 )
 _PASSING_STATUS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
@@ -136,6 +138,7 @@ def said(error: BaseException) -> str:
     text = next((line for link in _chain(error) if (line := " ".join(str(link).split()))), "")
     if (answered := answer(error)) is not None:
         code, status = answered
+        text = _short(text)  # a proxy's may be a whole page
         return f"{code}: {text}" if not code.isdecimal() else f"{text} (HTTP {status})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -143,7 +146,11 @@ def said(error: BaseException) -> str:
     inner = str(getattr(error, "kwargs", {}).get("error", ""))
     if inner not in text:
         text += f" ({inner})"
-    text = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
+    text = _short(text)
     if isinstance(error, StorageError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."

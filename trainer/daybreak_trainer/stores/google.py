@@ -59,7 +59,9 @@ class GoogleFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return f"{self.session.endpoint}/storage/v1/b/{quote(bucket, safe='')}/o"
 
     def _object(self, path: str) -> str:
-        bucket, name = self._split(path)
+        return self._address(*self._split(path))
+
+    def _address(self, bucket: str, name: str) -> str:
         return f"{self._objects(bucket)}/{quote(name, safe='')}"
 
     # --- looking --------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ class GoogleFileSystem(AbstractFileSystem):  # type: ignore[misc]
             except AnswerError as error:
                 raise _no_bucket(error, bucket) from error
             yield page
-            if "maxResults" in params or not (following := page.get("nextPageToken")):
+            if not (following := page.get("nextPageToken")):
                 return
             wanted["pageToken"] = following
 
@@ -174,29 +176,33 @@ class GoogleFileSystem(AbstractFileSystem):  # type: ignore[misc]
     # --- removing -------------------------------------------------------------------------------
 
     def rm_file(self, path: str) -> None:
-        try:
-            self.session.call("DELETE", self._object(path))
-        except AnswerError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            raise self._missing(path) from None
+        if not self._delete(self._object(path)):
+            raise self._missing(path)
 
     _rm = rm_file
 
     def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
         """A file, or with `recursive` all that is below a folder; what another process removes
         meanwhile is fine."""
-        names = [info["name"] for info in self._below(path)] if recursive else []
-        if not names:
+        bucket, _ = self._split(path)
+        found = [info["name"] for info in self._below(path)] if recursive else []
+        if not found:
             self.rm_file(path)
             return
-
-        def gone(name: str) -> None:
-            with suppress(FileNotFoundError):
-                self.rm_file(name)
-
+        # Not by path, of which a folder's own object (`folder/`) would lose its end.
+        addresses = [self._address(bucket, name.removeprefix(f"{bucket}/")) for name in found]
         with ThreadPoolExecutor(_REMOVALS_AT_ONCE) as pool:
-            list(pool.map(gone, names))
+            list(pool.map(self._delete, addresses))
+
+    def _delete(self, address: str) -> bool:
+        """False where there is no such object, or bucket."""
+        try:
+            self.session.call("DELETE", address)
+        except AnswerError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return False
+        return True
 
 
 def _file(bucket: str, item: Info) -> Info:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.auth import identity_pool
-from google.auth.credentials import AnonymousCredentials, Credentials
+from google.auth.credentials import AnonymousCredentials, Credentials, with_scopes_if_required
 from google.oauth2 import credentials as user
 from google.oauth2 import service_account
 
@@ -33,6 +33,8 @@ def credentials_of(token: Mapping[str, Any] | str | None) -> Credentials | None:
     if (load := _KINDS.get(str(kind))) is None:
         raise ValueError(f"the type of its token is {kind!r}, not one of {', '.join(_KINDS)}")
     try:
-        return load(dict(token), scopes=SCOPES)
+        # A user's token has the scopes that were agreed to, and is refused when asked for others.
+        scoped: Credentials = with_scopes_if_required(load(dict(token)), SCOPES)  # type: ignore[no-untyped-call]
+        return scoped
     except Exception as error:  # Google's, cryptography's and asn1's have no class in common
         raise ValueError(f"its token is no working {kind} key: {type(error).__name__}") from error

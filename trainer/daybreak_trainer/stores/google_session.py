@@ -5,26 +5,22 @@ from __future__ import annotations
 
 import io
 import json
-import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import google.auth
-import google.auth.exceptions as auth_errors
 import requests
-import urllib3.exceptions as urllib3_errors
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from requests.adapters import HTTPAdapter
 from tenacity import Retrying
 
-from daybreak_trainer.stores.errors import AnswerError
 from daybreak_trainer.stores.google_credentials import SCOPES, credentials_of
+from daybreak_trainer.stores.google_errors import plain_errors, refusal
 from daybreak_trainer.stores.patience import Patience
 
 ENDPOINT = "https://storage.googleapis.com"
@@ -118,10 +114,10 @@ class GoogleSession:
     ) -> Reply:
         """As `call`, without repeating."""
         patience = self.patience
-        wanted = {"Accept-Encoding": "gzip"} | dict(headers or {})  # content as it is stored
+        wanted = {"Accept-Encoding": "gzip"} | dict(headers or {})
         if self._payer is not None:
             wanted["x-goog-user-project"] = self._payer
-        with _plain_errors(method, patience):
+        with plain_errors(method, patience, self._credentials):
             response = self._session().request(  # type: ignore[no-untyped-call]
                 method,
                 url,
@@ -132,11 +128,14 @@ class GoogleSession:
                 stream=True,
                 allow_redirects=False,
             )
+            is_good = response.status_code in _GOOD
+            # An object that is stored compressed stays so; what the API itself says may be too.
+            as_stored = is_good and (params or {}).get("alt") == "media"
             with response:
-                reply = Reply(response.status_code, response.headers, self._content(response))
-        if reply.status not in _GOOD:
-            raise _refusal(reply)
-        return reply
+                content = self._content(response, decode=not as_stored)
+        if not is_good:
+            raise refusal(response.status_code, content)
+        return Reply(response.status_code, response.headers, content)
 
     def _session(self) -> AuthorizedSession:
         with self._lock:
@@ -152,55 +151,13 @@ class GoogleSession:
                 self._authorized = session
             return self._authorized
 
-    def _content(self, response: requests.Response) -> bytes:
+    def _content(self, response: requests.Response, decode: bool) -> bytes:
         """An answer that is given up is not received any longer: it would slow down the next."""
         limit = self.patience.answer_seconds
         ends = None if limit is None else time.monotonic() + limit
         content = bytearray()
-        for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+        for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=decode):
             content += chunk
             if ends is not None and time.monotonic() > ends:
                 raise TimeoutError(f"the answer was not complete within {limit:g} s")
         return bytes(content)
-
-
-@contextmanager
-def _plain_errors(method: str, patience: Patience) -> Iterator[None]:
-    """Three libraries' errors as Python's own."""
-    try:
-        yield
-    except requests.exceptions.SSLError as error:
-        raise ssl.SSLError(_reason(error)) from error
-    except (requests.Timeout, urllib3_errors.TimeoutError) as error:
-        text = f"no answer to {method} within {patience.silence_seconds:g} s"
-        raise TimeoutError(text) from error
-    except (requests.RequestException, urllib3_errors.HTTPError) as error:
-        raise ConnectionError(_reason(error)) from error
-    except auth_errors.TransportError as error:
-        raise ConnectionError(f"no access token: {_reason(error)}") from error
-    except auth_errors.GoogleAuthError as error:
-        if error.retryable:
-            raise ConnectionError(f"no access token: {error}") from error
-        text = str(error.args[0] if error.args else error)
-        raise AnswerError(type(error).__name__, HTTPStatus.UNAUTHORIZED, text) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost text: around it are the names of connection pools."""
-    inner = error.args[0] if error.args else error
-    inner = getattr(inner, "reason", None) or inner
-    if isinstance(inner, BaseException) and inner.args and inner is not error:
-        return _reason(inner) if isinstance(inner.args[0], BaseException) else str(inner)
-    return str(inner)
-
-
-def _refusal(reply: Reply) -> AnswerError:
-    """What the JSON API says, or the text of what is not JSON."""
-    code, text = str(reply.status), reply.body.decode(errors="replace")
-    try:
-        error = reply.json()["error"]
-        text = str(error["message"])
-        code = str(error["errors"][0]["reason"])
-    except (ValueError, LookupError, TypeError):
-        pass  # a download's refusal is plain text, and a proxy says what it likes
-    return AnswerError(code, reply.status, text or HTTPStatus(reply.status).phrase)

@@ -84,7 +84,9 @@ class _Resumable:
     def __init__(self, upload: Upload, location: str) -> None:
         self._session = upload._session
         self._patience = upload._session.patience
+        self._where = f"gs://{upload._bucket}/{upload._name}"
         self.location = location
+        """Opens the upload to whoever knows it, so it is never said."""
         self._stored = 0
         self._is_whole = self._is_unsure = False
 
@@ -102,7 +104,7 @@ class _Resumable:
                 text = f"it ended this upload after {self._stored} bytes"
                 raise AnswerError(NO_UPLOAD, HTTPStatus.OK, text)
 
-        Retrying(**self._patience.policy("PUT", lambda: self.location))(once)
+        Retrying(**self._patience.policy("PUT", lambda: self._where))(once)
 
     def _put_rest(self, data: bytes, start: int, total: str) -> None:
         before = self._stored

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from daybreak_trainer.stores.errors import StorageRefusedError
 from daybreak_trainer.stores.patience import Patience
@@ -96,8 +97,8 @@ def _google(options: dict[str, Any], url: str) -> dict[str, Any]:
     for name in options:
         if name not in _GOOGLE_KEYS:
             raise refuse(name, f"means nothing for gs://; the keys are {', '.join(_GOOGLE_KEYS)}")
-    if not str(options.get("endpoint_url", "http://")).startswith(("http://", "https://")):
-        raise refuse("endpoint_url", "must begin with http:// or https://")
+    if "endpoint_url" in options and not _is_address(str(options["endpoint_url"])):
+        raise refuse("endpoint_url", "must be http:// or https:// and a host")
     if "block_size" in options:
         size = str(options["block_size"])
         if not size.isdecimal() or not int(size) or int(size) % _GOOGLE_UNIT_BYTES:
@@ -111,6 +112,14 @@ def _google(options: dict[str, Any], url: str) -> dict[str, Any]:
         if not isinstance(options["token"], dict):
             raise refuse("token", "must be the content of a key file (JSON), or anon")
     return options
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or brackets that make no sense
+        return False
 
 
 def _renamed(options: Mapping[str, Any], url: str, names: Mapping[str, str]) -> dict[str, Any]:

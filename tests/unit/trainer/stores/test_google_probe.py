@@ -4,7 +4,9 @@ TrainingRun's fields, and as final only where another attempt would meet the sam
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from daybreak_trainer.stores.errors import StorageError, StorageRefusedError
 from daybreak_trainer.stores.patience import Patience
 from daybreak_trainer.stores.probe import Place, probe
 
-HASTY = Patience(connect_seconds=1.0, silence_seconds=2.0, total_seconds=1.0)
+SHORT = Patience(total_seconds=1.0)
+"""For a store that answers at once, on a machine that does not."""
 
 
 def place(url: str, options: dict[str, Any], folder: Path, role: str = "checkpoint") -> Place:
@@ -113,7 +116,24 @@ def test_an_endpoint_that_is_not_there_may_come(tmp_path: Path, endpoint: str, s
     """No final error: a network may be down for now."""
     options = {"token": "anon", "endpoint_url": endpoint}
     with pytest.raises(StorageError, match=f"({said}).*; check endpoint_url in the keys") as caught:
-        probe([place("gs://bucket/x", options, tmp_path)], HASTY)
+        probe([place("gs://bucket/x", options, tmp_path)], SHORT)
+    assert not isinstance(caught.value, StorageRefusedError)
+
+
+def test_a_handshake_that_breaks_off_says_nothing_of_certificates(tmp_path: Path) -> None:
+    """As where a proxy or load balancer goes away: another attempt may do better."""
+
+    class HangsUp(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), HangsUp) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        port = server.server_address[1]
+        options = {"token": "anon", "endpoint_url": f"https://127.0.0.1:{port}"}
+        with pytest.raises(StorageError, match="check endpoint_url") as caught:
+            probe([place("gs://bucket/x", options, tmp_path)], SHORT)
+        server.shutdown()
     assert not isinstance(caught.value, StorageRefusedError)
 
 

@@ -4,6 +4,7 @@ passed over or said, in bounded time; never is half a file visible."""
 from __future__ import annotations
 
 import gc
+import gzip
 import json
 import re
 import time
@@ -15,6 +16,7 @@ from google_server import GoogleServer, TokenServer
 from s3_proxy import CutError, Exchange, Hook, S3Proxy, nothing
 
 from daybreak_trainer.checkpoint.storage import Storage, StorageError, StorageRefusedError
+from daybreak_trainer.stores.errors import is_passing
 from daybreak_trainer.stores.patience import Patience
 
 PART = 1 << 18
@@ -103,19 +105,34 @@ def test_more_files_than_are_listed_at_a_time(gs: GoogleServer) -> None:
         assert place.files() == []
 
 
+def test_a_folder_of_its_own_goes_too(gs: GoogleServer) -> None:
+    """Consoles make an object `step/` for a folder; a file `step` beside it is another one."""
+    bucket = gs.new_bucket()
+    place = storage(gs, bucket)
+    uploads = f"{gs.url}/upload/storage/v1/b/{bucket}/o"
+    params = {"uploadType": "media", "name": "folder/step/"}
+    place.fs.session.call("POST", uploads, params, b"")
+    place.write("step", b"1")
+    place.write("step/one", b"2")
+    place.remove("step")
+    assert place.folders() == []
+    assert place.files() == ["step"]
+
+
 def through(gs: GoogleServer, before: Hook, after: Hook = nothing) -> tuple[S3Proxy, Storage]:
     proxy = S3Proxy(gs.url, before, after)
     return proxy, storage(gs, gs.new_bucket(), endpoint_url=proxy.url)
 
 
-def test_every_third_request_fails(gs: GoogleServer) -> None:
+def test_every_third_request_fails(gs: GoogleServer, caplog: pytest.LogCaptureFixture) -> None:
     """Throttled, broken and failing in turn: all of it is asked for again, and a part is sent from
-    where the store has it."""
+    where the store has it. The log says so, without the address of an upload, which anyone could
+    write to."""
     status = UploadStatus()
 
     def fail(exchange: Exchange) -> None:
         if exchange.number % 9 == 2:
-            refuse(exchange, 429, "rateLimitExceeded", "slow down")
+            refuse(exchange, (429, 403)[exchange.number % 2], "rateLimitExceeded", "slow down")
         elif exchange.number % 9 == 5:
             raise CutError
         elif exchange.number % 9 == 8:
@@ -134,6 +151,10 @@ def test_every_third_request_fails(gs: GoogleServer) -> None:
         place.remove("a")
         assert place.files() == []
     assert status.asked
+    logged = [vars(record) for record in caplog.records]
+    assert any(f"{place.url}/a/one" in str(entry) for entry in logged)
+    assert "upload_id" in str(proxy.seen)
+    assert "upload_id" not in str(logged)
 
 
 def test_half_a_part_is_gone_on_from(gs: GoogleServer) -> None:
@@ -203,6 +224,27 @@ def test_an_answer_that_breaks_off_is_asked_for_again(gs: GoogleServer) -> None:
         assert cut
 
 
+def test_answers_may_be_compressed_and_objects_too(gs: GoogleServer) -> None:
+    """What the API says is unpacked; an object that was stored compressed is read as it is."""
+    packed = gzip.compress(b"weights")
+
+    def pack(exchange: Exchange) -> None:
+        assert "gzip" in exchange.asked["Accept-Encoding"]
+        is_json = "json" in exchange.headers.get("Content-Type", "")
+        if is_json or "alt=media" in exchange.path:
+            exchange.headers["Content-Encoding"] = "gzip"
+        if is_json:
+            exchange.content = gzip.compress(exchange.content)
+
+    proxy, place = through(gs, nothing, pack)
+    with proxy:
+        record = place.write("a/shard", packed)
+        assert place.read("a/shard") == packed
+        assert place.record("a/shard") == record
+        assert place.files() == ["a/shard"]
+        assert not place.exists("b")
+
+
 def test_a_frozen_server_is_given_up(own_gs: GoogleServer) -> None:
     """Connections stay open and nothing comes: the URL and the operation are said, in time; what
     was begun is not visible later."""
@@ -262,6 +304,21 @@ def test_a_service_account_signs_its_requests(gs: GoogleServer) -> None:
         assert place.read("a") == b"1"
         assert set(seen) == {(f"Bearer {tokens.token}", "payer")}
         assert tokens.asked == 1
+
+
+def test_a_token_that_cannot_be_renewed_now_may_be_later(gs: GoogleServer) -> None:
+    """The keys gave one an hour ago, so they are right."""
+    with TokenServer() as tokens:
+        tokens.lasts_seconds = 1
+        options = {"token": tokens.key_file(), "endpoint_url": gs.url}
+        place = Storage(f"gs://{gs.new_bucket()}/x", options, Patience(total_seconds=1.0))
+        place.write("a", b"1")
+        tokens.refuses = True
+        with pytest.raises(StorageError, match="no access token: invalid_grant") as caught:
+            place.read("a")
+        assert is_passing(caught.value.__cause__)
+        tokens.refuses = False
+        assert place.read("a") == b"1"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def test_a_key_file_is_the_token_of_cloud_storage() -> None:
         ({"token": KEY[:-1]}, "key token of its Secret must be the content of a key file"),
         ({"token": "/etc/key.json"}, "key token of its Secret must be the content of a key file"),
         ({"token": "anon", "key.json": KEY}, "keys token and key.json .* different things"),
-        ({"endpoint_url": "store:4443"}, "must begin with http:// or https://"),
+        ({"endpoint_url": "store:4443"}, "must be http:// or https:// and a host"),
+        ({"endpoint_url": "https://"}, "must be http:// or https:// and a host"),
+        ({"endpoint_url": "https://store:port"}, "must be http:// or https:// and a host"),
         ({"block_size": "1000000"}, r"block_size .* must be a multiple of 262144 \(bytes\)"),
     ],
 )
