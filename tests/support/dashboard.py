@@ -35,9 +35,12 @@ ONLY_AFTER = (
     "Slowest rank A",
     "Slow ranks A",
     "Shards found in the cache A",
+    "Validation loss A",
+    "Alignment while training A",
+    "Image scores A",
 )
-"""Only after a restart, after more steps than the smoke run has, or with data in a bucket; the
-panels say so."""
+"""Only after a restart, after more steps than the smoke run has, with data in a bucket, or after an
+evaluation during training; the panels say so."""
 
 
 def resolved(expression: str, *, namespace: str, run: str) -> str:

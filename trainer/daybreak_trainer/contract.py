@@ -407,6 +407,9 @@ def _shortened(message: Termination, excess: int) -> Termination:
     if message.progress is not None and message.progress.skipped_checkpoints:
         progress = message.progress.model_copy(update={"skipped_checkpoints": ()})
         return message.model_copy(update={"progress": progress})
+    if message.progress is not None and message.progress.validation is not None:
+        progress = message.progress.model_copy(update={"validation": None})
+        return message.model_copy(update={"progress": progress})
     if len(message.message) > 512:
         return message.model_copy(
             update={"message": message.message[: max(512, len(message.message) - excess - 8)] + "…"}

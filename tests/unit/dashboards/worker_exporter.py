@@ -14,7 +14,7 @@ directory.mkdir()
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 # prometheus-client reads that variable at import.
-from daybreak_trainer.contract import Progress  # noqa: E402
+from daybreak_trainer.contract import MetricScore, Progress, Validation  # noqa: E402
 from daybreak_trainer.data.counters import DataCounts  # noqa: E402
 from daybreak_trainer.telemetry.ledger import CAUSES, PRODUCTIVE  # noqa: E402
 from daybreak_trainer.telemetry.memory import MemoryUse  # noqa: E402
@@ -58,6 +58,21 @@ if worker == 0:
     metrics.health.storage("read", 1e9)
     metrics.health.storage("write", 5e8)
     metrics.checkpoints.holds(0.0)
+    fid = MetricScore(
+        name="fid", value=9.5, extractor="e", standard=True, images=256, reference_images=256
+    )
+    metrics.validated(
+        Validation(
+            step=1,
+            samples=256,
+            loss=0.25,
+            bins={"0-0.3": 0.5, "0.3-0.6": 0.125},
+            alignment=0.75,
+            alignment_by_tag={"single": 1.0, "colours": 0.5},
+            metrics=(fid,),
+            seconds=2.0,
+        )
+    )
 step = 0
 started = time.monotonic()
 while not ended.wait(STEP_SECONDS):

@@ -16,6 +16,7 @@ from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal
 from daybreak_trainer.checkpoint.layout import HISTORY
 from daybreak_trainer.checkpoint.storage import Storage
+from daybreak_trainer.contract import Validation
 
 lines = st.builds(
     HistoryLine,
@@ -45,6 +46,17 @@ def test_what_was_noted_is_read(
     if many + after:
         text = gzip.decompress(checkpoint.read(HISTORY)).splitlines()
         assert [json.loads(line) for line in text] == [asdict(line) for line in many + after]
+
+
+def test_evaluations_lie_among_the_steps() -> None:
+    """And neither is taken for the other, packed or not."""
+    steps = [HistoryLine(step, 0, 8, "0", 0.5, 1) for step in range(1, 4)]
+    found = [Validation(step=step, loss=0.25, bins={"0-0.3": 0.125}) for step in (1, 3)]
+    journal = Journal.decode(Journal([steps[0], found[0], steps[1]]).encode())
+    journal.append(steps[2])
+    journal.append(found[1])
+    assert list(journal) == steps
+    assert list(journal.evaluations()) == found
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
