@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from daybreak_trainer.recipe.base import (
     Count,
@@ -50,11 +50,15 @@ class Schedule(RecipeModel):
     )
 
 
+Width = Annotated[float, Field(gt=0, le=0.28)]
+"""Of a power function: wider than 0.2887 there is none."""
+
+
 class PowerAverages(RecipeModel):
     """Averages from which one of any length is put together after the run (EDM2, arXiv
     2312.02696, section 3): `daybreak ema`."""
 
-    deviations: tuple[Positive, ...] = Field(
+    deviations: tuple[Width, ...] = Field(
         default=(0.05, 0.10),
         min_length=2,
         max_length=2,
@@ -63,6 +67,12 @@ class PowerAverages(RecipeModel):
     snapshots: PositiveInt = Field(
         default=16, description="How many times both are kept in the course of the run."
     )
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if len(set(self.deviations)) < len(self.deviations):
+            raise ValueError("deviations: two equal averages span no more than one; make them two")
+        return self
 
 
 class Ema(RecipeModel):
