@@ -19,6 +19,8 @@ LATENT = {"autoencoder": "somewhere", "channels": 4, "downsampling": 4}
 
 def recipe_of(kind: str = "prx", depth: int = 3, **more: Any) -> Recipe:
     denoiser = {"kind": kind, "depth": depth, **more.pop("denoiser", {})}
+    if kind == "sana" or more.get("latent"):  # of which diffusers draws the velocity alone
+        more["objective"] = {"prediction": "v", **more.get("objective", {})}
     return resolve({"preset": "smoke", "denoiser": denoiser, **more})
 
 

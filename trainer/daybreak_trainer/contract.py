@@ -242,6 +242,7 @@ class RunSettings(Message):
     health: HealthSettings = HealthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     export_url: str | None = None
+    export_dtype: Literal["fp32", "bf16"] = "fp32"
     grace_seconds: float = Field(
         default=120.0, description="The pod's termination grace period: SIGTERM to SIGKILL."
     )

@@ -22,6 +22,7 @@ from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
 from daybreak_trainer.export.publish import ExportCard, check, publish
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
+from daybreak_trainer.models import autoencoder
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.progress import ProgressReporter
@@ -39,19 +40,26 @@ class Finisher:
         self,
         settings: Settings,
         rank: Rank,
-        vocabulary: list[str],
         text: TextTower,
         progress: ProgressReporter,
         heartbeat: Heartbeat,
         ledger: Ledger,
     ) -> None:
-        self._settings, self._rank, self._vocabulary = settings, rank, vocabulary
+        self._settings, self._rank = settings, rank
         self._text, self._progress, self._heartbeat = text, progress, heartbeat
         self._ledger = ledger
+        latent = settings.recipe.latent
+        self._autoencoder = None if latent is None else autoencoder.build(latent)
 
     def check(self) -> None:
-        """Before a day of training: raises ExportTakenError where the place is another run's."""
+        """Before a day of training.
+
+        Raises:
+            ExportTakenError: the place is another run's.
+            RecipeError: stock diffusers could not draw with what would be trained.
+        """
         run = self._settings.run
+        export.check(self._settings.recipe, self._autoencoder)
         if (storage := self._storage()) is not None:
             check(storage, run.name, run.uid)
 
@@ -72,7 +80,8 @@ class Finisher:
         with self._ledger.during("export"):
             folder = export.scratch_folder(self._settings.work_dir)
             try:
-                export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder)
+                dtype = self._settings.run.export_dtype
+                export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder, dtype)
                 with self._ledger.during("evaluation"):
                     self._judge(step, images, prompts, folder)
                 self._publish(step, folder)
@@ -85,10 +94,10 @@ class Finisher:
         self._heartbeat.enter(Phase.EXPORTING)
         weights = export.gathered(shadow)
         pipeline: Any = export.build_pipeline(
-            self._settings.recipe, self._vocabulary, weights, self._text
+            self._settings.recipe, weights, self._text, self._autoencoder
         )
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(self._rank.device)
+        return pipeline.to(self._rank.device, export.DTYPES[self._settings.run.export_dtype])
 
     def _publish(self, step: int, folder: Path) -> None:
         if (storage := self._storage()) is None:

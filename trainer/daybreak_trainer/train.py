@@ -118,7 +118,6 @@ class Trainer:
         self.finisher = Finisher(
             settings,
             rank,
-            list(self.engine.corpus.vocabulary),
             self.engine.text,
             self.progress,
             self.heartbeat,

@@ -322,7 +322,12 @@ class Export(Storage):
     )
 
     format: Literal["diffusers"] = Field(
-        default="diffusers", description="A folder that diffusers' PRXPixelPipeline loads."
+        default="diffusers",
+        description="A folder that stock diffusers loads: a PRXPixelPipeline, PRXPipeline or "
+        "SanaPipeline, as the recipe has it.",
+    )
+    dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Of the weights in it; it is judged with them."
     )
 
 

@@ -116,6 +116,7 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
         ),
         evaluation=_evaluation(spec.evaluation),
         export_url=_url("export", spec.export.storage) if spec.export else None,
+        export_dtype=spec.export.dtype if spec.export else "fp32",
         grace_seconds=seconds(spec.termination_grace_period),
     )
 

@@ -1,7 +1,8 @@
 """Draws images from an exported pipeline, a batch at a time.
 
-`PRXPixelPipeline` is quickest when it draws many prompts at once; this
-sampler uses its encoder, scheduler and transformer, and nothing of the trainer.
+diffusers' pipelines are quickest when they draw many prompts at once; this sampler uses their text
+encoder, scheduler, transformer and autoencoder, and nothing of the trainer. With fp32 weights it
+draws what they draw.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from daybreak_trainer.evaluate import stock
+from daybreak_trainer.evaluate.euler import guided, integrate, velocity
+from daybreak_trainer.evaluate.stock import Stock
+
 Images = npt.NDArray[np.uint8]
 _BATCH = 32
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """Seeds the torch generator (on the CPU) of an image's noise."""
+    return seed * 1_000_003 + number
 
 
 def sample(
@@ -24,29 +34,31 @@ def sample(
     steps: int,
     guidance: float,
     seed: int,
+    negative: str = "",
     numbers: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """One image a prompt, `(len(prompts), height, width, 3)`.
 
     An image's noise comes from (seed, its number), by default its place in `prompts`: the split
-    into batches or over ranks changes nothing but rounding.
+    into batches or over ranks changes nothing but rounding. With a `guidance` of 1 the `negative`
+    prompt has no part.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
-    size, channels = pipeline.config.default_sample_size, pipeline.transformer.config.in_channels
+    drawn_from = stock.of(pipeline)
     images = []
     for start in range(0, len(prompts), _BATCH):
         chunk = list(prompts[start : start + _BATCH])
         noise = torch.stack(
             [
                 torch.randn(
-                    (channels, size, size),
-                    generator=torch.Generator().manual_seed(seed * 1_000_003 + number),
+                    drawn_from.shape,
+                    generator=torch.Generator().manual_seed(noise_seed(seed, number)),
                 )
                 for number in numbers[start : start + _BATCH]
             ]
         )
-        images.append(_draw(pipeline, chunk, noise * pipeline.config.noise_scale, steps, guidance))
+        images.append(_draw(drawn_from, chunk, negative, noise, steps, guidance))
         if progress is not None:
             progress(start + len(chunk), len(prompts))
     return np.concatenate(images)
@@ -54,30 +66,25 @@ def sample(
 
 @torch.inference_mode()
 def _draw(
-    pipeline: Any, prompts: list[str], latents: torch.Tensor, steps: int, guidance: float
+    drawn_from: Stock,
+    prompts: list[str],
+    negative: str,
+    noise: torch.Tensor,
+    steps: int,
+    guidance: float,
 ) -> Images:
-    """Euler steps on the velocity, with classifier-free guidance on the predicted image."""
-    device = next(pipeline.transformer.parameters()).device
-    text, mask, no_text, no_mask = pipeline.encode_prompt(prompts, device, guidance > 1.0)
-    if guidance > 1.0:
-        text, mask = torch.cat([no_text, text]), torch.cat([no_mask, mask])
-    latents = latents.to(device)
-    scheduler = pipeline.scheduler
-    scheduler.set_timesteps(steps, device=device)
-    for t in scheduler.timesteps:
-        doubled = torch.cat([latents, latents]) if guidance > 1.0 else latents
-        moment = (t.float() / scheduler.config.num_train_timesteps).to(device)
-        clean = pipeline.transformer(
-            hidden_states=doubled,
-            timestep=moment.expand(len(doubled)),
-            encoder_hidden_states=text,
-            attention_mask=mask,
-            return_dict=False,
-        )[0]
-        if guidance > 1.0:
-            without, with_text = clean.chunk(2)
-            clean = without + guidance * (with_text - without)
-        velocity = (latents - clean) / moment.clamp_min(0.05)
-        latents = scheduler.step(velocity, t, latents).prev_sample
-    pixels = ((latents.clamp(-1, 1) + 1) * 127.5).round().byte()
+    """Euler steps on the velocity, with classifier-free guidance on the network's output."""
+    with_guidance = guidance > 1.0
+    text = drawn_from.encode(prompts, negative, with_guidance)
+
+    def field(x: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+        doubled = torch.cat([x, x]) if with_guidance else x
+        output = drawn_from.output(doubled, moment, text)
+        if with_guidance:
+            output = guided(output, guidance)
+        return velocity(drawn_from.prediction, output, x, moment)
+
+    start = (noise * drawn_from.noise_scale).to(drawn_from.device)
+    data = integrate(field, start, drawn_from.pipeline.scheduler, steps)
+    pixels = ((drawn_from.images(data).clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,48 +1,109 @@
-"""The finished model as a `PRXPixelPipeline` folder, which stock diffusers loads."""
+"""The finished model as a folder that stock diffusers loads, with none of our code.
+
+| denoiser.kind | space  | prediction | pipeline                              |
+|---------------|--------|------------|---------------------------------------|
+| prx           | pixels | x          | `PRXPixelPipeline`                    |
+| prx           | pixels | v          | `PRXPipeline` without an autoencoder  |
+| prx           | latent | v          | `PRXPipeline`                         |
+| sana          | pixels | v          | `SanaPipeline` without an autoencoder |
+| sana          | latent | v          | `SanaPipeline`                        |
+
+No pipeline turns a predicted latent into a velocity, so the recipe's rules refuse that.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from daybreak_trainer.models import text_to_image
+from daybreak_trainer.models import denoiser as denoisers
+from daybreak_trainer.models.autoencoder import Autoencoder
 from daybreak_trainer.models.text import TextTower
-from daybreak_trainer.recipe import Recipe
+from daybreak_trainer.recipe import Recipe, RecipeError
 
 RECIPE_FILE = "recipe.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check(recipe: Recipe, autoencoder: Autoencoder | None) -> None:
+    """Raises RecipeError where stock diffusers could not draw with what is trained: what the recipe
+    alone cannot tell."""
+    if autoencoder is None or recipe.denoiser.kind != "sana":
+        return
+    if (kind := type(autoencoder.module).__name__) != "AutoencoderDC":
+        raise RecipeError(
+            f"recipe.latent.autoencoder is an {kind}, and diffusers' SanaPipeline decodes with an "
+            "AutoencoderDC alone; take one of these, or denoiser.kind: prx"
+        )
 
 
 def build_pipeline(
-    recipe: Recipe, vocabulary: list[str], weights: dict[str, Tensor], tower: TextTower
-) -> object:
-    """A `PRXPixelPipeline` with `weights` (names of `TextToImage`), on the CPU, in fp32."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPixelPipeline
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    tower: TextTower,
+    autoencoder: Autoencoder | None = None,
+) -> Any:
+    """The pipeline with `weights` (names of `TextToImage`), on the CPU, in fp32.
 
-    model, fresh_tower = text_to_image.build(recipe, vocabulary)
-    # By parameter: a state dict would list the encoder's tied embedding twice.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    encoder: nn.Module = model.text_encoder if model.text_encoder is not None else tower.encoder
-    return PRXPixelPipeline(
-        transformer=model.denoiser.to_stock(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe.sampling.shift),
-        text_encoder=encoder.eval(),
-        tokenizer=fresh_tower.tokenizer,
-        default_sample_size=recipe.stages[-1].resolution,
+    Raises:
+        KeyError: a weight of the model is missing.
+    """
+    import diffusers
+
+    denoiser = denoisers.build(recipe, tower.hidden_size)
+    _fill(denoiser, weights, "denoiser.")
+    tokenizer = copy.deepcopy(tower.tokenizer)
+    tokenizer.model_max_length = recipe.text.max_tokens  # to which the pipelines cut and pad
+    parts: dict[str, Any] = {
+        "transformer": denoiser.to_stock(),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=recipe.sampling.shift),
+        "text_encoder": _encoder(tower, weights),
+        "tokenizer": tokenizer,
+    }
+    vae = None if autoencoder is None else autoencoder.module
+    if recipe.denoiser.kind == "sana":
+        return diffusers.SanaPipeline(**parts, vae=vae)
+    parts["default_sample_size"] = recipe.stages[-1].resolution
+    if recipe.objective.prediction == "v":
+        return diffusers.PRXPipeline(**parts, vae=vae)
+    return diffusers.PRXPixelPipeline(
+        **parts,
         prompt_max_tokens=recipe.text.max_tokens,
         noise_scale=recipe.objective.noise_scale,
     )
 
 
-def save_folder(pipeline: object, recipe: Recipe, folder: Path) -> None:
-    """Writes the pipeline and the recipe it was made with."""
-    pipeline.save_pretrained(folder, safe_serialization=True)  # type: ignore[attr-defined]
+def _encoder(tower: TextTower, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A frozen encoder as it is; of a trained one a copy with its averaged weights."""
+    if not tower.trained:
+        return tower.encoder
+    from transformers import AutoModel
+
+    config: Any = tower.encoder.config
+    encoder: nn.Module = AutoModel.from_config(config)
+    _fill(encoder, weights, "text_encoder.")
+    return encoder.eval()
+
+
+@torch.no_grad()
+def _fill(module: Any, weights: Mapping[str, Tensor], prefix: str) -> None:
+    # By parameter: a state dict would list tied weights twice.
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights[prefix + name])
+
+
+def save_folder(pipeline: Any, recipe: Recipe, folder: Path, dtype: str = "fp32") -> None:
+    """Writes the pipeline as safetensors of `dtype`, and the recipe it was made with; the pipeline
+    has that type from then on."""
+    pipeline.to(DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
     (folder / RECIPE_FILE).write_text(
         json.dumps(json.loads(recipe.to_json()), indent=2, sort_keys=True) + "\n"
     )
@@ -58,7 +119,7 @@ def drop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def gathered(shadow: dict[str, Tensor]) -> dict[str, Tensor]:
+def gathered(shadow: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Full tensors on the CPU from sharded ones; a collective, every rank gets them."""
     from torch.distributed.tensor import DTensor
 

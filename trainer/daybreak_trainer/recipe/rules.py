@@ -24,6 +24,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _stages(recipe)
     yield from _blocks(recipe)
     yield from _space(recipe)
+    yield from _stock(recipe)
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:
@@ -113,9 +114,30 @@ def _space(recipe: Recipe) -> Iterator[str]:
     if objective.perceptual and objective.prediction != "x":
         yield "objective.perceptual compares predicted images; it needs objective.prediction: x"
     yield from _sizes_for_lpips(recipe)
-    if objective.noise_scale != 1.0 and recipe.latent is not None:
-        yield "objective.noiseScale: the pipelines for latents start from unit noise; leave it 1"
     if objective.masking is not None and recipe.denoiser.kind != "prx":
         yield "objective.masking is built for denoiser.kind: prx; set it to null"
     if recipe.text.length_buckets and recipe.text.padding != "longest":
         yield "text.lengthBuckets saves nothing with text.padding: max; set padding to longest"
+
+
+def _stock(recipe: Recipe) -> Iterator[str]:
+    """What is trained is exported for stock diffusers, whose pipelines must be able to draw it."""
+    objective, latent = recipe.objective, recipe.latent
+    by_pixel_pipeline = recipe.denoiser.kind == "prx" and latent is None
+    if objective.prediction == "x" and not by_pixel_pipeline:
+        yield (
+            "objective.prediction: of diffusers' pipelines PRXPixelPipeline alone turns x into a "
+            "velocity, which draws pixels with denoiser.kind: prx; set prediction to v"
+        )
+    elif objective.noise_scale != 1.0 and objective.prediction == "v":
+        yield (
+            "objective.noiseScale: diffusers' pipelines for prediction: v start from unit noise; "
+            "leave it 1"
+        )
+    routing = objective.routing
+    if routing is not None and routing.kind == "sprint" and recipe.stages[-1].routing:
+        yield (
+            f"stages[{len(recipe.stages) - 1}].routing: the fusion of objective.routing.kind: "
+            "sprint has no place in a diffusers model; let the last stage train without it "
+            "(routing: false)"
+        )

@@ -1,42 +1,116 @@
-"""The export is a stock diffusers pipeline: nobody needs Daybreak to draw with it."""
+"""The export is a stock diffusers pipeline: nobody needs Daybreak to draw with it, and what stock
+diffusers draws is what Daybreak drew and judged."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
-from daybreak_trainer.export.pipeline import build_pipeline, save_folder
-from daybreak_trainer.models import text_to_image
-from daybreak_trainer.recipe import resolve
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+from tiny_autoencoders import save_kl
 
-DRAW = """
-import sys
+from daybreak_trainer.evaluate.sampler import Images, noise_seed, sample
+from daybreak_trainer.export.pipeline import DTYPES, build_pipeline, check, save_folder
+from daybreak_trainer.models import autoencoder
+from daybreak_trainer.recipe import Recipe, RecipeError
 
-class NoDaybreak:
-    def find_spec(self, name, *_):
-        if name.startswith("daybreak"):
-            raise ImportError(name)
-
-sys.meta_path.insert(0, NoDaybreak())
-from diffusers import PRXPixelPipeline
-
-pipeline = PRXPixelPipeline.from_pretrained(sys.argv[1])
-image = pipeline(
-    "a red circle", num_inference_steps=2, guidance_scale=2.0, use_resolution_binning=False
-).images[0]
-print(image.size)
-"""
+PROMPTS, SEED = ["a red circle", "A blue square &amp; a circle"], 3
 
 
-def test_stock_diffusers_draws_from_a_prompt(tmp_path: Path) -> None:
-    """In a process that cannot import Daybreak."""
-    recipe, words = resolve({"preset": "smoke"}), ["a", "circle", "red"]
-    model, tower = text_to_image.build(recipe, words)
-    weights = {name: value.detach() for name, value in model.named_parameters()}
-    save_folder(build_pipeline(recipe, words, weights, tower), recipe, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", DRAW, str(tmp_path)], capture_output=True, text=True
+def drawn_by_diffusers(folder: Path, recipe: Recipe) -> Images:
+    """As its documentation says, with noise from Daybreak's seeds; one prompt at a time, for PRX's
+    pipelines take no more with guidance."""
+    import diffusers
+
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(folder, **without_vae(recipe))
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {}
+    if recipe.denoiser.kind == "sana":
+        options["complex_human_instruction"] = None
+        options["max_sequence_length"] = recipe.text.max_tokens
+        options["height"] = options["width"] = recipe.stages[-1].resolution
+    elif recipe.objective.prediction == "v":
+        options["skip_text_cleaning"] = True
+    return np.concatenate(
+        [_one(pipeline, recipe, number, prompt, options) for number, prompt in enumerate(PROMPTS)]
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(16, 16)"
+
+
+def _one(
+    pipeline: Any, recipe: Recipe, number: int, prompt: str, options: dict[str, Any]
+) -> Images:
+    generator = torch.Generator().manual_seed(noise_seed(SEED, number))
+    side = recipe.stages[-1].resolution
+    bare = recipe.latent is None and recipe.objective.prediction == "v"
+    if bare:
+        # No autoencoder: the pipeline is given noise of the image's size and gives its pixels.
+        # It asks for a height and a width all the same, which then play no part.
+        noise = torch.randn((1, 3, side, side), generator=generator)
+        options = options | {"latents": noise, "output_type": "latent", "height": 32, "width": 32}
+    else:
+        options = options | {"generator": generator, "output_type": "np"}
+    found = pipeline(
+        prompt,
+        num_inference_steps=recipe.sampling.steps,
+        guidance_scale=recipe.sampling.guidance,
+        use_resolution_binning=False,
+        **options,
+    ).images
+    if bare:
+        found = (found / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    drawn: Images = (255 * found).round().astype(np.uint8)
+    return drawn
+
+
+def without_vae(recipe: Recipe) -> dict[str, None]:
+    return {"vae": None} if recipe.denoiser.kind == "sana" and recipe.latent is None else {}
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_stock_diffusers_draws_the_same_images(kind: str, tmp_path: Path) -> None:
+    """Both families, on pixels and on latents of both autoencoders: at most one of 255 levels
+    apart, as rounding to bytes may be, in five steps with guidance."""
+    recipe = tiny_models.recipe_of(kind, tmp_path / "autoencoder")
+    weights, tower, vae = tiny_models.trained(recipe)
+    check(recipe, vae)
+    pipeline = build_pipeline(recipe, weights, tower, vae)
+    ours = sample(
+        pipeline,
+        PROMPTS,
+        steps=recipe.sampling.steps,
+        guidance=recipe.sampling.guidance,
+        seed=SEED,
+    )
+    save_folder(pipeline, recipe, tmp_path / "model")
+    theirs = drawn_by_diffusers(tmp_path / "model", recipe)
+    side = recipe.stages[-1].resolution
+    assert ours.shape == theirs.shape == (2, side, side, 3)
+    assert ours.std() > 5
+    assert np.abs(ours[0].astype(int) - ours[1].astype(int)).max() > 5
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> None:
+    """Before a day of training, in a sentence with what to do."""
+    recipe = tiny_models.recipe_of("sana-dc", tmp_path / "dc")
+    assert recipe.latent is not None
+    kl = recipe.latent.model_copy(update={"autoencoder": str(save_kl(tmp_path / "kl"))})
+    with pytest.raises(RecipeError, match="AutoencoderKL.*AutoencoderDC alone.*kind: prx"):
+        check(recipe, autoencoder.build(kl))
+
+
+def test_weights_are_written_as_asked(tmp_path: Path) -> None:
+    """bf16 halves the file, which holds what it says."""
+    recipe = tiny_models.recipe_of("prx-pixel-x", tmp_path)
+    pipeline = build_pipeline(recipe, *tiny_models.trained(recipe))
+    sizes = {}
+    for dtype, expected in DTYPES.items():
+        save_folder(pipeline, recipe, tmp_path / dtype, dtype)
+        file = tmp_path / dtype / "transformer" / "diffusion_pytorch_model.safetensors"
+        sizes[dtype] = file.stat().st_size
+        assert {value.dtype for value in load_file(file).values()} == {expected}
+    assert sizes["bf16"] < 0.6 * sizes["fp32"]

@@ -41,9 +41,9 @@ def recipe(
         {"resolution": resolution, "steps": 1, "batchSize": 1},
         {"resolution": resolution, "steps": 1, "batchSize": 1, "routing": False},
     ]
-    return resolve(
-        {"preset": "smoke", "denoiser": denoiser, "text": text, "stages": stages, **more}
-    )
+    objective = {"prediction": "v", **more.pop("objective", {})}  # any space and family has it
+    given = {"preset": "smoke", "denoiser": denoiser, "text": text, "objective": objective}
+    return resolve({**given, "stages": stages, **more})
 
 
 def with_trick(denoiser: dict[str, Any], **objective: Any) -> Recipe:
