@@ -21,6 +21,8 @@ def recipe_of(kind: str = "prx", depth: int = 3, **more: Any) -> Recipe:
     denoiser = {"kind": kind, "depth": depth, **more.pop("denoiser", {})}
     if kind == "sana" or more.get("latent"):  # of which diffusers draws the velocity alone
         more["objective"] = {"prediction": "v", **more.get("objective", {})}
+    if kind == "sana" and more.get("latent"):
+        more.setdefault("stages", [{"resolution": 32, "steps": 1, "batchSize": 1}])
     return resolve({"preset": "smoke", "denoiser": denoiser, **more})
 
 

@@ -25,6 +25,7 @@ def recipe_of(kind: str, folder: Path, **more: Any) -> Recipe:
         "preset": "smoke",
         "denoiser": {"kind": family, "depth": 2},
         "objective": {"prediction": "x" if kind == "prx-pixel-x" else "v"},
+        "stages": [{"resolution": 32, "steps": 1, "batchSize": 1}],
         "sampling": {"steps": 5, "guidance": 2.5, "shift": 2.0},
         **more,
     }

@@ -1,7 +1,7 @@
 """Power-function averages as functions of time, and the one that others come closest to.
 
 An average of width `deviation` at time t weighs the weights of each earlier time tau by
-`(gamma + 1) tau^gamma / t^(gamma + 1)`: its length grows with the run, and early noise is forgotten.
+`(gamma + 1) tau^gamma / t^(gamma + 1)`: its length grows with the run, early noise is forgotten.
 Averages of a few widths at a few times span a space of such profiles; which of them is nearest to a
 wanted one is a small system of equations, whatever the size of the model.
 

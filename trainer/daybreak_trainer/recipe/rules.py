@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-6
 _LPIPS_SIDE = 16
 """In pixels: vgg16 halves an image four times."""
+_SANA_SIDE = 32
 
 
 def check(recipe: Recipe) -> None:
@@ -134,6 +135,13 @@ def _stock(recipe: Recipe) -> Iterator[str]:
             "objective.noiseScale: diffusers' pipelines for prediction: v start from unit noise; "
             "leave it 1"
         )
+    if recipe.denoiser.kind == "sana" and latent is not None:
+        last = len(recipe.stages) - 1
+        if (side := recipe.stages[last].resolution) % _SANA_SIDE:
+            yield (
+                f"stages[{last}].resolution ({side}): diffusers' SanaPipeline draws multiples of "
+                f"{_SANA_SIDE} pixels alone; make it one"
+            )
     routing = objective.routing
     if routing is not None and routing.kind == "sprint" and recipe.stages[-1].routing:
         yield (

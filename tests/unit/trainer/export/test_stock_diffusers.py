@@ -99,7 +99,7 @@ def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> N
     recipe = tiny_models.recipe_of("sana-dc", tmp_path / "dc")
     assert recipe.latent is not None
     kl = recipe.latent.model_copy(update={"autoencoder": str(save_kl(tmp_path / "kl"))})
-    with pytest.raises(RecipeError, match="AutoencoderKL.*AutoencoderDC alone.*kind: prx"):
+    with pytest.raises(RecipeError, match=r"AutoencoderKL.*AutoencoderDC alone.*kind: prx"):
         check(recipe, autoencoder.build(kl))
 
 

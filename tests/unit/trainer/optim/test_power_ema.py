@@ -41,9 +41,7 @@ def test_the_inner_product_is_the_integral(a: Profile, b: Profile) -> None:
     """Against a sum over ten thousand points in time, and the same both ways."""
     end = min(a.samples, b.samples)
     tau = (np.arange(10_000) + 0.5) / 10_000
-    values = [
-        (p.gamma + 1) * (tau * end / p.samples) ** p.gamma / p.samples * end for p in (a, b)
-    ]
+    values = [(p.gamma + 1) * (tau * end / p.samples) ** p.gamma / p.samples * end for p in (a, b)]
     product = float(np.mean(values[0] * values[1])) / end
     assert a.inner(b) == pytest.approx(product, rel=1e-3, abs=1e-30)
     assert a.inner(b) == b.inner(a)
@@ -151,8 +149,8 @@ def test_an_average_is_the_profiles_integral_over_the_weights() -> None:
 
 def test_another_width_is_put_together_from_bf16_snapshots() -> None:
     """2,000 steps, sixteen snapshots of two averages in bf16: widths that nobody kept, and one at a
-    time between snapshots, are those of the true average within 2 % of the weights' size, which is what rounding
-    to bf16 leaves."""
+    time between snapshots, are those of the true average within 2 % of the weights' size: what
+    rounding to bf16 leaves."""
     course, batch = trajectory(2000), 8
     holder = model()
     ema = PowerEma(holder, WIDTHS)
