@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from daybreak_trainer.checkpoint.layout import DataPosition
+from daybreak_trainer.clean import CleanReader
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.models import text_to_image
@@ -87,6 +88,7 @@ class Engine:
             self.ema,
             rank,
             self.dtype,
+            CleanReader(recipe, None, rank.device, self.dtype),
             device_batch_size=compute.device_batch_size,
             phases=phases,
         )

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from daybreak_trainer import clean
 from daybreak_trainer.checkpoint.checkpointer import Checkpointer
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import Commit, run_folder
@@ -32,7 +33,7 @@ from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.data.validation import ValidationBatch, read_validation
-from daybreak_trainer.models import flops, text_to_image
+from daybreak_trainer.models import autoencoder, flops, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
 from daybreak_trainer.models.text import encode
 from daybreak_trainer.objectives import losses
@@ -46,7 +47,7 @@ from daybreak_trainer.recipe.stages import Stage
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
-from daybreak_trainer.step import IMAGE, Phases, TrainStep
+from daybreak_trainer.step import Phases, TrainStep
 
 _DECODING_THREADS = 4
 _SAVE_SECONDS, _OF_THE_CLOCK = 600.0, 0.8
@@ -65,6 +66,9 @@ class Engine:
     ) -> None:
         self.settings, self.rank, self.recipe = settings, rank, settings.recipe
         self.counters = DataCounters()
+        latent = self.recipe.latent
+        self.autoencoder = autoencoder.build(latent) if latent is not None else None
+        """On the CPU in fp32: what an export takes along."""
         self.corpus = self._open_corpus()
         self.stages = tuple(self._at(stage) for stage in self.recipe.stages)
         """The corpus of each stage."""
@@ -81,6 +85,7 @@ class Engine:
         shard(self.model, self.model.units, mesh, self.dtype, compute)
         self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
         self.ema = Ema(self.model, self.recipe.ema.decay)
+        self.clean = clean.CleanReader(self.recipe, self.autoencoder, rank.device, self.dtype)
         self.step = TrainStep(
             self.recipe,
             self.model,
@@ -89,6 +94,7 @@ class Engine:
             self.ema,
             rank,
             self.dtype,
+            self.clean,
             device_batch_size=compute.device_batch_size,
             before_update=before_update,
             phases=phases,
@@ -114,23 +120,28 @@ class Engine:
             for stream in self.settings.run.streams
         ]
         policy = RetryPolicy.within(self.settings.run.health.progress_seconds)
-        return open_corpus(
+        corpus = open_corpus(
             streams,
             self.counters,
             policy,
-            columns=(IMAGE,),
+            columns=clean.columns(self.recipe),
             validation_samples=self.settings.run.evaluation.validation_samples,
         )
+        if self.autoencoder is not None:
+            clean.check(self.recipe, corpus, self.autoencoder.space)
+        return corpus
 
     def _at(self, stage: Stage) -> Corpus:
         corpus, side = self.corpus.at(stage.resolution), self.recipe.pixels_per_token
+        clean.check_resolution(self.recipe, corpus, stage.resolution)
         for bucket in corpus.buckets:
             if any(pixels % side for pixels in corpus.size(bucket)):
                 multiple = side * corpus.reduction
                 raise DatasetError(
                     f"bucket {bucket} of the data cannot be cut into patches of {side} px at "
-                    f"{stage.resolution} px (recipe.denoiser.patchSize); prepare the dataset with "
-                    f"--buckets --multiple {multiple}, or at a --resolution that {multiple} divides"
+                    f"{stage.resolution} px (recipe.denoiser.patchSize and latent.downsampling); "
+                    f"prepare the dataset with --buckets --multiple {multiple}, or at a "
+                    f"--resolution that {multiple} divides"
                 )
         return corpus
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from daybreak_trainer.checkpoint.saves import Outcome
 from daybreak_trainer.data.batch import Batch
@@ -118,5 +119,7 @@ class Meters:
     def _sample_flops(self, bucket: tuple[int, int]) -> SampleFlops:
         key = (bucket, self._engine.step.tricks)
         if key not in self._flops:
-            self._flops[key] = self._engine.sample_flops(*bucket)
+            found = self._engine.sample_flops(*bucket)
+            encoded = self._engine.clean.flops(*bucket)
+            self._flops[key] = replace(found, frozen=found.frozen + encoded)
         return self._flops[key]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from daybreak_trainer.clean import CleanReader
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.objectives import draws as chance
@@ -30,7 +31,6 @@ from daybreak_trainer.parallel.microbatch import Pass, PassPlan
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
 
-IMAGE = "image"
 _NOBODY = Seers()
 
 
@@ -99,6 +99,7 @@ class TrainStep:
         ema: Ema,
         rank: Rank,
         dtype: torch.dtype,
+        clean: CleanReader,
         *,
         device_batch_size: int | None = None,
         before_update: Callable[[], None] = lambda: None,
@@ -108,7 +109,7 @@ class TrainStep:
         """`seers` are what the recipe's objective needs (`losses.load`)."""
         self._recipe, self._model, self._text = recipe, model, text
         self._optimizers, self._ema = optimizers, ema
-        self._rank, self._dtype = rank, dtype
+        self._rank, self._dtype, self._clean = rank, dtype, clean
         self._device_batch_size = device_batch_size
         self._before_update = before_update
         self._phases = phases if phases is not None else Untimed()
@@ -134,11 +135,11 @@ class TrainStep:
         state and average. Where loss or gradient of any rank is not finite, none of these change on
         any rank."""
         with self._phases.phase("transfer"):
-            images = batch.tensors[IMAGE].to(self._rank.device, non_blocking=True)
+            tensors = self._on_device(batch.tensors)
             captions = self._captions(batch.captions)
         plan = microbatch.plan(batch.global_size, self._rank.world, self._device_batch_size)
         with self._phases.phase("forward_backward"):
-            shares = self._forward_backward(batch, images, captions, plan)
+            shares = self._forward_backward(batch, tensors, captions, plan)
         with self._phases.phase("optimizer"):
             norm = clip(self._model.parameters(), self._recipe.optimizer.clip_norm)
             finite = torch.isfinite(norm)
@@ -152,11 +153,14 @@ class TrainStep:
         """A pass of this step's shape over nothing: compiles what the shape needs, and leaves
         weights, optimizer and random numbers as they are. All ranks call it together."""
         plan = microbatch.plan(global_size, self._rank.world, self._device_batch_size)
-        image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-        nothing = _Nothing({IMAGE: image}, global_size)
-        images = image.to(self._rank.device)
-        self._forward_backward(nothing, images, self._captions(("",)), PassPlan(1, plan.rows))
+        nothing = _Nothing(self._clean.blank(height, width), global_size)
+        tensors = self._on_device(nothing.tensors)
+        self._forward_backward(nothing, tensors, self._captions(("",)), PassPlan(1, plan.rows))
         self._model.zero_grad(set_to_none=True)
+
+    def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = self._rank.device
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
     # --- forward and backward -------------------------------------------------------------------
 
@@ -169,7 +173,11 @@ class TrainStep:
         return _Captions(ids[:-1], mask[:-1], ids[-1:], mask[-1:])
 
     def _forward_backward(
-        self, batch: StepBatch, images: Tensor, captions: _Captions, plan: PassPlan
+        self,
+        batch: StepBatch,
+        tensors: Mapping[str, Tensor],
+        captions: _Captions,
+        plan: PassPlan,
     ) -> Tensor:
         """This rank's share of each part of the global batch's mean loss, `(parts,)`; the gradient
         of the whole is left summed over the passes and averaged over ranks."""
@@ -181,7 +189,7 @@ class TrainStep:
             last = number == len(parts)
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
-            rows = self._losses(batch, images, captions, part)
+            rows = self._losses(batch, tensors, captions, part)
             shares = rows[:, : part.counted].sum(dim=1) / batch.global_size
             share = weights @ shares
             # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
@@ -199,11 +207,18 @@ class TrainStep:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _losses(self, batch: StepBatch, images: Tensor, captions: _Captions, part: Pass) -> Tensor:
+    def _losses(
+        self,
+        batch: StepBatch,
+        tensors: Mapping[str, Tensor],
+        captions: _Captions,
+        part: Pass,
+    ) -> Tensor:
         """The parts' losses of each row of a pass, `(parts, rows)`; the first `part.counted` rows
         count."""
         recipe, device = self._recipe, self._rank.device
-        clean = (_rows(images, part).float() / 127.5).sub_(1.0)
+        rows = {name: _rows(tensor, part) for name, tensor in tensors.items()}
+        clean = self._clean.clean(rows)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
         positions = batch.positions[_row_numbers(len(batch.positions), part)]
         draws = chance.draw(
@@ -213,7 +228,7 @@ class TrainStep:
             positions,
             batch.whole,
             shape,
-            recipe.tokens(*shape[1:]),
+            self._clean.tokens(clean),
             device,
         )
         ids, mask = captions.rows(part, draws.drop_caption)

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Dinov2Config, Dinov2Model
 
+from daybreak_trainer.clean import CleanReader
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.models import text_to_image
@@ -288,6 +289,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
         ema,
         rank,
         dtype,
+        CleanReader(recipe, None, CPU, dtype),
         device_batch_size=compute.device_batch_size,
         seers=seers_of(recipe),
         before_update=lambda: called.append(all(p.grad is not None for p in model.parameters())),
