@@ -101,7 +101,13 @@ class CleanReader:
             return self._encoder.encode(tensors[IMAGE])
         if self._recipe.latent is not None:
             return tensors[LATENT].float()
-        return (tensors[IMAGE].float() / 127.5).sub_(1.0)
+        return _pixels(tensors[IMAGE])
+
+    def images(self, tensors: Mapping[str, Tensor], clean: Tensor) -> Tensor | None:
+        """The images in -1..1, for those who look at them; None where the batch has none."""
+        if self._recipe.latent is None:
+            return clean
+        return _pixels(tensors[IMAGE]) if IMAGE in tensors else None
 
     def blank(self, height: int, width: int) -> dict[str, Tensor]:
         """One row of zeros of everything that a batch of this bucket holds."""
@@ -122,3 +128,7 @@ class CleanReader:
             return 0.0
         image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
         return flops.counted(lambda: encoder.encode(image))
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return (images.float() / 127.5).sub_(1.0)

@@ -219,6 +219,7 @@ class TrainStep:
         recipe, device = self._recipe, self._rank.device
         rows = {name: _rows(tensor, part) for name, tensor in tensors.items()}
         clean = self._clean.clean(rows)
+        images = self._clean.images(rows, clean)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
         positions = batch.positions[_row_numbers(len(batch.positions), part)]
         draws = chance.draw(
@@ -241,7 +242,7 @@ class TrainStep:
         prediction = self._model(
             noised, draws.timesteps, mask, **given, scores=draws.scores, tricks=self._tricks
         )
-        return self._parts.per_sample(prediction, Sight(clean, clean, part.counted), draws)
+        return self._parts.per_sample(prediction, Sight(clean, images, part.counted), draws)
 
     # --- the update -----------------------------------------------------------------------------
 
