@@ -21,13 +21,13 @@ from daybreak_trainer.recipe import Recipe
 _STORED = ("float16", "float32")
 
 
-def columns(recipe: Recipe) -> tuple[str, ...]:
+def columns(recipe: Recipe, *, compared: bool = False) -> tuple[str, ...]:
     """What a batch of the recipe must hold beside text. A teacher looks at images, whatever the
-    denoiser works on."""
+    denoiser works on, and so does who compares drawn ones with them (`compared`)."""
     if recipe.latent is None or not recipe.latent.precomputed:
         return (IMAGE,)
     aligned = recipe.objective.alignment and any(stage.alignment for stage in recipe.stages)
-    return (LATENT, IMAGE) if aligned else (LATENT,)
+    return (LATENT, IMAGE) if aligned or compared else (LATENT,)
 
 
 def check(recipe: Recipe, corpus: Corpus, space: LatentSpace) -> None:

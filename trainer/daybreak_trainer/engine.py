@@ -120,12 +120,13 @@ class Engine:
             for stream in self.settings.run.streams
         ]
         policy = RetryPolicy.within(self.settings.run.health.progress_seconds)
+        evaluation = self.settings.run.evaluation
         corpus = open_corpus(
             streams,
             self.counters,
             policy,
-            columns=clean.columns(self.recipe),
-            validation_samples=self.settings.run.evaluation.validation_samples,
+            columns=clean.columns(self.recipe, compared=bool(evaluation.extractors.given)),
+            validation_samples=evaluation.validation_samples,
         )
         if self.autoencoder is not None:
             clean.check(self.recipe, corpus, self.autoencoder.space)

@@ -23,6 +23,7 @@ from torch import Tensor
 from daybreak_trainer.checkpoint.layout import run_folder, step_folder
 from daybreak_trainer.contract import MetricScore, Validation
 from daybreak_trainer.data.holdout import Indices
+from daybreak_trainer.data.index import IMAGE
 from daybreak_trainer.data.validation import ValidationBatch
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.evaluate.averaged import averaged
@@ -39,9 +40,7 @@ from daybreak_trainer.evaluate.score import (
 )
 from daybreak_trainer.evaluate.validate import ValidationLoss, validation_loss
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
-from daybreak_trainer.models import autoencoder
 from daybreak_trainer.models.autoencoder import Autoencoder
-from daybreak_trainer.step import IMAGE
 from daybreak_trainer.stores.errors import StorageError
 from daybreak_trainer.telemetry import log
 
@@ -68,8 +67,7 @@ class RunEvaluator:
         self.due = EvaluationDue(self._settings.interval_seconds, self._settings.interval_steps)
         self._storage = engine.storage.child(f"{run_folder(run.uid)}/{SAMPLES_FOLDER}")
         self._extractors = load_extractors(self._settings.extractors)
-        latent = engine.recipe.latent
-        self._autoencoder = autoencoder.build(latent) if latent is not None else None
+        self._autoencoder = engine.autoencoder
         self._prompts: tuple[HeldOutPrompt, ...] = ()
         if self._settings.benchmark is not None:
             self._prompts = tuple(heldout_prompts(self._settings.benchmark))
@@ -135,11 +133,10 @@ class RunEvaluator:
 
     def _clean(self, batch: ValidationBatch) -> Tensor:
         """What the model works on: images in -1..1, or scaled latents."""
-        images = batch.tensors[IMAGE]
-        if self._autoencoder is None:
-            return images.to(self._rank.device).float() / 127.5 - 1.0
-        starts = range(0, len(images), self._rows)
-        return torch.cat([self._autoencoder.encode(images[n : n + self._rows]) for n in starts])
+        tensors = {name: t.to(self._rank.device) for name, t in batch.tensors.items()}
+        starts = range(0, len(batch.numbers), self._rows)
+        parts = [{name: t[n : n + self._rows] for name, t in tensors.items()} for n in starts]
+        return torch.cat([self._engine.clean.clean(part) for part in parts])
 
     @contextmanager
     def _decoder_on_device(self) -> Iterator[None]:
