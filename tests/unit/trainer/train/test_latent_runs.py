@@ -34,7 +34,7 @@ def recipe(autoencoder: Path, **latent: Any) -> Recipe:
             },
             "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 5}],
             "schedule": {"warmupSteps": 2},
-            "objective": {"noiseScale": 1.0},
+            "objective": {"prediction": "v", "noiseScale": 1.0},
         }
     )
 
