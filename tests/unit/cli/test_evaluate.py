@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     built, text = text_to_image.build(RECIPE, ["a", "cup"])
     weights = {name: p.detach() for name, p in built.named_parameters()}
-    save_folder(build_pipeline(RECIPE, ["a", "cup"], weights, text), RECIPE, folder)
+    save_folder(build_pipeline(RECIPE, weights, text), RECIPE, folder)
     return folder
 
 

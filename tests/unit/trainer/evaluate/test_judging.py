@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         with torch.no_grad():
             found = LENT.judged(model, text, Rank(0, 1, torch.device("cpu")))
         weights = {name: p.detach() for name, p in model.named_parameters()}
-        pipeline: Any = build_pipeline(LENT.RECIPE, LENT.WORDS, weights, text)
+        pipeline: Any = build_pipeline(LENT.RECIPE, weights, text)
         pipeline.set_progress_bar_config(disable=True)
     finally:
         dist.destroy_process_group()
