@@ -52,6 +52,7 @@ class Meters:
         """What comes next is measured afresh: training stood still."""
         self._meter.pause()
         self._timer.begin()
+        self._work.seconds(0.0, 0.0)  # what this rank did meanwhile is no step's
 
     def step(self, batch: Batch, step: int) -> None:
         """Step `step`, on `batch`, ends now."""

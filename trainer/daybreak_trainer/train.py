@@ -33,7 +33,7 @@ from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.data.feed import DeviceFeed
 from daybreak_trainer.data.signature import signature
 from daybreak_trainer.engine import Engine
-from daybreak_trainer.evaluate.during import RunEvaluator
+from daybreak_trainer.evaluate.during import EvaluationStoppedError, RunEvaluator
 from daybreak_trainer.finish import Finisher
 from daybreak_trainer.health import restarts, self_test
 from daybreak_trainer.health.grace import usable_seconds
@@ -114,7 +114,7 @@ class Trainer:
         run = self.run_settings
         self.save_is_owed = False
         self.due = Due(run.checkpoint_interval_seconds, run.checkpoint_interval_steps)
-        self.evaluator = RunEvaluator(self.engine, heartbeat)
+        self.evaluator = RunEvaluator(self.engine, heartbeat, lambda: stop.is_set)
         self.finisher = Finisher(
             settings,
             rank,
@@ -273,14 +273,19 @@ class Trainer:
         self.heed_saves()
 
     def evaluate(self, *, draws: bool) -> None:
-        """Judges the averaged weights of now; a collective."""
+        """Judges the averaged weights of now, unless a rank is to stop; a collective."""
         if not self.evaluator.is_on:
             return
-        with self.ledger.during("evaluation"):
-            self.progress.phase("Evaluating")
-            found = self.evaluator.run(self.step, self.course.index_at(self.step - 1), draws=draws)
-        self.journal.append(found)
-        self.progress.validated(found)
+        stage = self.course.index_at(self.step - 1)
+        self.progress.phase("Evaluating")
+        try:
+            with self.ledger.during("evaluation"):
+                found = self.evaluator.run(self.step, stage, draws=draws)
+        except EvaluationStoppedError:
+            log.event("evaluation_stopped", at=self.step)
+        else:
+            self.journal.append(found)
+            self.progress.validated(found)
         self.progress.phase("Training")
         self.meters.pause()
 

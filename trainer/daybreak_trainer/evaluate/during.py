@@ -11,7 +11,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,6 +52,10 @@ _ROWS = 16
 """Images that a device takes at once, where the run does not say fewer."""
 
 
+class EvaluationStoppedError(Exception):
+    """A rank was asked to stop: weights are back, nothing was judged."""
+
+
 class RunEvaluator:
     """Built by all ranks together, after the engine.
 
@@ -60,8 +64,11 @@ class RunEvaluator:
             loaded.
     """
 
-    def __init__(self, engine: Engine, heartbeat: Heartbeat) -> None:
+    def __init__(self, engine: Engine, heartbeat: Heartbeat, stops: Callable[[], bool]) -> None:
+        """`stops` says whether this rank was asked to stop: a commit has to come before the grace
+        period is over, and an evaluation has not."""
         run = engine.settings.run
+        self._stops = stops
         self._engine, self._rank, self._heartbeat = engine, engine.rank, heartbeat
         self._settings = run.evaluation
         self.due = EvaluationDue(self._settings.interval_seconds, self._settings.interval_steps)
@@ -90,6 +97,7 @@ class RunEvaluator:
 
         Raises:
             ShardError, DataUnavailableError: the validation samples cannot be read.
+            EvaluationStoppedError: on all ranks, where any was asked to stop.
         """
         started = time.monotonic()
         self._heartbeat.enter(Phase.EVALUATING)
@@ -106,7 +114,12 @@ class RunEvaluator:
         return found
 
     def _moved(self, done: int) -> None:
+        """After each pass of the model, which all ranks make together."""
         self._heartbeat.moved(done)
+        wish = torch.tensor(int(self._stops()))
+        dist.all_reduce(wish, dist.ReduceOp.MAX)
+        if wish:
+            raise EvaluationStoppedError
 
     # --- validation loss ------------------------------------------------------------------------
 
