@@ -184,7 +184,7 @@ class Drawn:
             raise CommandError(str(error)) from None
 
     def run(self, model: Model, progress: Progress) -> dict[str, Any]:
-        from daybreak_trainer.evaluate import layouts
+        from daybreak_trainer.evaluate import layouts, stock
 
         prompts = self._prompts()
         note = layouts.DrawnNote(
@@ -197,7 +197,7 @@ class Drawn:
             seed=model.seed,
             steps=model.sampling["steps"],
             guidance=model.sampling["guidance"],
-            resolution=model.pipeline.config.default_sample_size,
+            resolution=stock.of(model.pipeline).pixels,
         )
         try:
             drawn = layouts.write_images(self.out, note, prompts, model.draw, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from daybreak_trainer.evaluate.euler import guided, integrate, velocity
+from daybreak_trainer.evaluate.sampler import noise_seed
 from daybreak_trainer.models.text import TextTower, encode
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
 
 Images = npt.NDArray[np.uint8]
-_FLOOR = 0.05
-"""Of t where x becomes a velocity: diffusers' `PRXPixelPipeline` has it so."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Drawer:
         channels, shrunk = (3, 1) if latent is None else (latent.channels, latent.downsampling)
         shape = (channels, size[0] // shrunk, size[1] // shrunk)
         drawn = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))
+            torch.randn(shape, generator=torch.Generator().manual_seed(noise_seed(seed, number)))
             for number in numbers
         ]
         return self.recipe.objective.noise_scale * torch.stack(drawn)
@@ -93,12 +93,16 @@ class Drawer:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         scheduler = FlowMatchEulerDiscreteScheduler(shift=self.recipe.sampling.shift)
-        scheduler.set_timesteps(self.recipe.sampling.steps)
         condition = self._condition(prompts)
-        x = noise.to(self.rank.device)
-        for number, (now, then) in enumerate(pairwise(scheduler.sigmas.tolist()), start=1):
-            x = x + (then - now) * self._velocity(x, now, condition)
-            moved(before * self.recipe.sampling.steps + number)
+        steps = count(before * self.recipe.sampling.steps + 1)
+
+        def field(x: Tensor, moment: Tensor) -> Tensor:
+            found = self._velocity(x, moment, condition)
+            moved(next(steps))
+            return found
+
+        noise = noise.to(self.rank.device)
+        x = integrate(field, noise, scheduler, self.recipe.sampling.steps)
         pixels = ((self.decode(x).clamp(-1, 1) + 1) * 127.5).round().byte()
         images: Images = pixels.permute(0, 2, 3, 1).cpu().numpy()
         return images
@@ -115,13 +119,10 @@ class Drawer:
             return {"mask": mask, "input_ids": ids}
         return {"mask": mask, "text": encode(self.text.encoder, ids, mask).to(self.dtype)}
 
-    def _velocity(self, x: Tensor, t: float, condition: dict[str, Tensor]) -> Tensor:
+    def _velocity(self, x: Tensor, moment: Tensor, condition: dict[str, Tensor]) -> Tensor:
         doubled = torch.cat([x, x]) if self._guided else x
-        moments = torch.full((len(doubled),), t, device=x.device)
+        moments = moment.to(x.device).expand(len(doubled))
         output: Tensor = self.model(doubled.to(self.dtype), moments, **condition).output.float()
         if self._guided:
-            without, with_text = output.chunk(2)
-            output = without + self.recipe.sampling.guidance * (with_text - without)
-        if self.recipe.objective.prediction == "v":
-            return output
-        return (x - output) / max(t, _FLOOR)
+            output = guided(output, self.recipe.sampling.guidance)
+        return velocity(self.recipe.objective.prediction, output, x, moment)
