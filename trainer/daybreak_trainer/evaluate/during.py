@@ -15,23 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from daybreak_trainer.checkpoint.layout import run_folder, step_folder
 from daybreak_trainer.contract import MetricScore, Validation
-from daybreak_trainer.data.holdout import Indices
-from daybreak_trainer.data.index import IMAGE
 from daybreak_trainer.data.validation import ValidationBatch
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.evaluate.averaged import averaged
+from daybreak_trainer.evaluate.comparison import Comparison
 from daybreak_trainer.evaluate.draw import Drawer, Images
 from daybreak_trainer.evaluate.due import EvaluationDue
 from daybreak_trainer.evaluate.grid import save_grid
-from daybreak_trainer.evaluate.metrics.extractors import Extractor, Features, load_extractors
-from daybreak_trainer.evaluate.metrics.scores import FeatureSet, described, scores
+from daybreak_trainer.evaluate.metrics.extractors import load_extractors
+from daybreak_trainer.evaluate.metrics.scores import described
 from daybreak_trainer.evaluate.score import (
     HeldOutPrompt,
     alignment_by_tag,
@@ -73,13 +71,12 @@ class RunEvaluator:
         self._settings = run.evaluation
         self.due = EvaluationDue(self._settings.interval_seconds, self._settings.interval_steps)
         self._storage = engine.storage.child(f"{run_folder(run.uid)}/{SAMPLES_FOLDER}")
-        self._extractors = load_extractors(self._settings.extractors)
+        self._comparison = Comparison(load_extractors(self._settings.extractors), self._rank)
         self._autoencoder = engine.autoencoder
         self._prompts: tuple[HeldOutPrompt, ...] = ()
         if self._settings.benchmark is not None:
             self._prompts = tuple(heldout_prompts(self._settings.benchmark))
         self._read: tuple[int, tuple[ValidationBatch, ...]] | None = None
-        self._real: dict[tuple[str, tuple[int, int]], Features] = {}
         self._rows = min(_ROWS, run.compute.device_batch_size or _ROWS)
 
     @property
@@ -106,7 +103,7 @@ class RunEvaluator:
         with averaged(self._engine.model, self._engine.ema), self._decoder_on_device():
             loss = self._loss(batches)
             by_tag = self._grid(step, self._engine.recipe.stages[stage].resolution) if draws else {}
-            metrics = self._scores(batches)
+            metrics = self._comparison.scores(batches, self._drawer, SAMPLING_SEED, self._moved)
         found = _result(step, loss, by_tag, metrics, time.monotonic() - started)
         self.due.took(found.seconds)
         if self._rank.is_first:
@@ -127,7 +124,7 @@ class RunEvaluator:
         """This rank's validation samples, read once for each stage."""
         if self._read is None or self._read[0] != stage:
             self._read = stage, self._engine.read_validation(stage, self._moved)
-            self._real.clear()
+            self._comparison.forget()
         return self._read[1]
 
     def _loss(self, batches: Sequence[ValidationBatch]) -> ValidationLoss | None:
@@ -218,68 +215,9 @@ class RunEvaluator:
         except StorageError as error:
             log.event("samples_lost", url=f"{self._storage.url}/{name}.png", reason=str(error))
 
-    # --- scores against validation samples --------------------------------------------------------
-
-    def _scores(self, batches: Sequence[ValidationBatch]) -> tuple[MetricScore, ...]:
-        """Of an image drawn for each validation caption; on the first rank."""
-        if not self._extractors or not batches:
-            return ()
-        drawn = [self._drawn(batch) for batch in batches]
-        found: list[MetricScore] = []
-        for extractor in self._extractors:
-            extractor.model.to(self._rank.device)
-            try:
-                seen = [
-                    self._seen(extractor, batch, images)
-                    for batch, images in zip(batches, drawn, strict=True)
-                ]
-            finally:
-                extractor.model.to("cpu")
-            if self._rank.is_first:
-                found += scores(extractor, _joined(seen))
-        return tuple(found)
-
-    def _drawn(self, batch: ValidationBatch) -> Images:
-        rows = np.minimum(np.arange(batch.rows), len(batch.captions) - 1)
-        numbers: Indices = batch.numbers[rows]
-        captions = [batch.captions[row] for row in rows]
-        images = self._drawer.draw(
-            captions, numbers.tolist(), batch.bucket, SAMPLING_SEED, self._moved
-        )
-        return images[: batch.own]
-
-    def _seen(self, extractor: Extractor, batch: ValidationBatch, drawn: Images) -> FeatureSet:
-        """Of all ranks' samples, on every rank."""
-        key, device = (extractor.kind, batch.bucket), self._rank.device
-        if key not in self._real:
-            images = batch.tensors[IMAGE][: batch.own].permute(0, 2, 3, 1).numpy()
-            self._real[key] = self._gathered(
-                extractor.images(images, device) if batch.own else None
-            )
-        texts = None
-        if extractor.tokenizer is not None:
-            captions = batch.captions[: batch.own]
-            texts = self._gathered(extractor.texts(captions, device) if batch.own else None)
-        seen = self._gathered(extractor.images(drawn, device) if batch.own else None)
-        return FeatureSet(self._real[key], seen, texts)
-
-    def _gathered(self, own: Features | None) -> Features:
-        parts: list[Any] = [None] * self._rank.world
-        dist.all_gather_object(parts, own)
-        return np.concatenate([part for part in parts if part is not None])
-
 
 def _pixels(autoencoder: Autoencoder | None) -> Any:
     return (lambda x: x) if autoencoder is None else autoencoder.decode
-
-
-def _joined(seen: Sequence[FeatureSet]) -> FeatureSet:
-    texts = [one.texts for one in seen if one.texts is not None]
-    return FeatureSet(
-        np.concatenate([one.real for one in seen]),
-        np.concatenate([one.drawn for one in seen]),
-        np.concatenate(texts) if texts else None,
-    )
 
 
 def _result(

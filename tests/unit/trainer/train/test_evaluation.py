@@ -12,7 +12,13 @@ from PIL import Image
 from rank_runs import Bench
 
 from daybreak_trainer.checkpoint import history
-from daybreak_trainer.contract import EvaluationSettings, ExitCode, Progress, Validation
+from daybreak_trainer.contract import (
+    EvaluationSettings,
+    ExitCode,
+    ExtractorSettings,
+    Progress,
+    Validation,
+)
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
 from daybreak_trainer.telemetry.progress import ProgressFile
@@ -41,7 +47,12 @@ def test_a_run_that_is_judged_is_the_same_run(
     watched = Bench(tmp_path / "watched", tmp_path / "dataset", fork_server, RECIPE)
     at_end = EvaluationSettings(validation_samples=5)
     often = at_end.model_copy(
-        update={"interval_steps": 3, "prompts": PROMPTS, "images": 3},
+        update={
+            "interval_steps": 3,
+            "prompts": PROMPTS,
+            "images": 3,
+            "extractors": ExtractorSettings(dino=str(tiny_dino(tmp_path / "dino"))),
+        },
     )
     assert calm.attempt(1, ranks=2, evaluation=at_end) == [ExitCode.DONE] * 2
     stopped = watched.attempt(1, ranks=2, stop_at=6, evaluation=often)
@@ -62,6 +73,11 @@ def test_a_run_that_is_judged_is_the_same_run(
     assert curve[-1].loss is not None
     assert curve[-1].loss < curve[0].loss
     assert told(watched, 2).validation == curve[-1]
+    for found in curve:
+        assert [(score.name, score.images) for score in found.metrics] == [
+            ("frechet_distance", 5),
+            ("mmd", 5),
+        ]
     assert told(watched, 2).ledger["evaluation"] > sum(found.seconds for found in curve) * 0.5
     samples = watched.storage.child("samples")
     assert sorted(samples.files()) == [
@@ -71,6 +87,18 @@ def test_a_run_that_is_judged_is_the_same_run(
     assert [image["prompt"] for image in about["images"]] == [*PROMPTS, PROMPTS[0]]
     with samples.open("step-00000003.png") as file, Image.open(file) as image:
         assert image.width > 128
+
+
+def tiny_dino(folder: Path) -> Path:
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    BitImageProcessor(**size).save_pretrained(folder)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
 
 
 def evaluations(bench: Bench, attempt: int) -> list[Validation]:
