@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.children.job import claims, secrets
+from daybreak_operator.children.job import budget, claims, secrets
 from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView, owner_uid
 from daybreak_operator.progress import ProgressClient
+from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
 
 _ASK_SECONDS = 60.0
@@ -86,7 +87,9 @@ class Observer:
             known = await self._cluster.recipe(run, wanted)
         if wanted is None or known is None:
             try:
-                known = FixedRecipe.of(resolve(run.raw_recipe))
+                recipe = resolve(run.raw_recipe)
+                refuse_without_limits(recipe, Limits.of(budget(run), run.spec.deadline))
+                known = FixedRecipe.of(recipe)
             except RecipeError as error:
                 return None, str(error)
         if wanted is not None and known.hash != wanted:

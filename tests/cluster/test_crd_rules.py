@@ -83,6 +83,11 @@ PVC = {"claimName": "c"}
         ("metadata.name", "9lives", "metadata.name"),
         ("metadata.name", "a" * 46, "metadata.name must be at most 45"),
         ("spec.workers.nodes", 0, "spec.workers.nodes"),
+        ("spec.budget", {"maxCost": "9"}, "budget.maxCost needs budget.gpuHourPrice"),
+        ("spec.budget", {"gpuHourPrice": "0.0"}, "budget.gpuHourPrice must be more than 0"),
+        ("spec.budget.duration", "0s", "budget.duration must be longer than 0s"),
+        ("spec.budget.maxCost", 12, "spec.budget.maxCost"),
+        ("spec.deadline", "tomorrow", "spec.deadline"),
         ("spec.workers.minNodes", 2, "workers.nodes must not be below workers.minNodes"),
         (
             "spec.compute",

@@ -213,6 +213,16 @@ class HealthSettings(Message):
     )
 
 
+class BudgetSettings(Message):
+    """What the whole run may use; the tighter of time and money wins."""
+
+    duration_seconds: float | None = Field(
+        default=None, gt=0, description="Time holding devices, over all attempts."
+    )
+    gpu_hour_price: float | None = Field(default=None, gt=0, description="Of one device.")
+    max_cost: float | None = Field(default=None, gt=0, description="In gpuHourPrice's money.")
+
+
 class RunSettings(Message):
     """Everything one attempt needs to know that is not the recipe. Goes into the Job's pod template
     as one environment variable, so an attempt's settings are fixed when its Job is created."""
@@ -243,6 +253,10 @@ class RunSettings(Message):
     evaluation: EvaluationSettings = EvaluationSettings()
     export_url: str | None = None
     export_dtype: Literal["fp32", "bf16"] = "fp32"
+    budget: BudgetSettings = BudgetSettings()
+    deadline: str | None = Field(
+        default=None, description="RFC 3339: when the run, export included, must be over."
+    )
     grace_seconds: float = Field(
         default=120.0, description="The pod's termination grace period: SIGTERM to SIGKILL."
     )

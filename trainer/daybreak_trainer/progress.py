@@ -83,6 +83,12 @@ class ProgressReporter:
         )
         self._set(at_once=True, stage=name, total_steps=course.known_steps)
 
+    def planned(self, course: Course) -> None:
+        """The run's length was decided anew."""
+        if self._file is not None:
+            self._metrics.plan.decided(course)
+        self._set(at_once=True, total_steps=course.known_steps)
+
     def step(
         self,
         agreed: Agreed,
@@ -177,10 +183,10 @@ def _completion(
     now: datetime, step: int, images_per_second: float | None, course: Course
 ) -> str | None:
     """When the last step will be done at today's speed."""
-    if not images_per_second or course.is_open:
+    if not images_per_second:
         return None
-    left = course.samples_at(course.total_steps) - course.samples_at(step)
-    return rfc3339(now + timedelta(seconds=left / images_per_second))
+    left = course.seconds_left(step, images_per_second)
+    return None if left is None else rfc3339(now + timedelta(seconds=left))
 
 
 def _rounded(ledger: Mapping[str, float]) -> dict[str, float]:

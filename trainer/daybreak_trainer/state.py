@@ -23,6 +23,8 @@ class RunState:
     """Which samples come next."""
     skipped: tuple[SkippedRange, ...] = ()
     training_seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Of the run when it was committed last."""
     restarts: dict[str, int] = field(default_factory=dict)
     """Restarts inside pods, by cause."""
     rounds: int = 0
@@ -41,7 +43,7 @@ class RunState:
         self.step, self.samples, self.data = state.step, state.samples, state.data
         self.skipped, self.training_seconds = state.skipped, state.training_seconds
         self.restarts, self.rounds = dict(state.restarts), state.rounds
-        self.decisions = state.decisions
+        self.decisions, self.device_seconds = state.decisions, state.device_seconds
 
     def restarted(self, causes: Sequence[str], same_attempt: bool) -> None:
         """`causes` are those of this attempt so far, oldest first; where the commit that was gone
@@ -63,7 +65,9 @@ class RunState:
         self.skipped = (*self.skipped, passed)
         return passed
 
-    def snapshot(self, ledger: Mapping[str, float], bad_steps: int) -> TrainState:
+    def snapshot(
+        self, ledger: Mapping[str, float], device_seconds: float, bad_steps: int
+    ) -> TrainState:
         """`bad_steps` in a row had no finite gradient."""
         return TrainState(
             step=self.step,
@@ -73,6 +77,7 @@ class RunState:
             bad_steps=bad_steps,
             training_seconds=self.training_seconds,
             ledger=dict(ledger),
+            device_seconds=device_seconds,
             restarts=dict(self.restarts),
             rounds=self.rounds,
             decisions=self.decisions,

@@ -46,6 +46,7 @@ from daybreak_trainer.parallel.process_group import Rank, joined
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.rank import NonFiniteLossError, Standing, StopRequestedError
 from daybreak_trainer.recipe import RecipeError
+from daybreak_trainer.replan import Replanner
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
@@ -106,6 +107,12 @@ class Trainer:
         self.checkpointer = self.engine.checkpointer
         self.meters = Meters(self.engine, self.timer)
         self.checks = StepChecks(rank, self.run_settings.health.non_finite_steps)
+        self.planner = Replanner(
+            settings,
+            rank,
+            [] if self.recipe.is_fixed else self.engine.stage_work(),
+            sum(parameter.numel() for parameter in self.engine.model.parameters()),
+        )
         self.journal = Journal()
         self.state = RunState()
         self.course = Course.of(self.recipe)
@@ -186,6 +193,8 @@ class Trainer:
         sizes = self_test.CUDA_SIZES if self.rank.device.type == "cuda" else self_test.CPU_SIZES
         results = self_test.run(self.rank, self.settings.node, self.engine.storage, sizes)
         self.meters.self_test(results)
+        stored = [result.storage.write_bytes_per_second for result in results if result.storage]
+        self.planner.store_writes(min(stored))
 
     def warm_up(self) -> None:
         """Compiles what the steps need."""
@@ -206,6 +215,7 @@ class Trainer:
                 self.meters.pause()
                 while self.step < self.course.ends[stage]:
                     self.act(self.one_step(batches, agreement), agreement)
+                    self.replan()
                     garbage.after_step(self.step)
                 self.record(agreement.drain())
         finally:
@@ -214,6 +224,7 @@ class Trainer:
     def enter(self, stage: int) -> None:
         """What a stage changes but for its data, which its loader brings."""
         self.engine.step.enter(stage)
+        self.planner.enter(self.step)
         self.progress.stage(stage, self.course)
         self.progress.phase("Training")
         if self.rank.is_first:
@@ -226,6 +237,17 @@ class Trainer:
                 resolution=settings.resolution,
                 batch_size=settings.batch_size,
             )
+
+    def replan(self) -> None:
+        """Decides anew how long the run is, where that is due: all ranks at the same step."""
+        decision = self.planner.after_step(self.course, self.state, self.ledger.seconds())
+        if decision is None:
+            return
+        self.state.decisions = (*self.state.decisions, decision)
+        self.course = self.course.after(decision)
+        self.progress.planned(self.course)
+        if self.rank.is_first:
+            log.event("plan_decided", **decision.model_dump())
 
     def one_step(self, batches: Iterator[Batch], agreement: StepAgreement) -> list[Agreed]:
         """One optimizer step; returns what all ranks agreed on about an earlier one."""
@@ -395,6 +417,9 @@ class Trainer:
             # The launcher's imports and its wait for other nodes count too.
             held_since=process_started(os.getppid()),
         )
+        self.planner.resumed(
+            self.state, sum(commit.state.ledger.values()) if commit is not None else 0.0
+        )
         self.leave_ledger()
         same = commit is not None and commit.attempt == self.run_settings.attempt
         self.state.restarted(self.restart_causes, same)
@@ -443,7 +468,10 @@ class Trainer:
         return self.heartbeat.counting(checkpointer.moved, waits_for=checkpointer.waits_for)
 
     def snapshot(self) -> TrainState:
-        return self.state.snapshot(self.ledger.seconds(), self.checks.bad_steps)
+        ledger = self.ledger.seconds()
+        return self.state.snapshot(
+            ledger, self.planner.device_seconds(ledger), self.checks.bad_steps
+        )
 
     def commit(self) -> None:
         """Saves and waits until the commit is real."""
@@ -463,6 +491,7 @@ class Trainer:
                     self.metrics.checkpoints.failed()
                 continue
             self.ledger.committed(outcome.step)
+            self.planner.committed(outcome.staging_seconds + outcome.write_seconds)
             reference = self.checkpointer.reference
             assert reference is not None  # the commit just made
             self.standing.checkpoint = reference

@@ -331,6 +331,48 @@ class Export(Storage):
     )
 
 
+Money = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", max_length=16)]
+
+
+class Budget(ApiModel):
+    """What the whole run may use. Stages with shares are planned to fit: training, the last
+    checkpoint, export and evaluation end inside it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.maxCost) || has(self.gpuHourPrice)",
+                "budget.maxCost needs budget.gpuHourPrice: the price of one GPU for an hour",
+            ),
+            (
+                "!has(self.duration) || duration(self.duration) > duration('0s')",
+                "budget.duration must be longer than 0s",
+            ),
+            (
+                "!has(self.gpuHourPrice) || double(self.gpuHourPrice) > 0.0",
+                "budget.gpuHourPrice must be more than 0; leave it out where GPUs cost nothing",
+            ),
+            (
+                "!has(self.maxCost) || double(self.maxCost) > 0.0",
+                "budget.maxCost must be more than 0",
+            ),
+        )
+    )
+
+    duration: Duration | None = Field(
+        default=None,
+        description="Time holding GPUs, over all attempts, such as 24h; queueing and suspension do "
+        "not count.",
+    )
+    gpu_hour_price: Money | None = Field(
+        default=None, description='Of one GPU for an hour, such as "2.00".'
+    )
+    max_cost: Money | None = Field(
+        default=None,
+        description='Most money for GPUs, such as "1500"; of it and duration the tighter wins.',
+    )
+
+
 class FailurePolicy(ApiModel):
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=5,
@@ -343,6 +385,13 @@ class TrainingRunSpec(ApiModel):
     suspend: bool = Field(
         default=False,
         description="true checkpoints and releases the workers; false goes on from there.",
+    )
+    budget: Budget = Field(default=Budget(), description="What the whole run may use.")
+    deadline: str | None = Field(
+        default=None,
+        json_schema_extra={"format": "date-time"},
+        description="When the run must be over, export included: RFC 3339, such as "
+        '"2026-12-01T08:00:00Z".',
     )
     workers: Workers
     data: Data

@@ -13,6 +13,7 @@ from daybreak_operator.children.overlay import overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
 from daybreak_trainer.contract import (
+    BudgetSettings,
     ComputeSettings,
     EvaluationSettings,
     ExtractorSettings,
@@ -117,6 +118,8 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
         evaluation=_evaluation(spec.evaluation),
         export_url=_url("export", spec.export.storage) if spec.export else None,
         export_dtype=spec.export.dtype if spec.export else "fp32",
+        budget=budget(run),
+        deadline=spec.deadline,
         grace_seconds=seconds(spec.termination_grace_period),
     )
 
@@ -131,6 +134,16 @@ def _evaluation(spec: EvaluationSpec) -> EvaluationSettings:
         interval_steps=interval.steps,
         validation_samples=spec.validation_samples,
         extractors=ExtractorSettings(**spec.extractors.model_dump()),
+    )
+
+
+def budget(run: TrainingRun) -> BudgetSettings:
+    """What the run may use, in the trainer's units."""
+    given = run.spec.budget
+    return BudgetSettings(
+        duration_seconds=seconds(given.duration) if given.duration else None,
+        gpu_hour_price=float(given.gpu_hour_price) if given.gpu_hour_price else None,
+        max_cost=float(given.max_cost) if given.max_cost else None,
     )
 
 

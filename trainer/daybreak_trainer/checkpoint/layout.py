@@ -148,6 +148,9 @@ class TrainState(Message):
     ledger: dict[str, float] = Field(
         default_factory=dict, description="Seconds by cause over the whole run (telemetry.ledger)."
     )
+    device_seconds: float = Field(
+        default=0.0, description="The ledger's time, times how many devices were held."
+    )
     restarts: dict[str, int] = Field(
         default_factory=dict, description="Restarts inside pods over the whole run, by cause."
     )

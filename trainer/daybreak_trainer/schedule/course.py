@@ -34,6 +34,8 @@ class Course:
     """Step at which each stage ends; a stage without steps ends where the one before it does."""
     cooldown: tuple[tuple[float, float], ...]
     """(steps done, progress), rising, from progress 0 to 1; empty without a cooldown."""
+    images_per_second: tuple[float, ...] = ()
+    """Of each stage, where that was decided on."""
 
     @classmethod
     def of(cls, recipe: Recipe, decisions: Sequence[Decision] = ()) -> Course:
@@ -66,7 +68,7 @@ class Course:
             )
         else:
             knots = ()
-        return Course(self.recipe, decision.stage_ends, knots)
+        return Course(self.recipe, decision.stage_ends, knots, decision.images_per_second)
 
     @property
     def is_open(self) -> bool:
@@ -105,6 +107,20 @@ class Course:
             max(0, min(step, end) - self.begin(index)) * stage.batch_size
             for index, (stage, end) in enumerate(zip(self.recipe.stages, self.ends, strict=True))
         )
+
+    def seconds_left(self, step: int, images_per_second: float) -> float | None:
+        """Training time from `step` on, at this speed now; None before the end is decided."""
+        if self.is_open:
+            return None
+        current = self.index_at(step)
+        speeds = self.images_per_second or (1.0,) * len(self.ends)
+        ahead = sum(
+            max(0, end - max(step, self.begin(index))) * stage.batch_size / speed
+            for index, (stage, end, speed) in enumerate(
+                zip(self.recipe.stages, self.ends, speeds, strict=True)
+            )
+        )
+        return ahead * speeds[current] / images_per_second
 
     def progress(self, step: float) -> float:
         """Of the cooldown when `step` steps are done: 0 before it, 1 behind the last step."""

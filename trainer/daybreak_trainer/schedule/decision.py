@@ -12,11 +12,12 @@ class Decision(Message):
     decisions in its checkpoint, so every rank and every attempt has one course."""
 
     step: int = Field(ge=0, description="Optimizer steps done when it was made.")
-    reason: str = Field(description="Why then: measured, resumed, periodic, stage.")
+    reason: str = Field(description="Why then: stage, resumed or periodic.")
     stage_ends: tuple[int, ...] = Field(
         min_length=1, description="Step at which each stage of the recipe ends."
     )
     cooldown_begin: float = Field(description="Step from which the learning rate falls.")
+    next_step: int = Field(default=0, description="Step after which to decide again.")
     images_per_second: tuple[float, ...] = Field(
         default=(), description="Of each stage, over all ranks: what the plan counts on."
     )

@@ -19,6 +19,7 @@ from daybreak_trainer.telemetry.metrics.evaluation import EvaluationMetrics
 from daybreak_trainer.telemetry.metrics.goodput import GoodputMetrics
 from daybreak_trainer.telemetry.metrics.health import HealthMetrics
 from daybreak_trainer.telemetry.metrics.loader import LoaderMetrics
+from daybreak_trainer.telemetry.metrics.plan import PlanMetrics
 from daybreak_trainer.telemetry.metrics.progress import ProgressMetrics
 from daybreak_trainer.telemetry.metrics.speed import SpeedMetrics
 
@@ -34,6 +35,7 @@ class TrainMetrics:
         self.health = HealthMetrics()
         self.goodput = GoodputMetrics()
         self.evaluations = EvaluationMetrics()
+        self.plan = PlanMetrics()
 
     def run(
         self,

@@ -1,0 +1,139 @@
+"""Whole runs in simulated time, decided by the code that decides real ones: whatever the speed
+does, a run ends inside its budget, uses it, and cools down to its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daybreak_trainer.contract import BudgetSettings
+from daybreak_trainer.plan.decide import believed, decide, due
+from daybreak_trainer.plan.limits import Limits, Spent
+from daybreak_trainer.recipe import Recipe, resolve
+from daybreak_trainer.schedule.course import Course
+from daybreak_trainer.schedule.decision import Decision
+
+BUDGET, ENDING = 20_000.0, 100.0
+
+
+def recipe(shares: list[float], cooldown: float) -> Recipe:
+    return resolve(
+        {
+            "preset": "smoke",
+            "stages": [{"resolution": 16, "batchSize": 8, "share": share} for share in shares],
+            "schedule": {"warmupSteps": 0, "cooldownShare": cooldown},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """What happens to a run; times are shares of the budget."""
+
+    step_seconds: tuple[float, ...]
+    """Of each stage, on one device."""
+    work: tuple[float, ...]
+    """What formulas say of it, rightly or not."""
+    noise: tuple[float, ...]
+    """Factors on the time of steps, in turn."""
+    interruptions: tuple[tuple[float, float, int], ...] = ()
+    """(when, time lost, devices from then on)."""
+    slow_from: float = 1.0
+    slow_by: float = 1.0
+
+
+def simulate(planned: Recipe, world: World) -> tuple[Course, list[Decision], float]:
+    """The course that was trained, the decisions, and the time it took without the ending."""
+    limits = Limits(BudgetSettings(duration_seconds=BUDGET))
+    course, decisions = Course.of(planned), list[Decision]()
+    now, step, began, devices = 0.0, 0, 0, 1
+    mark, marked = 0.0, 0
+    upcoming = list(world.interruptions)
+    while step < course.total_steps:
+        if upcoming and now >= upcoming[0][0] * BUDGET:
+            _, lost, devices = upcoming.pop(0)
+            now, began = now + lost * BUDGET, step
+            mark, marked = now, step
+        stage = course.index_at(step)
+        slow = world.slow_by if now >= world.slow_from * BUDGET else 1.0
+        noise = world.noise[step % len(world.noise)]
+        now += world.step_seconds[stage] * noise * slow / devices
+        step += 1
+        if step == course.ends[stage]:
+            mark, marked = now, step
+            continue
+        if (reason := due(course, decisions, step, began)) is not None:
+            speed = (step - marked) * 8 / (now - mark)
+            left = limits.seconds(Spent(now, now, now), 1)
+            assert left is not None
+            speeds = believed(course, decisions, step, speed, world.work)
+            decision = decide(course, step, left - ENDING, speeds, reason)
+            decisions.append(decision)
+            course = course.after(decision)
+            assert course == Course.of(planned, decisions)
+            mark, marked = now, step
+    return course, decisions, now
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Recipe, World]:
+    number = draw(st.integers(1, 3))
+    weights = draw(st.lists(st.floats(0.2, 1.0), min_size=number, max_size=number))
+    shares = [weight / sum(weights) for weight in weights]
+    times = draw(st.lists(st.floats(2.0, 20.0), min_size=number, max_size=number))
+    wrong = draw(st.lists(st.floats(0.5, 2.0), min_size=number, max_size=number))
+    places = sorted(draw(st.lists(st.floats(0.05, 0.85), max_size=3)))
+    return recipe(shares, draw(st.floats(0.05, 0.4))), World(
+        step_seconds=tuple(times),
+        work=tuple(time * factor for time, factor in zip(times, wrong, strict=True)),
+        noise=tuple(draw(st.lists(st.floats(0.8, 1.3), min_size=1, max_size=7))),
+        interruptions=tuple(
+            (place, draw(st.floats(0.0, 0.03)), draw(st.integers(1, 4))) for place in places
+        ),
+        slow_from=draw(st.floats(0.1, 0.9)),
+        slow_by=draw(st.floats(0.7, 1.6)),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(worlds())
+def test_a_run_ends_inside_its_budget_and_uses_it(case: tuple[Recipe, World]) -> None:
+    """At least 97 % of it, with the ending; the cooldown is complete, and the rate never jumps up
+    or falls faster than a cooldown of its own length would."""
+    course, decisions, seconds = simulate(*case)
+    assert 0.97 * BUDGET <= seconds + ENDING <= BUDGET
+    total = course.total_steps
+    assert course.progress(total) < 1.0 == course.progress(total + 1)
+    factors = [course.factor(step) for step in range(total)]
+    begin = course.cooldown[0][0]
+    steepest = max(
+        (high - low) / (end - start) for (start, low), (end, high) in pairwise(course.cooldown)
+    )
+    assert begin < total
+    assert all(0 <= before - after <= sqrt(steepest) + 1e-9 for before, after in pairwise(factors))
+    assert len(decisions) < 150
+
+
+def test_stages_get_their_shares_and_the_cooldown_its_own() -> None:
+    """At a steady speed: three quarters and a quarter of the time, whatever a step costs."""
+    world = World(step_seconds=(2.0, 8.0), work=(1.0, 2.0), noise=(1.0,))
+    course, _, _ = simulate(recipe([0.75, 0.25], 0.2), world)
+    first, second = course.steps(0) * 2.0, course.steps(1) * 8.0
+    assert first / (first + second) == pytest.approx(0.75, abs=0.03)
+    cooldown = (course.total_steps - course.cooldown[0][0]) * 8.0
+    assert cooldown / (first + second) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_tightest_limit_wins() -> None:
+    """Time, money and the wall clock, each as seconds from now for so many devices."""
+    budget = BudgetSettings(duration_seconds=7200, gpu_hour_price=2.0, max_cost=20.0)
+    spent = Spent(held_seconds=600, device_seconds=4800, unix_time=1000.0)
+    assert Limits(budget).seconds(spent, 8) == (10 * 3600 - 4800) / 8
+    assert Limits(budget).seconds(spent, 4) == 6600
+    assert Limits.of(budget, "1970-01-01T00:20:00Z").seconds(spent, 4) == 200
+    assert Limits(BudgetSettings()).seconds(spent, 4) is None

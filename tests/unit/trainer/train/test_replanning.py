@@ -1,0 +1,60 @@
+"""A run that plans itself: what is decided is decided for all ranks, kept in checkpoints, and gone
+on from. Real ranks over gloo; budgets are so large or so small that no clock matters."""
+
+from __future__ import annotations
+
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from rank_runs import Bench
+
+from daybreak_trainer.contract import BudgetSettings, ExitCode
+from daybreak_trainer.plan.decide import MEASURED_STEPS
+from daybreak_trainer.prepare.prepare import prepare
+from daybreak_trainer.recipe import resolve
+from daybreak_trainer.schedule.course import Course
+
+RECIPE = resolve(
+    {
+        "preset": "smoke",
+        "stages": [
+            {"resolution": 16, "share": 0.5, "batchSize": 4},
+            {"resolution": 16, "share": 0.5, "batchSize": 2},
+        ],
+        "schedule": {"warmupSteps": 2},
+    }
+)
+
+
+def test_decisions_are_followed_by_what_goes_on_from_them(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """The first one is made when a stage was measured, the next one when its speed on another
+    number of ranks is. There the budget is spent: the run ends, is committed and exported."""
+    prepare("digits", tmp_path / "dataset", count=40)
+    bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, RECIPE)
+    ample, spent = BudgetSettings(duration_seconds=1e7), BudgetSettings(duration_seconds=1e-3)
+    stop_at = MEASURED_STEPS + 2
+    assert bench.attempt(1, 2, stop_at, budget=ample) == [ExitCode.CHECKPOINTED] * 2
+    state = bench.commit(1).state
+    assert [(d.step, d.reason) for d in state.decisions] == [(MEASURED_STEPS, "stage")]
+    first = state.decisions[0]
+    assert MEASURED_STEPS < first.stage_ends[0] < first.stage_ends[1]
+    assert state.device_seconds > sum(state.ledger.values()) > 0
+    assert bench.attempt(2, 1, budget=spent) == [ExitCode.DONE]
+    end, resumed = bench.commit(2).state, state.step + MEASURED_STEPS
+    assert end.decisions[0] == first
+    assert [(d.step, d.reason) for d in end.decisions[1:]] == [(resumed, "resumed")]
+    assert end.step == resumed == Course.of(RECIPE, end.decisions).total_steps
+    assert [line.size for line in bench.journal(2)] == [4] * resumed
+    assert (tmp_path / "run" / "models").is_dir()
+
+
+def test_shares_without_a_budget_are_refused(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """Before anything is trained, with what to add."""
+    prepare("digits", tmp_path / "dataset", count=8)
+    bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, RECIPE)
+    assert bench.attempt(1, 1) == [ExitCode.BAD_RECIPE]
+    assert "set spec.budget.duration, spec.budget.maxCost or spec.deadline" in bench.said(1, 0)

@@ -1,0 +1,130 @@
+"""Lays out what is left of a run whose stages have shares of its training time.
+
+Time is counted at the speed of today: a step that was taken on four times as many devices counts
+with what it would take now. So a share is one of the work, a run that is resized in the middle
+keeps its proportions, and what was lost to interruptions is missed by all stages alike.
+
+Decisions are made after the first steps of a stage and of an attempt, and then at distances that
+shrink with the time that is left, so an error of the speed shrinks with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+
+from daybreak_trainer.schedule.course import Course
+from daybreak_trainer.schedule.decision import Decision
+
+MEASURED_STEPS = 20
+"""Of a stage, or of an attempt, before its speed is believed."""
+WARM_STEPS = 5
+"""Of them, those that are not measured: caches fill, clocks rise."""
+_PERIOD = 0.02
+"""Of the whole time, between two decisions; and at the end, this part of what is left:"""
+_OF_THE_REST = 1 / 3
+_LEAST_STEPS = 2
+_SPARE_STEPS = 4
+"""Of the slowest stage, left over: the last steps may take longer than those before them."""
+
+
+def due(course: Course, decisions: Sequence[Decision], step: int, began: int) -> str | None:
+    """Why to decide when `step` steps are done, if that is to be; `began` is the step at which this
+    attempt began. A function of what all ranks know."""
+    begin = course.begin(course.index_at(step))
+    since = max(begin, began)
+    if step - since < MEASURED_STEPS:
+        return None
+    if step - since == MEASURED_STEPS:
+        return "stage" if begin >= began else "resumed"
+    return "periodic" if not decisions or step >= decisions[-1].next_step else None
+
+
+def believed(
+    course: Course,
+    decisions: Sequence[Decision],
+    step: int,
+    measured: float,
+    work: Sequence[float],
+) -> tuple[float, ...]:
+    """Images/s of every stage, over all ranks, after `measured` in the stage that `step` belongs
+    to. A stage that was not measured yet is held to be as much slower as it has more `work` (FLOPs)
+    an image."""
+    stage = course.index_at(step)
+    if not decisions:
+        return tuple(measured * work[stage] / other for other in work)
+    last = decisions[-1]
+    ratio = measured / last.images_per_second[stage]
+    same = course.index_at(last.step) == stage  # then it is the devices that changed
+    return tuple(
+        measured if number == stage else speed * (ratio if same or number > stage else 1.0)
+        for number, speed in enumerate(last.images_per_second)
+    )
+
+
+def decide(
+    course: Course, step: int, seconds: float, images_per_second: Sequence[float], reason: str
+) -> Decision:
+    """The course from `step` on, when there are `seconds` to train and stages have these speeds.
+    The cooldown gets its share of all the time, and what is left where that is less; one that has
+    begun goes on to the new end."""
+    recipe, current = course.recipe, course.index_at(step)
+    a_step = [
+        stage.batch_size / speed
+        for stage, speed in zip(recipe.stages, images_per_second, strict=True)
+    ]
+    left = max(0.0, seconds - _SPARE_STEPS * max(a_step))
+    done = [
+        max(0, min(step, end) - course.begin(index)) * a_step[index]
+        for index, end in enumerate(course.ends)
+    ]
+    whole = sum(done) + left
+    ends = _ends(course, step, _wanted(course, current, done, whole, left), a_step)
+    begin = _seconds_before_end(ends, step, a_step, recipe.schedule.cooldown_share * whole)
+    period = min(_PERIOD * whole, _OF_THE_REST * left)
+    return Decision(
+        step=step,
+        reason=reason,
+        stage_ends=tuple(ends),
+        cooldown_begin=begin,
+        next_step=step + max(_LEAST_STEPS, floor(period / a_step[current])),
+        images_per_second=tuple(images_per_second),
+    )
+
+
+def _wanted(
+    course: Course, current: int, done: Sequence[float], whole: float, left: float
+) -> list[float]:
+    """Seconds of each stage from now on; together what is left."""
+    wanted = [
+        max(0.0, (stage.share or 0.0) * whole - done[index]) if index >= current else 0.0
+        for index, stage in enumerate(course.recipe.stages)
+    ]
+    if not (total := sum(wanted)):
+        wanted[-1], total = 1.0, 1.0
+    return [left * seconds / total for seconds in wanted]
+
+
+def _ends(course: Course, step: int, wanted: Sequence[float], a_step: Sequence[float]) -> list[int]:
+    """In whole steps; what a stage cannot use of a step's time goes to the next one."""
+    current, at, spare = course.index_at(step), step, 0.0
+    ends = list(course.ends[:current])
+    for seconds, each in zip(wanted[current:], a_step[current:], strict=True):
+        steps = floor((seconds + spare) / each)
+        spare += seconds - steps * each
+        at += steps
+        ends.append(at)
+    return ends
+
+
+def _seconds_before_end(
+    ends: Sequence[int], step: int, a_step: Sequence[float], seconds: float
+) -> float:
+    """The step that is so many seconds before the last, and not before `step`."""
+    for index in reversed(range(len(ends))):
+        begin = max(step, ends[index - 1] if index else 0)
+        length = max(0, ends[index] - begin) * a_step[index]
+        if seconds <= length:
+            return ends[index] - seconds / a_step[index]
+        seconds -= length
+    return float(step)

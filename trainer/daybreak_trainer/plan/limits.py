@@ -1,0 +1,62 @@
+"""What bounds a run: time holding devices, money, and the clock on the wall. The tightest wins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from daybreak_trainer.contract import BudgetSettings
+from daybreak_trainer.recipe import Recipe, RecipeError
+
+SECONDS_PER_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has used so far."""
+
+    held_seconds: float
+    """Time in which it held devices."""
+    device_seconds: float
+    """The same, times how many it held."""
+    unix_time: float
+    """Now."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    budget: BudgetSettings
+    deadline_unix_time: float | None = None
+
+    @classmethod
+    def of(cls, budget: BudgetSettings, deadline: str | None) -> Limits:
+        """`deadline` is RFC 3339."""
+        return cls(budget, datetime.fromisoformat(deadline).timestamp() if deadline else None)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.seconds(Spent(0.0, 0.0, 0.0), 1) is not None
+
+    def seconds(self, spent: Spent, devices: int) -> float | None:
+        """Seconds for which `devices` may be held from now on, all ending included; may be below
+        zero. None where nothing is limited."""
+        left: list[float] = []
+        budget = self.budget
+        if budget.duration_seconds is not None:
+            left.append(budget.duration_seconds - spent.held_seconds)
+        if budget.max_cost is not None and budget.gpu_hour_price is not None:
+            affordable = budget.max_cost / budget.gpu_hour_price * SECONDS_PER_HOUR
+            left.append((affordable - spent.device_seconds) / devices)
+        if self.deadline_unix_time is not None:
+            left.append(self.deadline_unix_time - spent.unix_time)
+        return min(left) if left else None
+
+
+def refuse_without_limits(recipe: Recipe, limits: Limits) -> None:
+    """Raises RecipeError: stages have shares, and nothing says of what."""
+    if not recipe.is_fixed and not limits.any:
+        raise RecipeError(
+            "recipe.stages have shares of the run's time, and nothing says how long that is: set "
+            "spec.budget.duration, spec.budget.maxCost or spec.deadline, or give each stage steps"
+        )
