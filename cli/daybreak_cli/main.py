@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from daybreak_cli import checkpoints
+from daybreak_cli import checkpoints, recipes
 from daybreak_cli.errors import CommandError, said_plainly
 
 app = typer.Typer(
@@ -36,6 +36,8 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(recipes.app, name="recipe")
+app.command("plan")(recipes.plan)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,77 @@
+"""Recipes and plans from the command line: what fits is printed, what does not is refused with the
+field and the remedy, and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from daybreak_cli.main import app
+
+RUN: dict[str, Any] = {
+    "apiVersion": "daybreak.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "metadata": {"name": "x"},
+    "spec": {
+        "budget": {"duration": "24h", "gpuHourPrice": "2.00"},
+        "workers": {"image": "i", "nodes": 4, "resources": {"limits": {"nvidia.com/gpu": 8}}},
+        "data": {"streams": [{"url": "s3://x"}]},
+        "recipe": {"preset": "prx-24h"},
+        "checkpoint": {"storage": "s3://y"},
+    },
+}
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def file(folder: Path, **spec: Any) -> str:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**RUN, "spec": {**RUN["spec"], **spec}}))
+    return str(path)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_prx_24h_comes_to_what_its_fleet_costs_in_a_day(nodes: int, tmp_path: Path) -> None:
+    """At 41 images/s a GPU at 512 px and a quarter of that at 1024: on 8, 16 and 32 GPUs all of the
+    budget but what start and end take is trained, in the shares of the recipe."""
+    gpus = 8 * nodes
+    path = file(tmp_path, workers={**RUN["spec"]["workers"], "nodes": nodes})
+    speeds = f"512={45 * gpus},1024={11 * gpus}"
+    found = json.loads(run("plan", path, "--images-per-second", speeds, "--json"))
+    first, second = found["stages"]
+    assert found["devices"] == gpus
+    hours = first["seconds"] / 3600 + second["seconds"] / 3600
+    assert 23.7 < hours < 24 - 600 / 3600 + 0.01
+    assert first["seconds"] / (hours * 3600) == pytest.approx(0.85, abs=0.01)
+    assert first["cost"] + second["cost"] == pytest.approx(hours * gpus * 2.0)
+    assert first["steps"] == first["samples"] // 1024
+
+
+def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
+    """Fixed steps beyond the budget, shares without one, and a budget that is gone at once."""
+    stages = [{"resolution": 512, "steps": 10**6, "batchSize": 1024}]
+    path = file(tmp_path, recipe={"preset": "prx-24h", "stages": stages})
+    assert "devices, or stages shares" in run("plan", path, "--images-per-second", "512=9", code=2)
+    path = file(tmp_path, budget={"duration": "5m"})
+    assert "raise spec.budget" in run("plan", path, "--images-per-second", "512=9,1024=3", code=2)
+    path = file(tmp_path, budget={})
+    assert "set spec.budget.duration" in run("recipe", "validate", path, code=2)
+
+
+def test_recipes_are_shown_compared_and_checked(tmp_path: Path) -> None:
+    """A preset or a file; a wrong field is named."""
+    assert yaml.safe_load(run("recipe", "show", "smoke"))["denoiser"]["hiddenSize"] == 32
+    assert "denoiser.hiddenSize" in run("recipe", "diff", "smoke", "digits")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("preset: smoke\noptimizer: {learningrate: 1}\n")
+    assert "recipe.optimizer.learningrate" in run("recipe", "validate", str(wrong), code=2)
+    assert "is no preset" in run("recipe", "show", "smok", code=2)
