@@ -275,12 +275,14 @@ class Engine:
         log_backend(call, self.rank.device, self.dtype)
 
     def stage_work(self) -> list[float]:
-        """FLOPs of training on an image of each stage, at its largest bucket."""
-        largest = [
-            max(map(corpus.size, corpus.buckets), key=lambda size: size[0] * size[1])
-            for corpus in self.stages
-        ]
-        return [self.sample_flops(*size).model for size in largest]
+        """FLOPs of training on an image of each stage, at its largest bucket. Leaves the step in
+        the last stage."""
+        work = []
+        for number, corpus in enumerate(self.stages):
+            self.step.enter(number)
+            largest = max(map(corpus.size, corpus.buckets), key=lambda size: size[0] * size[1])
+            work.append(self.sample_flops(*largest).model)
+        return work
 
     def sample_flops(self, height: int, width: int) -> SampleFlops:
         """Of a sample of this size in the step's stage; a frozen encoder's are counted by running

@@ -50,6 +50,7 @@ class Meters:
 
     def pause(self) -> None:
         """What comes next is measured afresh: training stood still."""
+        self._flops.clear()  # another stage may have other tricks
         self._meter.pause()
         self._timer.begin()
         self._work.seconds(0.0, 0.0)  # what this rank did meanwhile is no step's
