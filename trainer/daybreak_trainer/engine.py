@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -28,17 +30,20 @@ from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.embeddings import null_text
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.data.validation import ValidationBatch, read_validation
-from daybreak_trainer.models import autoencoder, flops, text_to_image
+from daybreak_trainer.models import autoencoder, flops, text_report, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
-from daybreak_trainer.models.text import encode
+from daybreak_trainer.models.text import check_encoder
+from daybreak_trainer.models.text_report import CaptionLengths
 from daybreak_trainer.objectives import losses
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel import microbatch
 from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
@@ -76,10 +81,8 @@ class Engine:
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
         seers = losses.load(self.recipe.objective, rank.device)
-        model, self.text = text_to_image.build(
-            self.recipe, list(self.corpus.vocabulary), seers.width
-        )
-        self.text.encoder.to(rank.device)
+        model, self.text = text_to_image.build(self.recipe, self.corpus.vocabulary, seers.width)
+        self._place_text_encoder()
         self.model = model.to(rank.device)
         mesh = mesh_of(rank, compute)
         shard(self.model, self.model.units, mesh, self.dtype, compute)
@@ -99,6 +102,7 @@ class Engine:
             before_update=before_update,
             phases=phases,
             seers=seers,
+            null_text=self._null_text(),
         )
         run = settings.run
         self.storage = Storage(run.checkpoint_url, settings.storage_options("checkpoint"))
@@ -111,6 +115,25 @@ class Engine:
             # A rank that waits for a save must not look hung.
             timeout_seconds=min(_SAVE_SECONDS, _OF_THE_CLOCK * run.health.progress_seconds),
         )
+
+    def _place_text_encoder(self) -> None:
+        """A frozen one computes in the step's precision. Where its embeddings were made before, it
+        is kept for the export alone, and takes no room on the device."""
+        if self.recipe.text.precomputed:
+            return
+        kind = None if self.text.trained else self.dtype
+        self.text.encoder.to(self.rank.device, kind)
+
+    def _null_text(self) -> Tensor | None:
+        """The empty prompt's embedding that came with the data.
+
+        Raises:
+            DatasetError: the data's embeddings are not of the recipe's encoder.
+        """
+        if (described := self.corpus.embeddings) is None:
+            return None
+        check_encoder(described, self.text)
+        return null_text(described)
 
     # --- data -----------------------------------------------------------------------------------
 
@@ -127,6 +150,8 @@ class Engine:
             policy,
             columns=clean.columns(self.recipe, compared=bool(evaluation.extractors.given)),
             validation_samples=evaluation.validation_samples,
+            captions=self.recipe.caption_columns,
+            embeddings=self.recipe.text.precomputed,
         )
         if self.autoencoder is not None:
             clean.check(self.recipe, corpus, self.autoencoder.space)
@@ -171,7 +196,8 @@ class Engine:
         run, rank = self.settings.run, self.rank
         cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
         index = course.index_at(state.step)
-        size = self.recipe.stages[index].batch_size
+        stage = self.recipe.stages[index]
+        size, captions = stage.batch_size, stage.captions or self.recipe.text.captions
         # Where the end is not fixed it may come later than is decided now: the trainer closes the
         # loader at the end, and no sample is lost, for positions travel with batches.
         steps = (
@@ -179,7 +205,7 @@ class Engine:
             if self.recipe.is_fixed
             else itertools.count(state.step)
         )
-        plans = (StepPlan(step, size) for step in steps)
+        plans = (StepPlan(step, size, captions) for step in steps)
         corpus = self.stages[index]
         return Loader(
             corpus,
@@ -248,9 +274,10 @@ class Engine:
         hears how many shapes are done."""
         run, recipe = self.settings.run, self.recipe
         shapes = [
-            Shape(*corpus.size(bucket), stage.batch_size, number)
+            Shape(*corpus.size(bucket), stage.batch_size, number, tokens)
             for number, (stage, corpus) in enumerate(zip(recipe.stages, self.stages, strict=True))
             for bucket in corpus.buckets
+            for tokens in self.text.padding.lengths
         ]
         if self.rank.is_first:
             largest = max(shapes, key=lambda shape: shape.height * shape.width)
@@ -284,23 +311,38 @@ class Engine:
             work.append(self.sample_flops(*largest).model)
         return work
 
+    @cached_property
+    def caption_lengths(self) -> CaptionLengths | None:
+        """As the data's cards tell them; None where they do not."""
+        largest = max(stage.batch_size for stage in self.recipe.stages)
+        rows = microbatch.plan(
+            largest, self.rank.world, self.settings.run.compute.device_batch_size
+        ).rows
+        return text_report.lengths(
+            self.recipe.text, self.text, self.corpus.caption_sample, rows, self.recipe.seed
+        )
+
     def sample_flops(self, height: int, width: int) -> SampleFlops:
-        """Of a sample of this size in the step's stage; a frozen encoder's are counted by running
-        it once."""
-        frozen = 0.0
-        if not self.text.trained:
-            ids, mask = self.text.tokenize([""], self.rank.device)
-            with torch.no_grad():
-                frozen = flops.counted(lambda: encode(self.text.encoder, ids, mask))
+        """Of a sample of this size in the step's stage, its caption padded as captions are on
+        average; a frozen encoder's are counted by running it once."""
+        lengths = self.caption_lengths
+        tokens = self.recipe.text.max_tokens if lengths is None else round(lengths.padded)
         return flops.per_sample(
             self.recipe,
             height=height,
             width=width,
             text_width=self.text.hidden_size,
-            frozen_text=frozen,
+            frozen_text=self._frozen_text_flops(tokens),
+            text_tokens=tokens,
             tricks=self.step.tricks,
             teacher_width=self.model.teacher_width,
         )
+
+    def _frozen_text_flops(self, tokens: int) -> float:
+        if self.text.trained or self.recipe.text.precomputed:
+            return 0.0
+        ids = torch.zeros(1, tokens, dtype=torch.int64, device=self.rank.device)
+        return flops.counted(lambda: self.text.encode(ids, torch.ones_like(ids, dtype=torch.bool)))
 
 
 def _threads(rank: Rank) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from daybreak_trainer.checkpoint.saves import Outcome
 from daybreak_trainer.data.batch import Batch
+from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.health import self_test
 from daybreak_trainer.health.grace import grace_is_short
@@ -47,6 +48,8 @@ class Meters:
         self._said_short = False
         self.last: StepTimes | None = None
         """The newest step whose times are known."""
+        if self._rank.is_first:
+            self._describe_text()
 
     def pause(self) -> None:
         """What comes next is measured afresh: training stood still."""
@@ -116,6 +119,30 @@ class Meters:
             gradient_norm=agreed.gradient_norm,
             images_per_second=speed.images_per_second if speed is not None else None,
             times=self.last,
+        )
+
+    def _describe_text(self) -> None:
+        """What captions are like and cost, before the first step."""
+        engine = self._engine
+        text, lengths = engine.recipe.text, engine.caption_lengths
+        share = self._sample_flops(bucket_size(next(iter(engine.corpus.buckets)))).text_share
+        self._metrics.speed.text(
+            tokens=lengths.mean if lengths is not None else None,
+            cut_ratio=lengths.cut_share if lengths is not None else None,
+            flops_ratio=share,
+        )
+        log.event(
+            "text_described",
+            encoder=text.path or text.kind,
+            precomputed=text.precomputed,
+            width=engine.text.hidden_size,
+            vocabulary=len(engine.text.tokenizer),
+            max_tokens=text.max_tokens,
+            padded_lengths=list(engine.text.padding.lengths),
+            tokens_per_caption=round(lengths.mean, 2) if lengths is not None else None,
+            padded_tokens_per_caption=round(lengths.padded, 2) if lengths is not None else None,
+            captions_cut_ratio=round(lengths.cut_share, 4) if lengths is not None else None,
+            text_flops_ratio=round(share, 4),
         )
 
     def _sample_flops(self, bucket: tuple[int, int]) -> SampleFlops:

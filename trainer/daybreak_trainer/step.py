@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from daybreak_trainer.clean import CleanReader
-from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.objectives import draws as chance
 from daybreak_trainer.objectives import flow, losses
@@ -29,6 +29,7 @@ from daybreak_trainer.parallel import microbatch
 from daybreak_trainer.parallel.agreement import StepNumbers
 from daybreak_trainer.parallel.microbatch import Pass, PassPlan
 from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.prompts import PromptReader, Prompts
 from daybreak_trainer.recipe import Recipe
 
 _NOBODY = Seers()
@@ -68,24 +69,6 @@ class Untimed:
         return nullcontext()
 
 
-@dataclass(frozen=True)
-class _Captions:
-    """Token ids and masks `(batch, tokens)`, and those of the empty prompt `(1, tokens)`."""
-
-    ids: Tensor
-    mask: Tensor
-    empty_ids: Tensor
-    empty_mask: Tensor
-
-    def rows(self, part: Pass, dropped: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a pass; `dropped` `(rows,)` become the empty prompt."""
-        drop = dropped[:, None]
-        return (
-            torch.where(drop, self.empty_ids, _rows(self.ids, part)),
-            torch.where(drop, self.empty_mask, _rows(self.mask, part)),
-        )
-
-
 class TrainStep:
     """`model` is the sharded `TextToImage`; `before_update` is called once a step, when the
     gradients are there and before weights, optimizer state or average change."""
@@ -105,9 +88,12 @@ class TrainStep:
         before_update: Callable[[], None] = lambda: None,
         phases: Phases | None = None,
         seers: Seers = _NOBODY,
+        null_text: Tensor | None = None,
     ) -> None:
-        """`seers` are what the recipe's objective needs (`losses.load`)."""
-        self._recipe, self._model, self._text = recipe, model, text
+        """`seers` are what the recipe's objective needs (`losses.load`); `null_text` as
+        `PromptReader` has it."""
+        self._recipe, self._model = recipe, model
+        self._prompts = PromptReader(recipe.text, text, rank.device, dtype, null_text)
         self._optimizers, self._ema = optimizers, ema
         self._rank, self._dtype, self._clean = rank, dtype, clean
         self._device_batch_size = device_batch_size
@@ -134,12 +120,12 @@ class TrainStep:
         """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer
         state and average. Where loss or gradient of any rank is not finite, none of these change on
         any rank."""
-        with self._phases.phase("transfer"):
-            tensors = self._on_device(batch.tensors)
-            captions = self._captions(batch.captions)
         plan = microbatch.plan(batch.global_size, self._rank.world, self._device_batch_size)
+        with self._phases.phase("transfer"):
+            batch, prompts = self._prompts.read(batch, plan.passes)
+            tensors = self._on_device(batch.tensors)
         with self._phases.phase("forward_backward"):
-            shares = self._forward_backward(batch, tensors, captions, plan)
+            shares = self._forward_backward(batch, tensors, prompts, plan)
         with self._phases.phase("optimizer"):
             norm = clip(self._model.parameters(), self._recipe.optimizer.clip_norm)
             finite = torch.isfinite(norm)
@@ -149,13 +135,15 @@ class TrainStep:
         loss_share = self._parts.weights @ shares
         return StepNumbers(loss_share, norm, finite, self._parts.names, shares)
 
-    def rehearse(self, height: int, width: int, global_size: int) -> None:
-        """A pass of this step's shape over nothing: compiles what the shape needs, and leaves
-        weights, optimizer and random numbers as they are. All ranks call it together."""
+    def rehearse(self, height: int, width: int, global_size: int, tokens: int) -> None:
+        """A pass of this step's shape over nothing, with captions padded to `tokens`: compiles what
+        the shape needs, and leaves weights, optimizer and random numbers as they are. All ranks
+        call it together."""
         plan = microbatch.plan(global_size, self._rank.world, self._device_batch_size)
         nothing = _Nothing(self._clean.blank(height, width), global_size)
         tensors = self._on_device(nothing.tensors)
-        self._forward_backward(nothing, tensors, self._captions(("",)), PassPlan(1, plan.rows))
+        prompts = self._prompts.nothing(tokens)
+        self._forward_backward(nothing, tensors, prompts, PassPlan(1, plan.rows))
         self._model.zero_grad(set_to_none=True)
 
     def _on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,19 +152,11 @@ class TrainStep:
 
     # --- forward and backward -------------------------------------------------------------------
 
-    def _captions(self, captions: Sequence[str]) -> _Captions:
-        ids, mask = self._text.tokenize([*captions, ""], torch.device("cpu"))
-        if self._rank.device.type == "cuda":
-            # From pinned memory alone a copy does not wait for the step before.
-            ids = ids.pin_memory().to(self._rank.device, non_blocking=True)
-            mask = mask.pin_memory().to(self._rank.device, non_blocking=True)
-        return _Captions(ids[:-1], mask[:-1], ids[-1:], mask[-1:])
-
     def _forward_backward(
         self,
         batch: StepBatch,
         tensors: Mapping[str, Tensor],
-        captions: _Captions,
+        prompts: Prompts,
         plan: PassPlan,
     ) -> Tensor:
         """This rank's share of each part of the global batch's mean loss, `(parts,)`; the gradient
@@ -189,7 +169,7 @@ class TrainStep:
             last = number == len(parts)
             model.set_requires_gradient_sync(last)
             model.set_is_last_backward(last)
-            rows = self._losses(batch, tensors, captions, part)
+            rows = self._losses(batch, tensors, prompts, part)
             shares = rows[:, : part.counted].sum(dim=1) / batch.global_size
             share = weights @ shares
             # FSDP averages gradients over ranks; the global batch's mean is the sum of the shares.
@@ -211,17 +191,17 @@ class TrainStep:
         self,
         batch: StepBatch,
         tensors: Mapping[str, Tensor],
-        captions: _Captions,
+        prompts: Prompts,
         part: Pass,
     ) -> Tensor:
         """The parts' losses of each row of a pass, `(parts, rows)`; the first `part.counted` rows
         count."""
         recipe, device = self._recipe, self._rank.device
-        rows = {name: _rows(tensor, part) for name, tensor in tensors.items()}
+        rows = {name: microbatch.rows(tensor, part) for name, tensor in tensors.items()}
         clean = self._clean.clean(rows)
         images = self._clean.images(rows, clean)
         shape = (clean.shape[1], clean.shape[2], clean.shape[3])
-        positions = batch.positions[_row_numbers(len(batch.positions), part)]
+        positions = batch.positions[microbatch.row_numbers(len(batch.positions), part)]
         draws = chance.draw(
             self._objective,
             recipe.text.caption_dropout,
@@ -232,15 +212,16 @@ class TrainStep:
             self._clean.tokens(clean),
             device,
         )
-        ids, mask = captions.rows(part, draws.drop_caption)
+        given = prompts.conditioning(part, draws.drop_caption)
         noised = flow.noised(clean, draws.noise, draws.timesteps).to(self._dtype)
-        if self._text.trained:
-            given = {"input_ids": ids}
-        else:
-            with torch.no_grad():
-                given = {"text": encode(self._text.encoder, ids, mask).to(self._dtype)}
         prediction = self._model(
-            noised, draws.timesteps, mask, **given, scores=draws.scores, tricks=self._tricks
+            noised,
+            draws.timesteps,
+            given.mask,
+            input_ids=given.input_ids,
+            text=given.text,
+            scores=draws.scores,
+            tricks=self._tricks,
         )
         return self._parts.per_sample(prediction, Sight(clean, images, part.counted), draws)
 
@@ -273,23 +254,3 @@ class _Nothing:
     @property
     def whole(self) -> range:
         return range(self.global_size)
-
-
-def _rows(values: Tensor, part: Pass) -> Tensor:
-    """A pass's rows of `(batch, ...)`: those that count, and one of them again for the others."""
-    counted = values[part.start : part.stop]
-    missing = part.rows - part.counted
-    if not missing:
-        return counted
-    filling = values[_filling(len(values), part)].unsqueeze(0)
-    return torch.cat([counted, filling.expand(missing, *values.shape[1:])])
-
-
-def _row_numbers(length: int, part: Pass) -> npt.NDArray[np.int64]:
-    """The same, as indices."""
-    filling = [_filling(length, part)] * (part.rows - part.counted)
-    return np.array([*range(part.start, part.stop), *filling], dtype=np.int64)
-
-
-def _filling(length: int, part: Pass) -> int:
-    return min(part.start, length - 1)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from daybreak_trainer.checkpoint.layout import DataPosition
+from daybreak_trainer.data.captions import ONE_CAPTION
 from daybreak_trainer.data.order import Indices
+from daybreak_trainer.recipe.text import Caption
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class StepPlan:
 
     step: int
     size: int
+    captions: tuple[Caption, ...] = ONE_CAPTION
+    """From which a sample's is drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,7 @@ class Batch:
     """`image`: uint8 `(local, 3, height, width)`; every other fixed-shape array of the dataset,
     such as `latent`: its own type, `(local, *shape)`."""
     captions: tuple[str, ...]
+    """The one that was drawn for each sample."""
     global_size: int
     own: int
     """How many of these samples count: all of them, or none. With more ranks than samples a rank
@@ -43,6 +48,10 @@ class Batch:
     after: DataPosition
     """Where the data stands once this batch was trained. It travels with the batch, so reading
     ahead can never skip samples at resume."""
+
+    text_lengths: Indices | None = None
+    """With precomputed embeddings: tokens of each, `(local,)`, on the host. The embeddings are
+    among the tensors: `text`, and of 8 bits `text_scale` too (`data.embeddings.packed`)."""
 
     @property
     def whole(self) -> range:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from daybreak_trainer.contract import Message
@@ -11,6 +13,23 @@ INDEX = "index.json"
 CARD = "dataset.json"
 SKIP = "skip.json"
 """`{"<shard's file>": [numbers of samples in it]}`: samples that are never trained on."""
+
+
+Precision = Literal["bf16", "8bit"]
+
+
+class TextEmbeddings(Message):
+    """What a dataset's card says of its embeddings."""
+
+    encoder: str
+    """Folder or repository that they were made with."""
+    checksum: str
+    """Of the encoder's weights (`models.pretrained_text.checksum`)."""
+    max_tokens: int
+    width: int
+    precision: Precision
+    captions: tuple[str, ...] = Field(description="Columns that have embeddings.")
+    null: str = Field(description="The empty prompt's, base64 of a value as in the columns.")
 
 
 class DatasetCard(Message):
@@ -34,6 +53,9 @@ class DatasetCard(Message):
     )
     latents: LatentSpace | None = Field(
         default=None, description="What made the column `latent`; absent: there is none."
+    )
+    embeddings: TextEmbeddings | None = Field(
+        default=None, description="Of the captions, where the dataset has them."
     )
     buckets: dict[str, tuple[str, ...]] | None = Field(
         default=None,

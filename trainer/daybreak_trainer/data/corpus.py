@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from daybreak_trainer.data.card import CARD, INDEX, SKIP, DatasetCard, bucket_name, bucket_size
+from daybreak_trainer.data import texts
+from daybreak_trainer.data.card import (
+    CARD,
+    INDEX,
+    SKIP,
+    DatasetCard,
+    TextEmbeddings,
+    bucket_name,
+    bucket_size,
+)
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.description import CorpusDescription, StreamDescription, digest
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.holdout import HeldOut, shares, tails
-from daybreak_trainer.data.index import ShardInfo, TensorColumn, parse_index
+from daybreak_trainer.data.index import CAPTION, ShardInfo, TensorColumn, parse_index
 from daybreak_trainer.data.order import Cell, Indices, SampleOrder
 from daybreak_trainer.data.retry import RetryPolicy, is_transient
 from daybreak_trainer.data.skip import nth_kept, parse_skips
@@ -87,10 +96,15 @@ class Corpus:
     """Of each stream."""
     resolution: int
     """Of the datasets that are drawn from, pixels."""
-    vocabulary: tuple[str, ...]
-    """Words of all captions, sorted."""
+    vocabulary: Mapping[str, int]
+    """Words of all captions, sorted, and how often each stands in them; 1 where a card does not say
+    so."""
     columns: Mapping[int, Mapping[str, tuple[TensorColumn, ...]]]
     """By resolution and bucket, what a batch holds beside captions."""
+    caption_sample: Mapping[str, tuple[str, ...]]
+    """Some captions of each column; none where the cards have none."""
+    embeddings: TextEmbeddings | None
+    """Of the captions, where they are read; all streams have the same."""
     reduction: int = 1
     """So many pixels a side are averaged to one."""
 
@@ -209,11 +223,14 @@ def open_corpus(
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
     columns: Sequence[str] | None = None,
     validation_samples: int = 0,
+    captions: Sequence[str] = (CAPTION,),
+    embeddings: bool = False,
 ) -> Corpus:
     """The corpus of these streams, at the smallest of their resolutions; shards are read when they
     are needed, with `policy`. Of what a batch can hold beside captions only `columns` is read;
     None: all there is. So many samples of each resolution, or a tenth where that is less, are held
-    out of training (`holdout`).
+    out of training (`holdout`). `captions` are the columns that captions come from, and with
+    `embeddings` their embeddings are read too.
 
     Raises:
         DatasetError: a stream cannot be opened or trained on, has not all `columns`, or two do not
@@ -223,6 +240,8 @@ def open_corpus(
     opened = [_open(stream, counters, policy) for stream in streams]
     resolutions = sorted({dataset.card.resolution for dataset in opened})
     shards = _held_out(_numbered(opened), validation_samples)
+    cards = [(dataset.store.url, dataset.card) for dataset in opened]
+    texts.check(shards, captions, embeddings)
     return Corpus(
         shards=shards,
         weights=tuple(stream.weight for stream in streams),
@@ -232,11 +251,13 @@ def open_corpus(
         ),
         cards=tuple(dataset.card for dataset in opened),
         resolution=resolutions[0],
-        vocabulary=tuple(sorted({word for d in opened for word in d.card.vocabulary})),
+        vocabulary=texts.vocabulary([card for _, card in cards]),
         columns={
             resolution: _bucket_columns([s for s in shards if s.resolution == resolution], columns)
             for resolution in resolutions
         },
+        caption_sample=texts.sample([card for _, card in cards]),
+        embeddings=texts.embeddings_of(cards) if embeddings else None,
     )
 
 

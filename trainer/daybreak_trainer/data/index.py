@@ -44,6 +44,10 @@ class Columns:
     sizes: tuple[int | None, ...]
     """Bytes of a value; None where each value says its own."""
     tensors: tuple[TensorColumn, ...]
+    texts: tuple[str, ...]
+    """Columns of strings."""
+    raw: tuple[str, ...]
+    """Columns of bytes, such as embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +165,9 @@ def _checked_columns(
     for tensor in tensors:
         if tensor.shape is not None and sizes[names.index(tensor.name)] != _bytes(tensor):
             raise DatasetError(f": column {tensor.name} has a size that is not its type's")
-    return Columns(names, encodings, sizes, tensors)
+    texts = tuple(name for name, code in columns.items() if code == "str")
+    raw = tuple(name for name, code in columns.items() if code == "bytes")
+    return Columns(names, encodings, sizes, tensors, texts, raw)
 
 
 def _tensor(name: str, encoding: str) -> TensorColumn | None:

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from torch import Tensor
 
 from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import Batch, StepPlan
+from daybreak_trainer.data.captions import chosen
 from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus
-from daybreak_trainer.data.errors import DataUnavailableError
-from daybreak_trainer.data.order import SampleOrder, Slots, rank_slice
+from daybreak_trainer.data.embeddings import SCALE, TEXT, packed
+from daybreak_trainer.data.embeddings import column as embedding_column
+from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
+from daybreak_trainer.data.order import Indices, SampleOrder, Slots, rank_slice
 from daybreak_trainer.data.patience import Patience
 from daybreak_trainer.data.retry import StoppedError
 from daybreak_trainer.data.shard import ShardFile
@@ -48,6 +52,10 @@ class _Planned:
     """Those it needs, and the epoch of each."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    """From which of its captions' columns each sample is read."""
+    embeddings: list[bytes] = field(default_factory=list)
+    text_lengths: Indices | None = None
     indices: list[int] = field(default_factory=list)
     pieces: int = 0
     error: Exception | None = None
@@ -80,7 +88,7 @@ class Loader:
         """`depth` batches at most are decoded or waiting; `shards` is closed with the loader.
         `says` is told what training waits for, while it waits."""
         self._corpus, self._shards = corpus, shards
-        self._rank, self._world, self._pinned = rank, world, pinned
+        self._rank, self._world, self._pinned, self._seed = rank, world, pinned, seed
         self._piece = max(1, _PIECE // threads)
         self._stalled_after, self._says = stalled_after_seconds, says
         self._work: queue.SimpleQueue[tuple[_Planned, int, int] | None] = queue.SimpleQueue()
@@ -173,6 +181,7 @@ class Loader:
             own=planned.own,
             bucket=self._corpus.size(slots.bucket),
             after=planned.after,
+            text_lengths=planned.text_lengths,
         )
 
     # --- the planning thread --------------------------------------------------------------------
@@ -230,6 +239,8 @@ class Loader:
             for column in self._corpus.buckets[planned.slots.bucket]
         }
         planned.captions, planned.indices = [""] * local, [0] * local
+        planned.columns = chosen(planned.plan.captions, self._seed, planned.slots.positions)
+        planned.embeddings = [b""] * local
         edges = [*range(0, local, self._piece), local]
         planned.pieces = len(edges) - 1
         self._ready.put(planned)
@@ -250,12 +261,29 @@ class Loader:
                 planned.done.set()
             with self._lock:
                 planned.pieces -= 1
-                if not planned.pieces:
-                    planned.done.set()
+                last = not planned.pieces
+            if last:
+                self._complete(planned)
+
+    def _complete(self, planned: _Planned) -> None:
+        """All its samples are decoded: embeddings, whose lengths differ, come side by side."""
+        described = self._corpus.embeddings
+        try:
+            if described is not None and planned.error is None:
+                text, scale, planned.text_lengths = packed(
+                    planned.embeddings, described.width, described.precision, pinned=self._pinned
+                )
+                planned.tensors[TEXT] = text
+                if scale is not None:
+                    planned.tensors[SCALE] = scale
+        except ValueError as error:
+            planned.error = DatasetError(
+                f"step {planned.plan.step}: {error}; prepare the data anew"
+            )
+        planned.done.set()
 
     def _fill(self, planned: _Planned, begin: int, end: int) -> None:
         slots = planned.slots
-        size = bucket_size(slots.bucket)
         memory = {
             column.name: _bytes_of(planned.tensors[column.name])
             if column.shape is not None
@@ -274,11 +302,20 @@ class Loader:
             sample = int(ordinal if shard.skipped is None else shard.numbers(ordinal))
             values = {name: column[row] for name, column in memory.items()}
             try:
-                planned.captions[row] = file.read(sample, values, size)
+                self._read(planned, row, file, sample, values)
             except DataUnavailableError:
                 file = self._shards.again(last, file)
-                planned.captions[row] = file.read(sample, values, size)
+                self._read(planned, row, file, sample, values)
             planned.indices[row] = shard.first + sample
+
+    def _read(
+        self, planned: _Planned, row: int, file: ShardFile, sample: int, values: dict[str, Any]
+    ) -> None:
+        """One sample into its row of the batch."""
+        column, size = planned.columns[row], bucket_size(planned.slots.bucket)
+        planned.captions[row] = file.read(sample, values, size, column)
+        if self._corpus.embeddings is not None:
+            planned.embeddings[row] = file.raw(sample, embedding_column(column))
 
 
 def _memory(shape: tuple[int, ...], dtype: str, pinned: bool) -> Tensor:

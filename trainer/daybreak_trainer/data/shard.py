@@ -85,8 +85,15 @@ class ShardFile:
         if count != info.samples:
             raise self._unreadable("its header", f"{count} samples instead of {info.samples}")
 
-    def read(self, number: int, rows: Mapping[str, Any], size: tuple[int, int]) -> str:
-        """Decodes those of a sample's tensor columns that `rows` has; returns its caption.
+    def read(
+        self,
+        number: int,
+        rows: Mapping[str, Any],
+        size: tuple[int, int],
+        caption: str = CAPTION,
+    ) -> str:
+        """Decodes those of a sample's tensor columns that `rows` has; returns its caption, the one
+        in the column `caption`.
 
         `rows` holds, for an array, its memory as `uint8` `(bytes,)`; for an image `(3, height,
         width)` `uint8`. `size` is the height and width that an image must have in the shard; where
@@ -107,7 +114,7 @@ class ShardFile:
                     decode_image(column.encoding, data, row, size)
                 elif os.preadv(self.descriptor, [row], offset) != length:
                     raise ValueError("the file ends in it")
-            return self._cut(head, begin, *spans[CAPTION]).decode()
+            return self._cut(head, begin, *spans[caption]).decode()
         except UNDECODABLE as error:
             raise self._unreadable(f"sample {number}", error) from error
 
@@ -130,8 +137,19 @@ class ShardFile:
             ShardError: as `read`.
         """
         try:
+            return self.raw(number, column).decode()
+        except UnicodeDecodeError as error:
+            raise self._unreadable(f"sample {number}", error) from error
+
+    def raw(self, number: int, column: str) -> bytes:
+        """The bytes of one sample's column.
+
+        Raises:
+            ShardError, DataUnavailableError: as `read`.
+        """
+        try:
             spans, head, begin = self._spans(number)
-            return self._cut(head, begin, *spans[column]).decode()
+            return self._cut(head, begin, *spans[column])
         except UNDECODABLE as error:
             raise self._unreadable(f"sample {number}", error) from error
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from daybreak_trainer.evaluate.euler import guided, integrate, velocity
 from daybreak_trainer.evaluate.sampler import noise_seed
-from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
 
@@ -114,10 +114,7 @@ class Drawer:
     def _condition(self, prompts: list[str]) -> dict[str, Tensor]:
         """What the model is told, for the empty prompts first where there is guidance."""
         texts = [*([""] * len(prompts)), *prompts] if self._guided else prompts
-        ids, mask = self.text.tokenize(texts, self.rank.device)
-        if self.text.trained:
-            return {"mask": mask, "input_ids": ids}
-        return {"mask": mask, "text": encode(self.text.encoder, ids, mask).to(self.dtype)}
+        return self.text.condition(texts, self.rank.device, self.dtype)
 
     def _velocity(self, x: Tensor, moment: Tensor, condition: dict[str, Tensor]) -> Tensor:
         doubled = torch.cat([x, x]) if self._guided else x

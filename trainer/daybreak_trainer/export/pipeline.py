@@ -82,9 +82,10 @@ def build_pipeline(
 
 
 def _encoder(tower: TextTower, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A frozen encoder as it is; of a trained one a copy with its averaged weights."""
+    """A copy of a frozen encoder, which computes in bf16 on a GPU while training; of a trained one
+    a copy with its averaged weights."""
     if not tower.trained:
-        return tower.encoder
+        return copy.deepcopy(tower.encoder).to("cpu", torch.float32)
     from transformers import AutoModel
 
     config: Any = tower.encoder.config

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from daybreak_trainer.data.latents import LatentSpace
-from daybreak_trainer.models.pretrained import loaded
+from daybreak_trainer.models.pretrained import checksum, loaded
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.recipe.denoiser import Latent
 
@@ -122,12 +121,3 @@ def _shape(module: Any) -> tuple[int, int]:
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         latents = _latents(module, torch.zeros(1, 3, _PROBE_PIXELS, _PROBE_PIXELS))
     return latents.shape[1], _PROBE_PIXELS // latents.shape[2]
-
-
-def checksum(module: nn.Module) -> str:
-    """xxh3-128 of all weights and their names: the same for one autoencoder under any address."""
-    digest = xxhash.xxh3_128()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return str(digest.hexdigest())

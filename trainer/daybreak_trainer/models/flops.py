@@ -38,11 +38,19 @@ class SampleFlops:
     """Of the denoiser's blocks, which are part of it."""
     frozen: float
     """Of frozen encoders, which run forward only."""
+    text: float = 0.0
+    """Of a text encoder that is trained, part of `trained`."""
 
     @property
     def model(self) -> float:
         """What a training step needs: the count of MFU."""
         return _BACKWARD_AND_FORWARD * self.trained
+
+    @property
+    def text_share(self) -> float:
+        """Of a training step, what the text encoder takes, 0..1."""
+        text = _BACKWARD_AND_FORWARD * self.text + self.frozen
+        return text / (self.model + self.frozen)
 
     def hardware(self, checkpointing: Checkpointing) -> float | None:
         """What a training step computes, blocks that are computed again included: the count of
@@ -113,7 +121,7 @@ def per_sample(
     last = there[-1] if tricks.masking is not None else sizes.tokens
     aux = _auxiliary(recipe, sizes.tokens, there, tricks, teacher_width)
     trained = formula.enter + blocks + formula.leave(last) + aux + encoder
-    return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text)
+    return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text, text=encoder)
 
 
 def _tokens_by_block(recipe: Recipe, tokens: int, tricks: Tricks) -> list[int]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+import xxhash
 from torch import nn
 
 from daybreak_trainer.recipe import RecipeError
@@ -63,3 +65,12 @@ def frozen(kind: Any, source: str) -> nn.Module:
         raise ValueError(f"its weights lack {len(missing)} tensors, among them {missing[0]}")
     module: nn.Module = model.requires_grad_(False).eval()
     return module
+
+
+def checksum(module: nn.Module) -> str:
+    """xxh3-128 of all weights and their names: the same for one model under any address."""
+    digest = xxhash.xxh3_128()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return str(digest.hexdigest())

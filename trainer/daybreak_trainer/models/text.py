@@ -1,26 +1,31 @@
 """The text tower: a small encoder trained with the denoiser, or a frozen pretrained one.
 
-Both are Hugging Face classes that load without remote code. The joint tower is a DistilBERT over a
-word-level vocabulary taken from the dataset's captions: a small, closed vocabulary needs no
-subwords, and the encoder costs a few percent of the step. Its learned positions tell the first noun
-of a caption from the second at once; a T5 encoder of the same size, which knows distances only,
-drew fewer pairs and relations right after the same number of steps.
+Both are Hugging Face classes that load without remote code. The joint tower is a DistilBERT over
+words or pieces of the dataset's captions (`tokenizers.py`), and costs a few percent of the step.
+Its learned positions tell the first noun of a caption from the second at once; a T5 encoder of the
+same size, which knows distances only, drew fewer pairs and relations right after the same number of
+steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from daybreak_trainer.models.pretrained import frozen, loaded
+from daybreak_trainer.data.card import TextEmbeddings
+from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.models import pretrained_text
+from daybreak_trainer.models.encoding import MaskForm, encode, form_without_reads
+from daybreak_trainer.models.padding import Padding
+from daybreak_trainer.models.pretrained import checksum, loaded
+from daybreak_trainer.models.tokenizers import piece_tokenizer, word_tokenizer
 from daybreak_trainer.recipe.text import Text
-
-PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
 
 @dataclass(frozen=True)
@@ -30,53 +35,74 @@ class TextTower:
     trained: bool
     """Whether the optimizer owns the encoder."""
     hidden_size: int
-    max_tokens: int
+    padding: Padding
+    mask_form: MaskForm = "padding"
+
+    @property
+    def max_tokens(self) -> int:
+        return self.padding.max_tokens
 
     def tokenize(self, captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Token ids and mask, both `(batch, max_tokens)`, as `PRXPixelPipeline` tokenizes."""
-        tokens = self.tokenizer(
+        """Token ids and mask, True at real tokens, both `(batch, tokens)`, padded behind to one of
+        `padding.lengths`; cut as `PRXPixelPipeline` cuts."""
+        found = self.tokenizer(
             list(captions),
-            padding="max_length",
+            padding="longest",
             max_length=self.max_tokens,
             truncation=True,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return tokens["input_ids"].to(device), tokens["attention_mask"].bool().to(device)
+        ids, mask = found["input_ids"].long(), found["attention_mask"].bool()
+        missing = self.padding.length(ids.shape[1]) - ids.shape[1]
+        ids = F.pad(ids, (0, missing), value=self.tokenizer.pad_token_id)
+        return ids.to(device), F.pad(mask, (0, missing)).to(device)
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption if none were cut."""
+        # Without a word about captions longer than the encoder takes: that is what is asked.
+        found = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        return [len(ids) for ids in found]
+
+    def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states `(batch, tokens, hidden)` of a frozen encoder, where it lies."""
+        with torch.no_grad():
+            return encode(self.encoder, input_ids, mask, self.mask_form)
+
+    def embed(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states and mask of captions, on the encoder's device."""
+        ids, mask = self.tokenize(captions, next(self.encoder.parameters()).device)
+        return self.encode(ids, mask), mask
+
+    def condition(
+        self, captions: Sequence[str], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """What `TextToImage.forward` takes of captions, outside of a training step."""
+        if self.trained:
+            ids, mask = self.tokenize(captions, device)
+            return {"mask": mask, "input_ids": ids}
+        hidden, mask = self.embed(captions)  # where the encoder lies, which may be the host
+        return {"mask": mask.to(device), "text": hidden.to(device, dtype)}
 
 
-def encode(encoder: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states of the captions, `(batch, tokens, hidden)`."""
-    hidden: Tensor = encoder(input_ids=input_ids, attention_mask=mask)["last_hidden_state"]
-    return hidden
+def check_encoder(described: TextEmbeddings, tower: TextTower) -> None:
+    """Raises DatasetError: embeddings are not what `tower` would encode captions to."""
+    if described.max_tokens != tower.max_tokens:
+        raise DatasetError(
+            f"the data's embeddings are of captions of at most {described.max_tokens} tokens, "
+            f"recipe.text.maxTokens is {tower.max_tokens}; change one of them"
+        )
+    if (found := checksum(tower.encoder)) != described.checksum:
+        raise DatasetError(
+            f"the data's embeddings are of {described.encoder} with weights "
+            f"{described.checksum}, those of recipe.text.path are {found}; prepare the data with "
+            "the recipe's encoder, or name the one that it was prepared with"
+        )
 
 
-def word_tokenizer(vocabulary: Sequence[str], max_tokens: int) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token a word; unknown words map to one token, and an end token makes
-    the empty prompt a prompt."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = [PAD, UNKNOWN, END, *sorted(set(vocabulary) - {PAD, UNKNOWN, END})]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
-    )
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, words.index(END))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        model_max_length=max_tokens,
-    )
-
-
-def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
-    """The text tower of a recipe.
+def build(recipe: Text, vocabulary: Mapping[str, int] | Iterable[str], seed: int) -> TextTower:
+    """The text tower of a recipe. `vocabulary` are the words of the captions, and where pieces are
+    learned how often each stands in them.
 
     Raises:
         RecipeError: a pretrained encoder that cannot be loaded; the message names it.
@@ -84,13 +110,13 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
     """
     if recipe.kind == "pretrained":
         assert recipe.path is not None  # the recipe's own rule
-        return _pretrained(recipe.path, recipe.max_tokens)
+        return pretrained(recipe.path, Padding.of(recipe))
     from transformers import DistilBertConfig, DistilBertModel
 
     assert recipe.hidden_size is not None  # the recipe's own rule, as the next two
     assert recipe.depth is not None
     assert recipe.heads is not None
-    tokenizer = word_tokenizer(vocabulary, recipe.max_tokens)
+    tokenizer = _learned(recipe, Counter(vocabulary))
     config = DistilBertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=recipe.max_tokens,
@@ -102,40 +128,35 @@ def build(recipe: Text, vocabulary: Sequence[str], seed: int) -> TextTower:
         attention_dropout=0.0,
         pad_token_id=0,
         # With torch's fused attention this class asks on the host whether any token is masked, and
-        # every step would wait for the one before it.
+        # takes no mask that is spelt out; every step would wait for the one before it.
         attn_implementation="eager",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = DistilBertModel(config)
-    return TextTower(tokenizer, encoder, True, recipe.hidden_size, recipe.max_tokens)
+    return TextTower(tokenizer, encoder, True, recipe.hidden_size, Padding.of(recipe))
 
 
-def _pretrained(path: str, max_tokens: int) -> TextTower:
-    """A frozen encoder from a local folder or a Hugging Face repository."""
-    return loaded("recipe.text.path", "a text encoder", path, lambda: _load(path, max_tokens))
+def _learned(recipe: Text, counts: Counter[str]) -> PreTrainedTokenizerBase:
+    if recipe.vocabulary == "words":
+        return word_tokenizer(list(counts), recipe.max_tokens)
+    assert recipe.vocabulary_size is not None  # the recipe's own rule
+    return piece_tokenizer(counts, recipe.vocabulary_size, recipe.max_tokens)
 
 
-def _load(path: str, max_tokens: int) -> TextTower:
-    """Encodes the empty prompt at once: what cannot encode is refused here, not in a step."""
-    from transformers import AutoConfig, AutoTokenizer
+def pretrained(path: str, padding: Padding, field: str = "recipe.text.path") -> TextTower:
+    """A frozen encoder, on the CPU; `field` is where its path was written. It encodes the empty
+    prompt at once: what cannot encode is refused here, not in a step.
 
-    config = AutoConfig.from_pretrained(path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    encoder = frozen(_encoder_class(config), path)
-    tower = TextTower(tokenizer, encoder, False, 0, max_tokens)
-    hidden = encode(encoder, *tower.tokenize([""], torch.device("cpu")))
-    return replace(tower, hidden_size=hidden.shape[-1])
-
-
-def _encoder_class(config: Any) -> Any:
-    """The class to load: the encoder alone of an encoder-decoder, else the base model.
-
-    By name, not by `is_encoder_decoder`: a saved T5 encoder says it is none.
+    Raises:
+        RecipeError, HubUnreachableError: as `build`.
     """
-    import transformers
 
-    base = type(config).__name__.removesuffix("Config")
-    return getattr(transformers, f"{base}EncoderModel", None) or transformers.AutoModel
+    def load() -> TextTower:
+        tokenizer, encoder = pretrained_text.load(path)
+        full = TextTower(tokenizer, encoder, False, 0, Padding(padding.max_tokens, None))
+        hidden, _ = full.embed([""])
+        form = form_without_reads(encoder, padding.max_tokens)
+        return replace(full, hidden_size=hidden.shape[-1], padding=padding, mask_form=form)
+
+    return loaded(field, "a text encoder", path, load)

@@ -8,6 +8,7 @@ One module means one FSDP root, one optimizer, one EMA and one set of names in a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,9 @@ from daybreak_trainer.models import auxiliary
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import text as texts
 from daybreak_trainer.models.auxiliary import Fusion, Projector
+from daybreak_trainer.models.encoding import encode
 from daybreak_trainer.models.family import Denoiser
-from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.models.tricks import (
     NONE,
     Prediction,
@@ -167,7 +169,9 @@ class _Walk:
 
 
 def build(
-    recipe: Recipe, vocabulary: list[str], teacher_width: int | None = None
+    recipe: Recipe,
+    vocabulary: Mapping[str, int] | Iterable[str],
+    teacher_width: int | None = None,
 ) -> tuple[TextToImage, TextTower]:
     """Freshly initialised model and text tower; equal on every rank. `teacher_width` is the width
     of the features that hidden states are aligned with; None builds no projector.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from daybreak_trainer.models.text import TextTower, encode
+from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.objectives.draws import sample_seed
 from daybreak_trainer.recipe.objective import Objective
@@ -54,16 +54,13 @@ def dense_losses(
     (noise_seed, its position).
     """
     clean = batch.clean.float()
-    ids, mask = text.tokenize(batch.captions, clean.device)
-    given = {"input_ids": ids}
-    if not text.trained:
-        given = {"text": encode(text.encoder, ids, mask).to(dtype)}
+    given = text.condition(batch.captions, clean.device, dtype)
     noise = objective.noise_scale * _noise(noise_seed, batch.positions, clean)
     rows = []
     for moment in timesteps:
         t = torch.full((len(clean),), moment, device=clean.device)
         x_t = flow.noised(clean, noise, t).to(dtype)
-        output = model(x_t, t, mask, **given).output
+        output = model(x_t, t, **given).output
         rows.append(flow.loss_per_sample(objective, output, clean, noise, t))
     return torch.stack(rows)
 

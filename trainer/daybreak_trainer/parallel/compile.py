@@ -47,16 +47,18 @@ class Shape:
     """Images of a step over all ranks."""
     stage: int
     """Of the recipe, from 0: what is computed for an image differs between stages."""
+    tokens: int
+    """To which captions are padded."""
 
     def __str__(self) -> str:
-        return f"stage{self.stage}-{self.height}x{self.width}-{self.global_size}"
+        return f"stage{self.stage}-{self.height}x{self.width}-{self.global_size}-{self.tokens}"
 
 
 class Rehearses(Protocol):
     """`step.TrainStep` is one."""
 
     def enter(self, stage: int) -> None: ...
-    def rehearse(self, height: int, width: int, global_size: int) -> None: ...
+    def rehearse(self, height: int, width: int, global_size: int, tokens: int) -> None: ...
 
 
 def warm_up(
@@ -81,7 +83,7 @@ def warm_up(
         missed = _misses()
         with CacheArtifactManager.with_fresh_cache():
             step.enter(shape.stage)
-            step.rehearse(shape.height, shape.width, shape.global_size)
+            step.rehearse(shape.height, shape.width, shape.global_size, shape.tokens)
             if rank.is_first and (_misses() > missed or shape not in loaded):
                 artifacts.save(shape)
         done(number)

@@ -11,6 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -50,3 +55,23 @@ def split(plan: PassPlan, own: int) -> list[Pass]:
     one sample from pass to pass."""
     bounds = [own * number // plan.passes for number in range(plan.passes + 1)]
     return [Pass(a, b, plan.rows) for a, b in pairwise(bounds)]
+
+
+def rows(values: Tensor, part: Pass) -> Tensor:
+    """A pass's rows of `(batch, ...)`: those that count, and one of them again for the others."""
+    counted = values[part.start : part.stop]
+    missing = part.rows - part.counted
+    if not missing:
+        return counted
+    filling = values[_filling(len(values), part)].unsqueeze(0)
+    return torch.cat([counted, filling.expand(missing, *values.shape[1:])])
+
+
+def row_numbers(length: int, part: Pass) -> npt.NDArray[np.int64]:
+    """The same, as indices."""
+    filling = [_filling(length, part)] * (part.rows - part.counted)
+    return np.array([*range(part.start, part.stop), *filling], dtype=np.int64)
+
+
+def _filling(length: int, part: Pass) -> int:
+    return min(part.start, length - 1)

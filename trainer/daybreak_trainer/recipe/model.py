@@ -55,6 +55,12 @@ class Recipe(RecipeModel):
         downsampling = 1 if self.latent is None else self.latent.downsampling
         return downsampling * self.denoiser.patch_size
 
+    @property
+    def caption_columns(self) -> tuple[str, ...]:
+        """Columns of the data that captions are drawn from, in any stage."""
+        mixes = [stage.captions or self.text.captions for stage in self.stages]
+        return tuple(dict.fromkeys(caption.column for mix in mixes for caption in mix))
+
     def tokens(self, height: int, width: int) -> int:
         """Image tokens of a picture of this size in pixels."""
         return (height // self.pixels_per_token) * (width // self.pixels_per_token)

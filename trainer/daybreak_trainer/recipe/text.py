@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from daybreak_trainer.recipe.base import Positive, PositiveInt, RecipeModel, Share, Source
 
+_FEWEST_PIECES = 320
+
 
 class Caption(RecipeModel):
     """One of the captions that a sample has."""
@@ -89,8 +91,21 @@ class Text(RecipeModel):
             raise ValueError("kind: joint needs hiddenSize, depth and heads")
         if self.hidden_size % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide hiddenSize ({self.hidden_size})")
-        if self.vocabulary == "pieces" and self.vocabulary_size is None:
-            raise ValueError("vocabulary: pieces needs vocabularySize, such as 4096")
+        if self.vocabulary == "pieces" and (self.vocabulary_size or 0) < _FEWEST_PIECES:
+            raise ValueError(
+                f"vocabulary: pieces needs vocabularySize, at least {_FEWEST_PIECES} (256 bytes, "
+                "and something to make of them), such as 4096"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_pad(self) -> Self:
+        if self.padding == "longest" and self.padding_multiple > self.max_tokens:
+            raise ValueError(
+                f"paddingMultiple ({self.padding_multiple}) is above maxTokens "
+                f"({self.max_tokens}), so every length would be "
+                "maxTokens; lower it, or set padding to max"
+            )
         return self
 
     @model_validator(mode="after")

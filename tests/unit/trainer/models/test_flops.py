@@ -12,7 +12,7 @@ from transformers import T5Config, T5EncoderModel
 from daybreak_trainer.models import auxiliary, flops
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models import text as texts
-from daybreak_trainer.models.text import encode
+from daybreak_trainer.models.encoding import encode
 from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.recipe import Recipe, resolve

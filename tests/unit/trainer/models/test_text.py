@@ -28,8 +28,10 @@ from transformers import (
 
 from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
+from daybreak_trainer.models.encoding import encode
 from daybreak_trainer.models.pretrained import is_unreachable
-from daybreak_trainer.models.text import END, PAD, UNKNOWN, build, encode, word_tokenizer
+from daybreak_trainer.models.text import build
+from daybreak_trainer.models.tokenizers import END, PAD, UNKNOWN, word_tokenizer
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.recipe.text import Text
 

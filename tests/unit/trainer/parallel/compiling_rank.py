@@ -42,7 +42,7 @@ class Doubling:
     def enter(self, stage: int) -> None:
         """All stages are alike here."""
 
-    def rehearse(self, height: int, width: int, global_size: int) -> None:
+    def rehearse(self, height: int, width: int, global_size: int, tokens: int) -> None:
         if height == 0:
             raise KeyError("dies here")
         rows = torch.ones(global_size, height, width, requires_grad=True)
@@ -52,7 +52,7 @@ class Doubling:
 logging.getLogger("daybreak").addHandler(Listening())
 logging.getLogger("daybreak").setLevel(logging.INFO)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
-shapes = [Shape(*shape) for shape in globals()["shapes"]]
+shapes = [Shape(*shape, 0, 4) for shape in globals()["shapes"]]
 told: list[int] = []
 rank = Rank(0, 1, torch.device("cpu"), local_world=10_000)
 artifacts = Artifacts(Storage(store), "key")

@@ -16,7 +16,7 @@ from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key
 
-SHAPE = Shape(8, 16, 2, 0)
+SHAPE = Shape(8, 16, 2, 0, 4)
 SCRIPT = Path(__file__).with_name("compiling_rank.py")
 
 
@@ -31,11 +31,11 @@ def test_a_damaged_file_is_passed_over(
     raw: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing raises; one warning names the file and what is wrong."""
-    (tmp_path / "key-stage0-8x16-2.bin").write_bytes(raw)
+    (tmp_path / "key-stage0-8x16-2-4.bin").write_bytes(raw)
     assert not Artifacts(Storage(str(tmp_path)), "key").load(SHAPE)
     (record,) = caplog.records
     assert record.getMessage() == "compile_artifacts_not_loaded"
-    assert vars(record)["file"] == "key-stage0-8x16-2.bin"
+    assert vars(record)["file"] == "key-stage0-8x16-2-4.bin"
     assert vars(record)["reason"] == "the file is damaged"
 
 
@@ -90,7 +90,7 @@ def test_the_next_attempt_compiles_nothing(fork_server: ForkServerContext, tmp_p
     assert second["compiled"] == 0
     assert second["recompile_limit"] >= 40
     assert second["threads"] == 1, "more ranks than processors: each compiles by itself"
-    kept = tmp_path / "kept" / "key-stage0-8x16-2.bin"
+    kept = tmp_path / "kept" / "key-stage0-8x16-2-4.bin"
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1])
     third = attempt(fork_server, tmp_path, "third", shapes)

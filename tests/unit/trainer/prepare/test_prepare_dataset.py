@@ -66,7 +66,7 @@ def test_a_folder_becomes_a_dataset(tmp_path: Path) -> None:
         (source / f"{name}.txt").write_text(caption)
     card = prepare(str(source), tmp_path / "out", resolution=16)
     corpus, samples = opened(tmp_path / "out", tmp_path / "cache")
-    assert card.vocabulary == corpus.vocabulary == ("!", "a", "boat", "box", "red", "the")
+    assert card.vocabulary == tuple(corpus.vocabulary) == ("!", "a", "boat", "box", "red", "the")
     assert card.word_counts == (1, 1, 1, 1, 2, 1)
     assert card.caption_sample == {"caption": ("A red box!", "the Red boat")}
     assert [sample.id for sample in samples] == ["a.png", "b.png"]

@@ -303,7 +303,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
     if case.rehearse:
         before = _everything(model, made, ema)
         for size in sorted(set(case.sizes)):
-            step.rehearse(SIDE, SIDE, size)
+            step.rehearse(SIDE, SIDE, size, 16)
         _same(before, _everything(model, made, ema))
         assert all(p.grad is None for p in model.parameters())
     graphs = _graphs()

@@ -37,6 +37,15 @@ class SpeedMetrics:
         self._flops = run_gauge(
             "device_flops_per_second", "FLOPs a second on one device, frozen encoders included."
         )
+        self._text_tokens = run_gauge(
+            "text_tokens_per_caption", "Tokens of a caption before it is cut, by the data's sample."
+        )
+        self._text_cut = run_gauge(
+            "text_cut_ratio", "Share of captions that are longer than the recipe's tokens."
+        )
+        self._text_flops = run_gauge(
+            "text_flops_ratio", "Share of a step's FLOPs that the text encoder takes."
+        )
         memory = {
             "resident": "Host memory of the rank's process.",
             "allocated": "Device memory in tensors.",
@@ -67,6 +76,16 @@ class SpeedMetrics:
             (self._mfu, throughput.mfu),
             (self._hfu, throughput.hfu),
             (self._flops, throughput.device_flops_per_second),
+        ):
+            if value is not None:
+                gauge.set(value)
+
+    def text(self, *, tokens: float | None, cut_ratio: float | None, flops_ratio: float) -> None:
+        """On rank 0, before the first step; None where the data does not say."""
+        for gauge, value in (
+            (self._text_tokens, tokens),
+            (self._text_cut, cut_ratio),
+            (self._text_flops, flops_ratio),
         ):
             if value is not None:
                 gauge.set(value)

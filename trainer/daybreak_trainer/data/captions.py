@@ -1,0 +1,37 @@
+"""Which of its captions a sample is read with: a pure function of the seed and its position in the
+run, so the same on any number of ranks, and drawn anew in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from daybreak_trainer.recipe.text import Caption
+
+ONE_CAPTION = (Caption(column="caption", weight=1.0),)
+_STREAM = b"caption"
+
+
+def chosen(captions: Sequence[Caption], seed: int, positions: npt.NDArray[np.int64]) -> list[str]:
+    """A column for each of `positions`, drawn by weight."""
+    if len(captions) == 1:
+        return [captions[0].column] * len(positions)
+    ends = np.cumsum([caption.weight for caption in captions])
+    uniforms = np.array([_uniform(seed, int(position)) for position in positions])
+    # An end is not of its own part, and rounding must not lead behind the last.
+    places = np.searchsorted(ends, uniforms * ends[-1], side="right").clip(max=len(captions) - 1)
+    return [captions[place].column for place in places]
+
+
+def _uniform(seed: int, position: int) -> float:
+    """In 0..1, without 1."""
+    digest = hashlib.blake2b(
+        position.to_bytes(8, "little"),
+        key=seed.to_bytes(16, "little"),
+        person=_STREAM,
+        digest_size=8,
+    ).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2.0**53
