@@ -52,7 +52,7 @@ class Doubling:
 logging.getLogger("daybreak").addHandler(Listening())
 logging.getLogger("daybreak").setLevel(logging.INFO)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
-shapes = [Shape(*shape, 0, 4) for shape in globals()["shapes"]]
+shapes = [Shape(*shape, 4) for shape in globals()["shapes"]]
 told: list[int] = []
 rank = Rank(0, 1, torch.device("cpu"), local_world=10_000)
 artifacts = Artifacts(Storage(store), "key")
