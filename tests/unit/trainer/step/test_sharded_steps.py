@@ -53,7 +53,7 @@ CASES = [
     Case(
         "sana-aligned-and-fused",
         {"sharding": "fsdp", "activation_checkpointing": "blocks"},
-        objective=ALIGNED | FUSED,
+        objective=ALIGNED | FUSED | {"prediction": "v"},
         optimizer="muon",
         denoiser="sana",
     ),
