@@ -88,7 +88,7 @@ def verify(url: Url, option: Options = None, options_file: OptionsFile = None) -
         if entry.state == "partial":
             continue
         storage = entry.storage(root)
-        with _plain_storage_errors():
+        with plain_storage_errors():
             if entry.commit is None:
                 problems = [entry.problem]
             else:
@@ -127,7 +127,7 @@ def prune(
     root, found = _open(url, option, options_file)
     sizes = {(entry.uid, entry.point): entry.bytes for entry in found}
     freed = 0
-    with _plain_storage_errors():
+    with plain_storage_errors():
         for uid in dict.fromkeys(entry.uid for entry in found):
             run = root.child(run_folder(uid))
             for point in retention.plan(run, uid, keep).remove:
@@ -152,8 +152,8 @@ def _open(
     from daybreak_trainer.checkpoint.storage import Storage
     from daybreak_trainer.stores.patience import AT_A_TERMINAL
 
-    place, options = Place.parse(url), _options(option or [], options_file)
-    with _plain_storage_errors():
+    place, options = Place.parse(url), fsspec_options(option or [], options_file)
+    with plain_storage_errors():
         found = list(entries(Storage(place.root, options, AT_A_TERMINAL), place))
         root = Storage(place.root, options)
     if not found:
@@ -170,7 +170,7 @@ def _nothing(url: str, place: Place) -> str:
     return f"{url}: there is no such checkpoint; `daybreak checkpoints ls {place.root}` lists all"
 
 
-class _plain_storage_errors:  # noqa: N801 (used as a function)
+class plain_storage_errors:  # noqa: N801 (used as a function)
     """What the store says becomes the command's error."""
 
     def __enter__(self) -> None: ...
@@ -183,7 +183,8 @@ class _plain_storage_errors:  # noqa: N801 (used as a function)
             raise CommandError(str(error), exit_code) from None
 
 
-def _options(pairs: list[str], file: Path | None) -> dict[str, Any]:
+def fsspec_options(pairs: list[str], file: Path | None) -> dict[str, Any]:
+    """Of `--option` and `--options-file`."""
     options: dict[str, Any] = {}
     if file is not None:
         try:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from daybreak_cli import checkpoints, recipes
+from daybreak_cli import averages, checkpoints, recipes
 from daybreak_cli.errors import CommandError, said_plainly
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app = typer.Typer(
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(recipes.app, name="recipe")
 app.command("plan")(recipes.plan)
+app.command("ema")(averages.ema)
 
 
 def _version(wanted: bool) -> None:
@@ -283,26 +284,43 @@ def watch(
 @app.command()
 @said_plainly
 def sample(
-    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
-    prompts: Annotated[list[str], typer.Argument(help="What to draw, one image each.")],
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    model: Annotated[str, typer.Argument(metavar="URL", help="An exported model: folder or URL.")],
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="PNG to write, a labelled grid.")] = Path("samples.png"),
+    negative: Annotated[str, typer.Option(help="What to stay away from, with guidance.")] = "",
+    images: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="If not given, the recipe's.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=1.0, help="1 is none; if not given, the recipe's.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda; if not given, a GPU if any.")] = "",
+    options_file: Annotated[
+        Path | None, typer.Option(help="JSON object of fsspec options for the URL.")
+    ] = None,
 ) -> None:
-    """Draw images from an exported model into a labelled grid."""
+    """Draw images from an exported model, on a GPU or without one.
+
+    A remote model is copied to ~/.cache/daybreak first, each file verified by size and hash.
+    """
+    from daybreak_cli import models
     from daybreak_trainer.evaluate.grid import save_grid
     from daybreak_trainer.evaluate.sampler import sample as draw
 
     _check_png(out)
-    pipeline, sampling = _pipeline(model)
+    pipeline, sampling = models.opened(model, options_file, device)
+    texts = [text for text in prompt for _ in range(images)]
     with _bar("images") as (bar, task):
-        images = draw(
+        drawn = draw(
             pipeline,
-            prompts,
+            texts,
+            steps=steps or sampling.steps,
+            guidance=guidance or sampling.guidance,
             seed=seed,
+            negative=negative,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **sampling,
         )
-    save_grid(images, prompts, out)
+    save_grid(drawn, texts, out)
     console.print(f"wrote {out}")
 
 
@@ -348,7 +366,7 @@ def evaluate(
     --extractor: FID, CMMD, CLIP score. With --geneval or --dpg: four images a prompt into --out; a
     second call draws what is missing. The last line is JSON, for scripts.
     """
-    from daybreak_cli import evaluations
+    from daybreak_cli import evaluations, models
 
     wanted = [geneval is not None, dpg is not None, data is not None, benchmark is not None]
     if sum(wanted) != 1:
@@ -371,7 +389,8 @@ def evaluate(
         assert geneval is not None  # the only one left
         task = evaluations.Drawn("geneval", geneval, out)
     task.check()
-    pipeline, sampling = _pipeline(model)
+    pipeline, told = models.opened(str(model), None, "cpu")
+    sampling = {"steps": told.steps, "guidance": told.guidance}
     with _bar("images") as (bar, row):
 
         def progress(done: int, total: int) -> None:
@@ -387,25 +406,6 @@ def _check_png(path: Path) -> None:
         raise CommandError(f"{path}: images are written as PNG; give it a name that ends in .png")
     if not path.parent.is_dir():
         raise CommandError(f"{path}: there is no folder {path.parent}; make it first")
-
-
-def _pipeline(model: Path) -> tuple[object, dict[str, Any]]:
-    """An exported pipeline, and how its recipe samples."""
-    from daybreak_trainer.export.pipeline import RECIPE_FILE
-
-    if not (model / "model_index.json").is_file():
-        raise CommandError(f"{model} is not an exported model: it has no model_index.json")
-    try:
-        told = json.loads((model / RECIPE_FILE).read_text())["sampling"]
-        sampling = {"steps": told["steps"], "guidance": told["guidance"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{model / RECIPE_FILE}: not a Daybreak export: {error!r}") from None
-    from diffusers import PRXPixelPipeline
-
-    with console.status("loading the model"):
-        pipeline = PRXPixelPipeline.from_pretrained(model)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, sampling
 
 
 class _bar:  # noqa: N801 (used as a function)

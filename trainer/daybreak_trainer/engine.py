@@ -43,6 +43,7 @@ from daybreak_trainer.models.text_report import CaptionLengths
 from daybreak_trainer.objectives import losses
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.optim.power_ema import PowerEma
 from daybreak_trainer.parallel import microbatch
 from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
@@ -89,6 +90,8 @@ class Engine:
         self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
         self.ema = Ema(self.model, self.recipe.ema.decay)
         self.clean = clean.CleanReader(self.recipe, self.autoencoder, rank.device, self.dtype)
+        power = self.recipe.ema.power
+        self.power = None if power is None else PowerEma(self.model, power.deviations)
         self.step = TrainStep(
             self.recipe,
             self.model,
@@ -103,6 +106,7 @@ class Engine:
             phases=phases,
             seers=seers,
             null_text=self._null_text(),
+            power=self.power,
         )
         run = settings.run
         self.storage = Storage(run.checkpoint_url, settings.storage_options("checkpoint"))
@@ -248,11 +252,12 @@ class Engine:
 
     def tensors(self) -> dict[str, Any]:
         """Everything that a commit holds as tensors: the live ones, not copies."""
-        return {
+        found = {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizers),
             "ema": dict(self.ema.shadow),
         }
+        return found if self.power is None else found | {"power": self.power.tensors()}
 
     def reserve(self, fresh: bool) -> None:
         """Takes the memory that saves need before the first one; `fresh`: nothing was loaded."""

@@ -7,22 +7,27 @@ what follows is the first rank's alone, and the others end: no device waits for 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import Evaluation
+from daybreak_trainer.data.description import CorpusDescription
 from daybreak_trainer.evaluate.grid import save_grid
 from daybreak_trainer.evaluate.sampler import Images, sample
 from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
+from daybreak_trainer.export.model_card import CARD, About, model_card
 from daybreak_trainer.export.publish import ExportCard, check, publish
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
-from daybreak_trainer.models import autoencoder
+from daybreak_trainer.models import autoencoder as autoencoders
+from daybreak_trainer.models.autoencoder import Autoencoder
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.progress import ProgressReporter
@@ -44,12 +49,13 @@ class Finisher:
         progress: ProgressReporter,
         heartbeat: Heartbeat,
         ledger: Ledger,
+        corpus: CorpusDescription,
+        autoencoder: Autoencoder | None,
     ) -> None:
         self._settings, self._rank = settings, rank
         self._text, self._progress, self._heartbeat = text, progress, heartbeat
         self._ledger = ledger
-        latent = settings.recipe.latent
-        self._autoencoder = None if latent is None else autoencoder.build(latent)
+        self._corpus, self._autoencoder = corpus, autoencoder
 
     def check(self) -> None:
         """Before a day of training.
@@ -67,8 +73,15 @@ class Finisher:
         url = self._settings.run.export_url
         return Storage(url, self._settings.storage_options("export")) if url else None
 
-    def finish(self, step: int, shadow: dict[str, Tensor]) -> None:
-        """Exports, samples and scores; a collective until the images are drawn."""
+    def finish(
+        self,
+        step: int,
+        samples: int,
+        shadow: dict[str, Tensor],
+        device_seconds: Callable[[Mapping[str, float]], float],
+    ) -> None:
+        """Exports, samples and scores; a collective until the images are drawn. `device_seconds`
+        are what the run came to by a ledger."""
         with self._ledger.during("export"):
             pipeline = self._pipeline(shadow)
         with self._ledger.during("evaluation"):
@@ -83,7 +96,8 @@ class Finisher:
                 dtype = self._settings.run.export_dtype
                 export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder, dtype)
                 with self._ledger.during("evaluation"):
-                    self._judge(step, images, prompts, folder)
+                    evaluation = self._judge(step, images, prompts, folder)
+                self._describe(step, samples, evaluation, device_seconds, folder)
                 self._publish(step, folder)
             finally:
                 export.drop(folder)
@@ -94,10 +108,42 @@ class Finisher:
         self._heartbeat.enter(Phase.EXPORTING)
         weights = export.gathered(shadow)
         pipeline: Any = export.build_pipeline(
-            self._settings.recipe, weights, self._text, self._autoencoder
+            self._settings.recipe, weights, self._text, self._fresh_autoencoder()
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._rank.device, export.DTYPES[self._settings.run.export_dtype])
+
+    def _fresh_autoencoder(self) -> Autoencoder | None:
+        """Training's own may have become less precise than the export is to be."""
+        latent = self._settings.recipe.latent
+        return None if latent is None else autoencoders.build(latent)
+
+    def _describe(
+        self,
+        step: int,
+        samples: int,
+        evaluation: Evaluation | None,
+        device_seconds: Callable[[Mapping[str, float]], float],
+        folder: Path,
+    ) -> None:
+        """Writes the model card."""
+        recipe, run, device = self._settings.recipe, self._settings.run, self._rank.device
+        seconds = self._ledger.seconds()
+        about = About(
+            name=run.name,
+            step=step,
+            samples=samples,
+            average=f"exponential moving average with a decay of {recipe.ema.decay:g} a step",
+            dtype=run.export_dtype,
+            corpus=self._corpus,
+            seconds=seconds,
+            device_seconds=device_seconds(seconds),
+            price=run.budget.gpu_hour_price,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            evaluation=evaluation,
+            grid=SAMPLES_FILE if (folder / SAMPLES_FILE).exists() else "",
+        )
+        (folder / CARD).write_text(model_card(recipe, about))
 
     def _publish(self, step: int, folder: Path) -> None:
         if (storage := self._storage()) is None:
@@ -109,6 +155,7 @@ class Finisher:
             namespace=run.namespace,
             recipe_hash=run.recipe_hash,
             step=step,
+            weights=run.export_dtype,
         )
         self._heartbeat.enter(Phase.EXPORTING, storage.url)
         url = publish(folder, storage, run.name, card, copied=self._heartbeat.moved)
@@ -146,16 +193,18 @@ class Finisher:
                 images[number :: self._rank.world] = drawn
         return images, prompts
 
-    def _judge(self, step: int, images: Images | None, prompts: list[Any], folder: Path) -> None:
+    def _judge(
+        self, step: int, images: Images | None, prompts: list[Any], folder: Path
+    ) -> Evaluation | None:
         if images is None:
-            return
+            return None
         evaluation = self._settings.run.evaluation
         labels = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
         shown = min(_GRID_IMAGES, len(labels))
         chosen = [number * len(labels) // shown for number in range(shown)]
         save_grid(images[chosen], [labels[i] for i in chosen], folder / SAMPLES_FILE)
         if evaluation.benchmark is None:
-            return
+            return None
         score = evaluate_images(evaluation.benchmark, images[: len(prompts)], prompts)
         result = Evaluation(
             benchmark=evaluation.benchmark,
@@ -169,6 +218,7 @@ class Finisher:
             json.dumps(json.loads(result.to_json()), indent=2) + "\n"
         )
         self._progress.evaluated(result)
+        return result
 
 
 def _repeated(prompts: tuple[str, ...], images: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, TrainState
+from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, SnapshotRef, TrainState
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.health import restarts
 from daybreak_trainer.schedule.decision import Decision
@@ -31,6 +31,8 @@ class RunState:
     """Of them, those of this attempt."""
     decisions: tuple[Decision, ...] = ()
     """About the run's length, oldest first."""
+    snapshots: tuple[SnapshotRef, ...] = ()
+    """Power-function averages kept so far, oldest first."""
 
     def trained(self, batch: Batch) -> None:
         """A step on `batch` was taken."""
@@ -44,6 +46,7 @@ class RunState:
         self.skipped, self.training_seconds = state.skipped, state.training_seconds
         self.restarts, self.rounds = dict(state.restarts), state.rounds
         self.decisions, self.device_seconds = state.decisions, state.device_seconds
+        self.snapshots = state.snapshots
 
     def restarted(self, causes: Sequence[str], same_attempt: bool) -> None:
         """`causes` are those of this attempt so far, oldest first; where the commit that was gone
@@ -61,7 +64,7 @@ class RunState:
             start=state.data.samples, end=self.data.samples, step=state.step, reason=reason
         )
         self.step, self.samples = state.step, state.samples
-        self.decisions = state.decisions
+        self.decisions, self.snapshots = state.decisions, state.snapshots
         self.skipped = (*self.skipped, passed)
         return passed
 
@@ -81,4 +84,5 @@ class RunState:
             restarts=dict(self.restarts),
             rounds=self.rounds,
             decisions=self.decisions,
+            snapshots=self.snapshots,
         )

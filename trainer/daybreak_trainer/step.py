@@ -25,6 +25,7 @@ from daybreak_trainer.objectives import flow, losses
 from daybreak_trainer.objectives.losses import Seers, Sight, StageLosses
 from daybreak_trainer.optim.clip import clip
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.optim.power_ema import PowerEma
 from daybreak_trainer.parallel import microbatch
 from daybreak_trainer.parallel.agreement import StepNumbers
 from daybreak_trainer.parallel.microbatch import Pass, PassPlan
@@ -89,12 +90,13 @@ class TrainStep:
         phases: Phases | None = None,
         seers: Seers = _NOBODY,
         null_text: Tensor | None = None,
+        power: PowerEma | None = None,
     ) -> None:
         """`seers` are what the recipe's objective needs (`losses.load`); `null_text` as
         `PromptReader` has it."""
         self._recipe, self._model = recipe, model
         self._prompts = PromptReader(recipe.text, text, rank.device, dtype, null_text)
-        self._optimizers, self._ema = optimizers, ema
+        self._optimizers, self._ema, self._power = optimizers, ema, power
         self._rank, self._dtype, self._clean = rank, dtype, clean
         self._device_batch_size = device_batch_size
         self._before_update = before_update
@@ -131,7 +133,7 @@ class TrainStep:
             finite = torch.isfinite(norm)
         self._before_update()
         with self._phases.phase("optimizer"):
-            self._update(batch.step + 1, learning_rate, found_inf=1.0 - finite.float())
+            self._update(batch, learning_rate, found_inf=1.0 - finite.float())
         loss_share = self._parts.weights @ shares
         return StepNumbers(loss_share, norm, finite, self._parts.names, shares)
 
@@ -227,13 +229,15 @@ class TrainStep:
 
     # --- the update -----------------------------------------------------------------------------
 
-    def _update(self, step: int, learning_rate: float, found_inf: Tensor) -> None:
+    def _update(self, batch: StepBatch, learning_rate: float, found_inf: Tensor) -> None:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["factor"]
             cast(Any, optimizer).found_inf = found_inf  # fused AdamW's and Muon's, not the base's
             optimizer.step()
-        self._ema.update(step, found_inf)
+        self._ema.update(batch.step + 1, found_inf)
+        if self._power is not None:
+            self._power.update(batch.global_size, found_inf)
         self._model.zero_grad(set_to_none=True)
 
 

@@ -39,6 +39,7 @@ from daybreak_trainer.health import restarts, self_test
 from daybreak_trainer.health.grace import usable_seconds
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
 from daybreak_trainer.health.non_finite import REMEDY, Verdict
+from daybreak_trainer.keeper import Keeper
 from daybreak_trainer.meters import Meters
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
 from daybreak_trainer.parallel.collector import Collector
@@ -115,6 +116,7 @@ class Trainer:
         )
         self.journal = Journal()
         self.state = RunState()
+        self.keeper = Keeper(self.engine)
         self.course = Course.of(self.recipe)
         self.starts: dict[int, int] = {}
         """Step -> where its global batch began, until all ranks agreed on it."""
@@ -129,6 +131,8 @@ class Trainer:
             self.progress,
             self.heartbeat,
             self.ledger,
+            self.engine.corpus.description,
+            self.engine.autoencoder,
         )
         if rank.is_first:
             self.metrics.health.grace(usable_seconds(run.grace_seconds))
@@ -179,10 +183,14 @@ class Trainer:
             except _RollBackError as error:
                 self.roll_back(str(error))
         self.validate_finally()
+        with self._counting_bytes():
+            self.keeper.at_end(self.state)
         self.commit()
         self._heed_stop()
         self.engine.drop_cache()
-        self.finisher.finish(self.step, self.engine.ema.shadow)
+        self.finisher.finish(
+            self.step, self.state.samples, self.engine.ema.shadow, self.planner.device_seconds
+        )
         with self._counting_bytes():
             self.checkpointer.close()
         self.progress.done(self.ledger.seconds())
@@ -281,6 +289,11 @@ class Trainer:
     def act(self, done: list[Agreed], agreement: StepAgreement) -> None:
         """What follows from a finished step; the same on all ranks."""
         self.record(done)
+        if self.engine.power is not None:
+            with self.ledger.during("checkpoint"), self._counting_bytes():
+                self.keeper.after_step(
+                    self.state, self.course, self.course.stage_at(self.step - 1).batch_size
+                )
         if self.due.by_steps(self.step) or any(agreed.checkpoint_due for agreed in done):
             self.save_is_owed = True
         if self.save_is_owed or any(agreed.stop for agreed in done):
@@ -323,6 +336,7 @@ class Trainer:
         if self.checks.bad_steps:
             return
         with self.ledger.during("checkpoint"), self._counting_bytes():
+            self.keeper.settle(self.state)
             self.checkpointer.save(self.snapshot(), self.engine.tensors(), self.journal)
         self.due.began()
         self.save_is_owed = False
@@ -408,6 +422,7 @@ class Trainer:
                 self.course = Course.of(self.recipe, self.state.decisions)
                 self.checks.resumed(commit.state)
                 self.standing.step, self.standing.samples = self.step, self.state.samples
+            self.keeper.resumed(self.state)
             self.engine.reserve(fresh=commit is None)
         self.ledger.resumed(
             commit.state.ledger if commit is not None else {},
@@ -446,6 +461,7 @@ class Trainer:
             self.checkpointer.begin(search)
             self.journal = self.engine.load(commit)
         passed = self.state.roll_back(commit.state, reason)
+        self.keeper.resumed(self.state)
         self.course = Course.of(self.recipe, self.state.decisions)
         self.starts.clear()
         self.save_is_owed = True  # what was passed over is to stay so whatever happens next
@@ -478,6 +494,7 @@ class Trainer:
         self.heartbeat.enter(Phase.CHECKPOINTING)
         self.progress.phase("Checkpointing")
         with self.ledger.during("checkpoint"), self._counting_bytes():
+            self.keeper.settle(self.state)
             self.checkpointer.save_now(self.snapshot(), self.engine.tensors(), self.journal)
         self.heed_saves()
         self.progress.phase("Training")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from daybreak_cli.main import app
 
-COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate", "checkpoints")
+COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate", "ema", "checkpoints")
 
 
 def run(*arguments: str | Path) -> tuple[int, str]:
@@ -119,7 +119,7 @@ def test_prepare_of_what_is_no_source_is_said(source: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", [("sample", "a red circle"), ("evaluate", "digits")])
+@pytest.mark.parametrize("command", [("sample", "--prompt=a red circle"), ("evaluate", "digits")])
 def test_what_is_no_model_is_said(command: tuple[str, str], tmp_path: Path) -> None:
     """A folder without a pipeline is refused by name."""
     name, argument = command
@@ -132,7 +132,7 @@ def test_what_is_no_model_is_said(command: tuple[str, str], tmp_path: Path) -> N
     ("name", "problem"), [("grid.jpeg.gz", "ends in .png"), ("no/grid.png", "there is no folder")]
 )
 @pytest.mark.parametrize(
-    "command", [("sample", "a red circle", "--out"), ("evaluate", "digits", "--samples")]
+    "command", [("sample", "--prompt=a", "--out"), ("evaluate", "digits", "--samples")]
 )
 def test_where_no_image_can_be_written_is_said_first(
     command: tuple[str, str, str], name: str, problem: str, tmp_path: Path
@@ -149,7 +149,7 @@ def test_an_export_whose_recipe_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     for text in ("[]", "{}", '{"sampling": {"steps": 3}}'):
         (tmp_path / "recipe.json").write_text(text)
-        code, said = run("sample", tmp_path, "a red circle")
+        code, said = run("sample", tmp_path, "--prompt", "a")
         assert code == 2
         assert "recipe.json: not a Daybreak export" in said
 

@@ -16,13 +16,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from daybreak_trainer.checkpoint import dcp, lineage, retention, verify
+from daybreak_trainer.checkpoint import dcp, lineage, retention, snapshots, verify
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
@@ -32,6 +34,7 @@ from daybreak_trainer.checkpoint.layout import (
     Attempt,
     Commit,
     CommitPoint,
+    SnapshotRef,
     TrainState,
     attempt_folder,
     run_folder,
@@ -39,6 +42,7 @@ from daybreak_trainer.checkpoint.layout import (
 from daybreak_trainer.checkpoint.lineage import Expected, Search
 from daybreak_trainer.checkpoint.publish import Publisher
 from daybreak_trainer.checkpoint.saves import Outcome, Saves
+from daybreak_trainer.checkpoint.snapshots import Manifest
 from daybreak_trainer.checkpoint.staging import flattened
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.checkpoint.together import Together
@@ -200,6 +204,49 @@ class Checkpointer:
     def before_update(self) -> None:
         """Returns when the tensors may change. On a GPU nothing waits on the host."""
         self._saves.before_update()
+
+    def keep(
+        self,
+        step: int,
+        samples: int,
+        kept: tuple[SnapshotRef, ...],
+        deviations: tuple[float, ...],
+        tensors: Mapping[str, Tensor],
+        documents: Mapping[str, bytes],
+    ) -> Future[tuple[SnapshotRef, ...]]:
+        """Begins to write copies of averages that no checkpoint's removal touches, and returns. The
+        result is `kept`, those before, with the new one, or without it where the store failed: one
+        is lost then, and no training."""
+        about = Manifest(
+            uid=self._expected.uid,
+            point=CommitPoint(attempt=self._attempt, step=step),
+            samples=samples,
+            deviations=deviations,
+            recipe_hash=self._expected.recipe_hash,
+            files={},
+        )
+
+        def job() -> tuple[SnapshotRef, ...]:
+            try:
+                new = snapshots.write(self._run, self._together, about, tensors, documents)
+                longer = (*kept, new)
+                self._together.run_on_first("list averages", lambda: self._list(longer))
+            except Exception as error:  # noqa: BLE001 (training goes on without it)
+                log.event("average_lost", level=logging.WARNING, step=step, error=str(error))
+                return kept
+            if self._rank.is_first:
+                log.event("average_kept", step=step, samples=samples, number=len(longer))
+            return longer
+
+        return self._saves.beside(job)
+
+    def list_kept(self, kept: tuple[SnapshotRef, ...]) -> None:
+        """After `begin`: the averages that belong to the run are those of its commit."""
+        self._together.run_on_first("list averages", lambda: self._list(kept))
+
+    def _list(self, kept: tuple[SnapshotRef, ...]) -> None:
+        self._publisher.check_fence()
+        snapshots.write_index(self._run, self._expected.uid, kept)
 
     def poll(self) -> list[Outcome]:
         """What became of saves since the last call; never waits."""

@@ -6,10 +6,12 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import (
@@ -17,7 +19,7 @@ from torch.distributed.checkpoint.filesystem import (
     FileSystemReader,
     FileSystemWriter,
 )
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -148,6 +150,31 @@ def load(tensors: Mapping[str, Tensor], storage: Storage, together: Together) ->
     reader = _Reader(storage, together, metadata)
     with _failing_plainly(together, "read"):
         dcp_load(dict(tensors), storage_reader=reader, process_group=together.group)
+
+
+def read(storage: Storage, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, of those whose names are `wanted`, whatever number of ranks wrote
+    them; for one process alone.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    metadata = _metadata(storage)
+    found = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and wanted(name)
+    }
+    reader = FileSystemReader("")
+    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that one process reads what several wrote is meant
+            dcp_load(found, storage_reader=reader, no_dist=True)
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise StorageError(f"{storage.url} cannot be read: {cause}") from error
+    return found
 
 
 def _metadata(storage: Storage) -> Metadata:

@@ -134,6 +134,14 @@ class SkippedRange(Message):
     reason: str
 
 
+class SnapshotRef(Message):
+    """A snapshot of the power-function averages (`snapshots`)."""
+
+    point: CommitPoint = Field(description="Attempt and step that it was taken at.")
+    samples: int = Field(description="That the weights were trained on.")
+    manifest: FileRecord = Field(description="Its `SNAPSHOT.json`.")
+
+
 class TrainState(Message):
     """Where training stands, apart from tensors. Travels in `COMMIT.json`."""
 
@@ -159,6 +167,9 @@ class TrainState(Message):
     )
     decisions: tuple[Decision, ...] = Field(
         default=(), description="About the run's length, oldest first; none with a fixed recipe."
+    )
+    snapshots: tuple[SnapshotRef, ...] = Field(
+        default=(), description="Averages kept so far, oldest first."
     )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Of Daybreak, torch, diffusers and Python that wrote it."

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -24,6 +25,7 @@ from daybreak_trainer.checkpoint.together import FencedError, RanksLostError, To
 from daybreak_trainer.checkpoint.worker import Worker
 from daybreak_trainer.telemetry import log
 
+T = TypeVar("T")
 FAILURES_IN_A_ROW = 3
 """After so many a run that goes on only adds to what the next failure loses."""
 
@@ -84,6 +86,7 @@ class Saves:
         )
         self._job: _Job | None = None
         self._running: Future[None] | None = None
+        self._beside: Future[Any] | None = None
         self._failures = 0
         self._untold: list[Outcome] = []
         self.last: Outcome | None = None
@@ -122,11 +125,18 @@ class Saves:
         untold, self._untold = self._untold, []
         return untold
 
+    def beside(self, job: Callable[[], T]) -> Future[T]:
+        """Runs a collective of the store's in the thread of saves, behind what is there; every rank
+        submits it at the same point. It must not raise."""
+        self._beside = self._saver.submit(job)
+        return self._beside
+
     def wait(self) -> None:
         """Returns once the save in flight has ended, as it does when the store stands still: `last`
-        says what became of it."""
-        if self._running is not None:
-            self._running.result()
+        says what became of it; and so has what was to be written beside it."""
+        for running in (self._running, self._beside):
+            if running is not None:
+                running.result()
         self.collect()
 
     @property

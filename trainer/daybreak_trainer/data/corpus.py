@@ -297,6 +297,8 @@ def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Datas
         samples=samples,
         skips=digest(skip_raw) if skip_raw is not None else None,
         buckets=digest(repr(sorted(card.buckets.items())).encode()) if card.buckets else None,
+        source=card.source,
+        licence=card.licence,
     )
     buckets = _buckets(card, shards, f"{store.url}/{CARD}")
     return _Dataset(card, shards, skips, buckets, store, description)

@@ -19,6 +19,9 @@ class StreamDescription(Message):
     """xxh3-128 of `skip.json`."""
     buckets: str | None = None
     """xxh3-128 of the buckets in `dataset.json`."""
+    source: str = ""
+    licence: str = ""
+    """As its card says."""
 
 
 class CorpusDescription(Message):
@@ -31,7 +34,8 @@ class CorpusDescription(Message):
     @property
     def fingerprint(self) -> str:
         """The same wherever the same bytes lie: addresses are no part of it."""
-        parts = [stream.model_dump_json(exclude={"url"}) for stream in self.streams]
+        told = {"url", "source", "licence"}
+        parts = [stream.model_dump_json(exclude=told) for stream in self.streams]
         if self.validation_samples:
             parts.append(f"validation {self.validation_samples}")
         return xxhash.xxh3_128("\n".join(parts).encode()).hexdigest()

@@ -36,6 +36,7 @@ class ExportCard(Message):
     namespace: str
     recipe_hash: str
     step: int = Field(description="Optimizer steps that the model was trained for.")
+    weights: str = Field(default="fp32", description="Type, and which average where not the EMA.")
     files: dict[str, FileRecord] = Field(default_factory=dict, description="All but this one.")
 
     def names_what(self, other: ExportCard) -> bool:

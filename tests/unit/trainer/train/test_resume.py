@@ -13,13 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rank_runs import Bench
+from typer.testing import CliRunner
 
+from daybreak_cli.main import app
 from daybreak_trainer.checkpoint.history import HistoryLine
 from daybreak_trainer.checkpoint.layout import CommitPoint, attempt_folder
+from daybreak_trainer.checkpoint.snapshots import read_index
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ComputeSettings, ExitCode, StreamSettings
+from daybreak_trainer.export.post_hoc import plan, put_together
 from daybreak_trainer.export.publish import check
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
@@ -31,6 +36,7 @@ RECIPE = resolve(
         "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 5}],
         "optimizer": {"learningRate": 3e-3},
         "schedule": {"warmupSteps": 2},
+        "ema": {"power": {"snapshots": 3}},
     }
 )
 """Five images a step: two ranks compute three and two of them."""
@@ -74,6 +80,53 @@ def test_two_ranks_one_rank_two_ranks_are_one_run(calm: Bench, tmp_path: Path) -
     losses = [line.loss for line in parts]
     assert losses == pytest.approx([line.loss for line in whole], rel=_LOSS_TOLERANCE)
     assert losses[8:] != [line.loss for line in whole[8:]], "is rounding no longer different?"
+
+    assert_same_averages(calm, stopped, attempt=3)
+
+
+def assert_same_averages(calm: Bench, stopped: Bench, attempt: int) -> None:
+    """The power averages and the snapshots of them: of another number of ranks in each attempt, and
+    as if nothing had happened, but for rounding."""
+    whole, parts = (
+        bench.tensors(number, lambda name: name.startswith("power."))
+        for bench, number in ((calm, 1), (stopped, attempt))
+    )
+    assert float(whole["power.samples"]) == float(parts["power.samples"]) == 5 * STEPS
+    assert len(whole) > 10
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-5)
+    for bench in (calm, stopped):
+        kept = read_index(bench.storage).snapshots
+        assert [(s.point.step, s.samples) for s in kept] == [(7, 35), (14, 70), (21, 105)]
+    chosen = plan(stopped.storage, 0.10)
+    assert chosen.combination.error == 0.0
+    made = put_together(chosen)
+    assert made.keys() == {name.removeprefix("power.1.") for name in whole if ".1." in name[:8]}
+    for name, value in made.items():
+        expected = parts[f"power.1.{name}"].bfloat16().float()
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def test_another_average_is_exported_without_the_run(calm: Bench, tmp_path: Path) -> None:
+    """`daybreak ema`: the folder of an export, from the run's storage alone; what cannot be is said
+    with the number."""
+    out = tmp_path / "models" / "wider"
+    checkpoints = str(calm.folder / "checkpoints")
+    command = ["ema", checkpoints, "--deviation", "0.15", "--out", str(out), "--dtype", "bf16"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "fit error 0.1472" in result.output
+    ours, runs = (
+        {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+        for root in (out, calm.folder / "models" / "run")
+    )
+    assert ours == runs - {"samples.png", "evaluation.json"}
+    assert "relative deviation 0.15 at 105 samples" in (out / "README.md").read_text()
+    for wrong, said in ((["0.5"], "at most 0.28"), (["0.1", "--at", "106"], "end at 105")):
+        command = ["ema", checkpoints, "--out", str(tmp_path / "no"), "--deviation", *wrong]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert said in result.output
 
 
 def _sampled(line: HistoryLine) -> dict[str, object]:
