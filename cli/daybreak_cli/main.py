@@ -171,6 +171,27 @@ def prepare(
             "diffusers, a local folder or a Hugging Face repository; on a GPU, if there is one.",
         ),
     ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENCODER",
+            help="Add the captions' embeddings, made by this text encoder, a local folder or a "
+            "Hugging Face repository; on a GPU, if there is one.",
+        ),
+    ] = None,
+    embedding_precision: Annotated[
+        Literal["bf16", "8bit"], typer.Option(help="How --embeddings are stored.")
+    ] = "bf16",
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Of --embeddings: captions are cut to it, as text.maxTokens has."),
+    ] = 256,
+    embedded: Annotated[
+        str,
+        typer.Option(
+            "--captions", metavar="NAMES", help="Of --embeddings: as in caption,caption_short."
+        ),
+    ] = "caption",
     drop_images: Annotated[
         bool, typer.Option("--drop-images", help="With --latents: leave the images out.")
     ] = False,
@@ -188,21 +209,22 @@ def prepare(
     from daybreak_trainer.recipe import RecipeError
 
     shard_bytes, sides = _bytes("--shard-size", shard_size), _sides(resolution)
-    if ":/" in str(out) or (":/" in source and latents is None):
+    if ":/" in str(out) or (":/" in source and not (latents or embeddings)):
         raise CommandError(
             f"{out if ':/' in str(out) else source}: prepare writes local folders, and reads them "
-            "unless it adds to a dataset (--latents); write one and copy it to the store, for S3 "
-            "with: aws s3 sync OUT s3://bucket/folder"
+            "unless it adds to a dataset (--latents, --embeddings); write one and copy it to the "
+            "store, for S3 with: aws s3 sync OUT s3://bucket/folder"
         )
     if drop_images and latents is None:
         raise CommandError("--drop-images leaves nothing to train on without --latents")
     try:
+        embedder = _embedder(embeddings, max_tokens, embedding_precision)
         with _bar("samples") as (bar, task):
             cards = prepare_datasets(
                 source,
                 out,
                 sides,
-                added=_latents(latents),
+                added=[*_latents(latents), *_embeddings(embedder, embedded)],
                 drop_images=drop_images,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
                 count=count,
@@ -221,6 +243,28 @@ def prepare(
     for folder, card in cards.items():
         console.print(f"{folder}: {card.samples} samples of {card.resolution} px")
         _say_skipped(reported(folder), folder)
+    if embedder is not None and embedder.captions:
+        tokens, size = embedder.tokens / embedder.captions, embedder.bytes / embedder.captions
+        console.print(
+            f"{embedder.captions} captions embedded: {tokens:.1f} tokens and {size:,.0f} bytes each"
+        )
+
+
+def _embedder(path: str | None, max_tokens: int, precision: Literal["bf16", "8bit"]) -> Any:
+    if path is None:
+        return None
+    from daybreak_trainer.prepare.embeddings import Embedder
+
+    return Embedder(path, max_tokens, precision)
+
+
+def _embeddings(embedder: Any, captions: str) -> list[Any]:
+    if embedder is None:
+        return []
+    from daybreak_trainer.prepare.embeddings import EmbeddingColumn
+
+    names = dict.fromkeys(name.strip() for name in captions.split(","))
+    return [EmbeddingColumn(embedder, name) for name in names]
 
 
 def _sides(text: str | None) -> list[int]:

@@ -28,7 +28,6 @@ class TextEmbeddings(Message):
     max_tokens: int
     width: int
     precision: Precision
-    captions: tuple[str, ...] = Field(description="Columns that have embeddings.")
     null: str = Field(description="The empty prompt's, base64 of a value as in the columns.")
 
 

@@ -63,6 +63,8 @@ def packed(
     memory = text.view(torch.uint8).numpy()
     for row, (value, tokens) in enumerate(zip(values, lengths.tolist(), strict=True)):
         start = _HEAD.size
+        if not tokens:  # as the empty prompt of some tokenizers
+            continue
         if scale is not None:
             scale.numpy()[row, :tokens] = np.frombuffer(value, "<f4", tokens, start)
             start += _SCALE_BYTES * tokens

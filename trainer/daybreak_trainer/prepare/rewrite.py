@@ -119,6 +119,12 @@ def _rewrite(
 ) -> DatasetCard:
     counters = DataCounters()
     opened = _open(source, counters)
+    for field in sorted({field for column in added for field in column.record()}):
+        if getattr(opened.card, field) is not None:
+            raise DatasetError(
+                f"{source} has {field} already, of which its card says what they are; add to the "
+                "dataset that it was made from"
+            )
     _claim(work, opened.corpus, added, dropped)
     cache = NodeCache(work / _CACHE, _CACHE_BYTES, counters)
     infos, done = [], 0

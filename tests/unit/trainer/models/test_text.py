@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
@@ -29,8 +30,10 @@ from transformers import (
 from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
 from daybreak_trainer.models.encoding import encode
+from daybreak_trainer.models.padding import Padding
 from daybreak_trainer.models.pretrained import is_unreachable
 from daybreak_trainer.models.text import build
+from daybreak_trainer.models.text_report import lengths
 from daybreak_trainer.models.tokenizers import END, PAD, UNKNOWN, word_tokenizer
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.recipe.text import Text
@@ -245,3 +248,50 @@ def test_a_hub_that_does_not_answer_is_no_mistake_of_the_recipe(
         error.__cause__ = cause("as the libraries chain them")
         error = error.__cause__  # type: ignore[assignment]
     assert is_unreachable(top) is unreachable
+
+
+COUNTS = {"watercolour": 900, "of": 800, "lighthouse": 700, "a": 2000, "the": 1500, "light": 300}
+
+
+def pieces(max_tokens: int = 24) -> Text:
+    return joint(max_tokens).model_copy(update={"vocabulary": "pieces", "vocabulary_size": 330})
+
+
+def test_pieces_are_learned_from_counts_alone_and_know_every_text(tmp_path: Path) -> None:
+    """Frequent words are one token, and nothing is unknown, whatever its alphabet; the same counts
+    in any order give the same tokenizer, and it reloads as an ordinary one of Hugging Face."""
+    tower = build(pieces(), COUNTS, seed=0)
+    again = build(pieces(), dict(reversed(COUNTS.items())), seed=0)
+    assert tower.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    assert len(tower.tokenizer) <= 330
+    captions = ["A lighthouse", "light house", "žluťoučký 灯台!", ""]
+    ids, mask = tower.tokenize(captions, CPU)
+    assert mask.sum(dim=1).tolist()[0] == 3  # a, lighthouse, end
+    assert mask.sum(dim=1).tolist()[3] == 1
+    assert not (ids == tower.tokenizer.unk_token_id).any()
+    assert not torch.equal(ids[0], ids[1])
+    tower.tokenizer.save_pretrained(tmp_path)
+    reloaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded(captions)["input_ids"] == tower.tokenizer(captions)["input_ids"]
+
+
+def test_padded_lengths_are_few_and_hold_every_caption() -> None:
+    """What is compiled for is all that can occur; the mean counts what is computed for padding."""
+    padding = Padding(20, 8)
+    assert padding.lengths == (8, 16, 20)
+    assert {padding.length(tokens) for tokens in range(21)} == set(padding.lengths)
+    assert Padding(20, None).lengths == (20,)
+    tokens = [3, 17, 4, 18]
+    assert padding.mean(tokens, 2, by_length=False) == 20.0
+    assert padding.mean(tokens, 2, by_length=True) == 14.0
+    assert Padding(20, None).mean(tokens, 2, by_length=True) == 20.0
+
+
+def test_lengths_of_the_datas_captions_are_told_before_the_first_step() -> None:
+    """Mean before cutting, share that is cut, and what is computed with."""
+    tower = build(joint(4), ["a", "b"], seed=0)
+    sample = {"caption": ["a", "a b a", "a b a b a", "b b b b b b b"]}
+    found = lengths(joint(4), tower, sample, 2, seed=0)
+    assert found is not None
+    assert (found.mean, found.cut_share, found.padded) == (5.0, 0.5, 4.0)
+    assert lengths(joint(4), tower, {}, 2, seed=0) is None
