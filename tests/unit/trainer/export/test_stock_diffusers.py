@@ -94,6 +94,21 @@ def test_stock_diffusers_draws_the_same_images(kind: str, tmp_path: Path) -> Non
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
+def test_stock_diffusers_reads_captions_in_learned_pieces(tmp_path: Path) -> None:
+    """The tokenizer is exported with the model that was trained on it."""
+    given = tiny_models.recipe_of("prx-pixel-x", tmp_path).model_dump(mode="json")
+    given["text"] |= {"vocabulary": "pieces", "vocabulary_size": 320}
+    recipe = Recipe.model_validate(given)
+    weights, tower, _ = tiny_models.trained(recipe)
+    assert len(tower.tokenizer) > 259
+    pipeline = build_pipeline(recipe, weights, tower)
+    sampling = recipe.sampling
+    ours = sample(pipeline, PROMPTS, steps=sampling.steps, guidance=sampling.guidance, seed=SEED)
+    save_folder(pipeline, recipe, tmp_path / "model")
+    theirs = drawn_by_diffusers(tmp_path / "model", recipe)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
 def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> None:
     """Before a day of training, in a sentence with what to do."""
     recipe = tiny_models.recipe_of("sana-dc", tmp_path / "dc")
