@@ -161,7 +161,7 @@ def test_what_cannot_be_encoded_is_named(tmp_path: Path, autoencoder: Autoencode
         list(LatentColumn(autoencoder).values([{"image": b"broken"}], {"image": "png"}, (32, 32)))
     prepare("shapes", tmp_path / "fine", count=4)
     rewrite(str(tmp_path / "fine"), tmp_path / "once", [LatentColumn(autoencoder)])
-    with pytest.raises(DatasetError, match="has a column latent already"):
+    with pytest.raises(DatasetError, match="has latents already"):
         rewrite(str(tmp_path / "once"), tmp_path / "twice", [LatentColumn(autoencoder)])
 
 
