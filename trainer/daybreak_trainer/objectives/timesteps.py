@@ -1,4 +1,4 @@
-"""How much noise each sample gets: logit-normal, in part uniform, shifted towards noise."""
+"""How much noise each sample gets: logit-normal and shifted towards noise, in part uniform."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _EDGE = 2.0**-25
 def timesteps(objective: Objective, uniforms: Tensor) -> Tensor:
     """`(batch,)` in 0..1, of `uniforms` `(batch,)`: the smallest of these, as many as
     `timestep_uniform_share`, give uniform timesteps, the others logit-normal ones by its quantiles
-    (SD3, arXiv 2403.03206, section 3.1); all are shifted."""
+    (SD3, arXiv 2403.03206, section 3.1), and these are shifted. Uniform ones are not: they are there
+    for the timesteps that the shift leaves out (PRX)."""
     share = objective.timestep_uniform_share
     uniform = uniforms / max(share, _EDGE)
     quantiles = ((uniforms - share) / max(1.0 - share, _EDGE)).clamp(_EDGE, 1.0 - _EDGE)
     normal = torch.special.ndtri(quantiles)
     logit_normal = torch.sigmoid(objective.timestep_mean + objective.timestep_std * normal)
-    return shifted(torch.where(uniforms < share, uniform, logit_normal), objective.timestep_shift)
+    return torch.where(uniforms < share, uniform, shifted(logit_normal, objective.timestep_shift))
 
 
 def shifted(moments: Tensor, shift: float) -> Tensor:

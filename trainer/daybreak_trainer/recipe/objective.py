@@ -109,7 +109,9 @@ class Objective(RecipeModel):
     timestep_std: Positive = Field(
         description="Standard deviation of the logit-normal distribution (arXiv 2403.03206)."
     )
-    timestep_uniform_share: Share = Field(description="Share of timesteps drawn uniformly instead.")
+    timestep_uniform_share: Share = Field(
+        description="Share of timesteps drawn uniformly instead, and not shifted."
+    )
     timestep_shift: Positive = Field(
         description="Shift alpha: t = alpha u / (1 + (alpha - 1) u); more than 1 leans towards "
         "noise. A stage may set its own."
