@@ -16,12 +16,13 @@ def distance_per_sample(
 
     The other one is the sample before it in the same pass of the same rank, among the first
     `counted`: images of other ranks are not here. So unlike all else a step's result depends, a
-    little, on how the global batch is split. A sample that is alone has none: zero.
+    little, on how the global batch is split: not in its expectation, for which other sample it is
+    comes from the order of the data, which is random. A sample that is alone has none: zero.
     """
     rows = len(velocity)
     if counted < 2:
         return velocity.new_zeros(rows, dtype=torch.float32)
-    order = [(row - 1) % counted for row in range(counted)] + [0] * (rows - counted)
-    # Slices and not an index: an index would have to come to the device.
-    others = torch.cat([(noise - clean)[row : row + 1] for row in order])
+    target = noise - clean
+    # Rolled and not indexed: an index would have to come to the device.
+    others = torch.cat([target[:counted].roll(1, dims=0), target[counted:]])
     return flow.mean_error(velocity.float(), others, kept)
