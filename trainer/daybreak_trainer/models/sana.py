@@ -151,7 +151,8 @@ class Sana(SanaTransformer2DModel):  # type: ignore[misc]
         self, noised: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, SanaContext]:
         patch = self.config.patch_size
-        tokens: Tensor = self.patch_embed(noised)
+        # A convolution's layout would have the first block compiled apart from the others.
+        tokens: Tensor = self.patch_embed(noised).contiguous()
         modulation, timestep = self.time_embed(
             timesteps * _TIME_FACTOR, batch_size=len(noised), hidden_dtype=tokens.dtype
         )
