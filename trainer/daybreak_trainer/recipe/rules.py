@@ -142,10 +142,3 @@ def _stock(recipe: Recipe) -> Iterator[str]:
                 f"stages[{last}].resolution ({side}): diffusers' SanaPipeline draws multiples of "
                 f"{_SANA_SIDE} pixels alone; make it one"
             )
-    routing = objective.routing
-    if routing is not None and routing.kind == "sprint" and recipe.stages[-1].routing:
-        yield (
-            f"stages[{len(recipe.stages) - 1}].routing: the fusion of objective.routing.kind: "
-            "sprint has no place in a diffusers model; let the last stage train without it "
-            "(routing: false)"
-        )
