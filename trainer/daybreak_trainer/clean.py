@@ -26,7 +26,7 @@ def columns(recipe: Recipe, *, compared: bool = False) -> tuple[str, ...]:
     denoiser works on, and so does who compares drawn ones with them (`compared`)."""
     if recipe.latent is None or not recipe.latent.precomputed:
         return (IMAGE,)
-    aligned = recipe.objective.alignment and any(stage.alignment for stage in recipe.stages)
+    aligned = any(recipe.objective.in_stage(stage).alignment for stage in recipe.stages)
     return (LATENT, IMAGE) if aligned or compared else (LATENT,)
 
 

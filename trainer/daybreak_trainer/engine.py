@@ -81,7 +81,7 @@ class Engine:
         self._compare_corpora()
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
-        seers = losses.load(self.recipe.objective, rank.device)
+        seers = losses.load(self.recipe, rank.device)
         model, self.text = text_to_image.build(self.recipe, self.corpus.vocabulary, seers.width)
         self._place_text_encoder()
         self.model = model.to(rank.device)

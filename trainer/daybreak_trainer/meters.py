@@ -15,7 +15,6 @@ from daybreak_trainer.health import self_test
 from daybreak_trainer.health.grace import grace_is_short
 from daybreak_trainer.health.own_work import own_work
 from daybreak_trainer.models.flops import SampleFlops
-from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.devices import peak_of
@@ -41,7 +40,7 @@ class Meters:
             engine.settings.run.compute.activation_checkpointing,
             peak_of(engine.rank.device, engine.dtype),
         )
-        self._flops: dict[tuple[tuple[int, int], Tricks], SampleFlops] = {}
+        self._flops: dict[tuple[tuple[int, int], int], SampleFlops] = {}
         self._own: dict[int, int] = {}
         self._slow = 0.0
         self._work = own_work(engine.rank.device)
@@ -146,9 +145,10 @@ class Meters:
         )
 
     def _sample_flops(self, bucket: tuple[int, int]) -> SampleFlops:
-        key = (bucket, self._engine.step.tricks)
+        step = self._engine.step
+        key = (bucket, step.stage)
         if key not in self._flops:
             found = self._engine.sample_flops(*bucket)
-            encoded = self._engine.clean.flops(*bucket)
-            self._flops[key] = replace(found, frozen=found.frozen + encoded)
+            others = self._engine.clean.flops(*bucket) + step.seers_flops(*bucket)
+            self._flops[key] = replace(found, frozen=found.frozen + others)
         return self._flops[key]

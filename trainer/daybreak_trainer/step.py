@@ -19,9 +19,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from daybreak_trainer.clean import CleanReader
 from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.objectives import draws as chance
-from daybreak_trainer.objectives import flow, losses
+from daybreak_trainer.objectives import flow
 from daybreak_trainer.objectives.losses import Seers, Sight, StageLosses
 from daybreak_trainer.optim.clip import clip
 from daybreak_trainer.optim.ema import Ema
@@ -106,17 +107,27 @@ class TrainStep:
 
     def enter(self, stage: int) -> None:
         """The steps from here on, and rehearsals, are of this stage of the recipe, from 0."""
-        recipe = self._recipe
-        self._objective = losses.in_stage(recipe.objective, recipe.stages[stage])
+        recipe, self._stage = self._recipe, stage
+        self._objective = recipe.objective.in_stage(recipe.stages[stage])
+        cast(TextToImage, self._model).enter(recipe, stage)
         self._tricks = Tricks.of(recipe, recipe.stages[stage])
         self._parts = StageLosses(
             self._objective, self._seers, recipe.pixels_per_token, self._rank.device
         )
 
     @property
+    def stage(self) -> int:
+        """The one that was entered."""
+        return self._stage
+
+    @property
     def tricks(self) -> Tricks:
-        """Of the stage that was entered."""
+        """Of that stage."""
         return self._tricks
+
+    def seers_flops(self, height: int, width: int) -> float:
+        """Of the frozen networks that see an image of `height` × `width` pixels in that stage."""
+        return self._parts.flops(height, width)
 
     def run(self, batch: StepBatch, learning_rate: float) -> StepNumbers:
         """Gradients of the global batch's mean loss, clipped, and one update of weights, optimizer

@@ -33,6 +33,9 @@ class Denoiser(Protocol):
     def units(self) -> list[nn.Module]:
         """The transformer blocks, in the order of the forward pass."""
 
+    def enter_stage(self, stage: int) -> None:
+        """From here on images are of this stage of the recipe, from 0; as built, of the last."""
+
     def enter(
         self, noised: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, Any]:

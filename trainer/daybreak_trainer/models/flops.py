@@ -30,16 +30,17 @@ Checkpointing = Literal["none", "blocks", "budget"]
 
 @dataclass(frozen=True)
 class SampleFlops:
-    """Forward FLOPs of one sample."""
+    """FLOPs of one sample; forward, but for `text`."""
 
     trained: float
     """Of everything that gets a gradient."""
     blocks: float
     """Of the denoiser's blocks, which are part of it."""
     frozen: float
-    """Of frozen encoders, which run forward only."""
+    """Of frozen networks: encoders, and what a loss looks through."""
     text: float = 0.0
-    """Of a text encoder that is trained, part of `trained`."""
+    """A training step's for the text, part of `model` or, where its encoder is frozen, of
+    `frozen`."""
 
     @property
     def model(self) -> float:
@@ -49,8 +50,7 @@ class SampleFlops:
     @property
     def text_share(self) -> float:
         """Of a training step, what the text encoder takes, 0..1."""
-        text = _BACKWARD_AND_FORWARD * self.text + self.frozen
-        return text / (self.model + self.frozen)
+        return self.text / (self.model + self.frozen)
 
     def hardware(self, checkpointing: Checkpointing) -> float | None:
         """What a training step computes, blocks that are computed again included: the count of
@@ -60,7 +60,7 @@ class SampleFlops:
         return self.model + (self.blocks if checkpointing == "blocks" else 0.0)
 
     def device(self, checkpointing: Checkpointing) -> float | None:
-        """Everything that the device computes for a sample, frozen encoders included."""
+        """Everything that the device computes for a sample, frozen networks included."""
         hardware = self.hardware(checkpointing)
         return None if hardware is None else hardware + self.frozen
 
@@ -121,7 +121,8 @@ def per_sample(
     last = there[-1] if tricks.masking is not None else sizes.tokens
     aux = _auxiliary(recipe, sizes.tokens, there, tricks, teacher_width)
     trained = formula.enter + blocks + formula.leave(last) + aux + encoder
-    return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text, text=encoder)
+    for_text = _BACKWARD_AND_FORWARD * encoder + frozen_text
+    return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text, text=for_text)
 
 
 def _tokens_by_block(recipe: Recipe, tokens: int, tricks: Tricks) -> list[int]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from daybreak_trainer.models.attention import SmallMaskAttention
 from daybreak_trainer.models.initialisation import mup_factor, start, zero, zero_modulation
-from daybreak_trainer.models.rope import places, stretch
+from daybreak_trainer.models.rope import places, stretches
 from daybreak_trainer.models.tricks import spread
 from daybreak_trainer.recipe import Recipe
 
@@ -66,8 +66,11 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
 
     shared_modulation: nn.Linear | None
     """Of all blocks, where the recipe shares it."""
-    _stage_sides: Sequence[int] | None = None
-    """Tokens a side of every stage's grid, where coordinates are the last stage's."""
+    _steps: Sequence[float] | None = None
+    """Of every stage's grid: steps of the last one's that one of it spans. None where coordinates
+    count patches."""
+    _step = 1.0
+    """That of the stage that was entered."""
     _width_factor = 1.0
 
     def adapt(self, recipe: Recipe) -> None:
@@ -76,8 +79,7 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
         self._width_factor = mup_factor(shape)
         self.set_attn_processor(SmallMaskAttention())
         if shape.rope_range == "last-stage":
-            side = recipe.pixels_per_token
-            self._stage_sides = [stage.resolution // side for stage in recipe.stages]
+            self._steps = stretches([stage.resolution for stage in recipe.stages])
         self.shared_modulation = None
         if shape.shared_modulation:
             self.shared_modulation = nn.Linear(self.hidden_size, 6 * self.hidden_size)
@@ -105,6 +107,9 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
     def units(self) -> list[nn.Module]:
         return list(self.blocks)
 
+    def enter_stage(self, stage: int) -> None:
+        self._step = 1.0 if self._steps is None else self._steps[stage]
+
     def enter(
         self, noised: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, PrxContext]:
@@ -112,7 +117,6 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
         tokens: Tensor = self.img_in(img2seq(noised, self.patch_size))
         timestep = self._compute_timestep_embedding(timesteps, dtype=tokens.dtype)
         shared = self.shared_modulation
-        step = 1.0 if self._stage_sides is None else stretch(grid, self._stage_sides)
         context = PrxContext(
             grid=grid,
             text=self.txt_in(text),
@@ -120,7 +124,7 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
             timestep=timestep,
             modulation=timestep if shared is None else shared(F.silu(timestep)),
             # Places are the same for all samples: one table, which broadcasts.
-            rotary=self.pe_embedder(places(grid, step, noised.device)),
+            rotary=self.pe_embedder(places(grid, self._step, noised.device)),
         )
         return tokens, context
 

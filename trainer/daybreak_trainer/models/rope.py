@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log
 
 import torch
 from torch import Tensor
 
 
-def stretch(grid: tuple[int, int], sides: Sequence[int]) -> float:
-    """Steps of the last stage's grid that one of `grid` (rows, columns) spans.
-
-    `sides` are the stages' grids at their nominal resolution, tokens a side, the last stage's last.
-    A bucket has about its stage's number of tokens, whatever its shape: the stage is the one whose
-    number is nearest, so every bucket of the last stage has 1, to the bit.
-    """
-    tokens = grid[0] * grid[1]
-    own = min(reversed(sides), key=lambda side: abs(log(side * side / tokens)))
-    return sides[-1] / own
+def stretches(resolutions: Sequence[int]) -> list[float]:
+    """For each stage, how many steps of the last stage's grid one of its own spans; `resolutions`
+    are the stages'. The last has 1, to the bit."""
+    return [resolutions[-1] / resolution for resolution in resolutions]
 
 
 def places(grid: tuple[int, int], step: float, device: torch.device) -> Tensor:

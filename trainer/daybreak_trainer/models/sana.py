@@ -147,6 +147,9 @@ class Sana(SanaTransformer2DModel):  # type: ignore[misc]
     def units(self) -> list[nn.Module]:
         return list(self.transformer_blocks)
 
+    def enter_stage(self, stage: int) -> None:
+        """All stages are alike: places are known from the convolutions."""
+
     def enter(
         self, noised: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, SanaContext]:

@@ -50,6 +50,7 @@ class TextToImage(nn.Module):
         self.text_encoder = text_encoder
         self.aux = nn.ModuleDict() if aux is None else aux
         """Trained, sharded and saved as the rest, and never exported."""
+        self._of_evaluation = NONE
 
     def forward(
         self,
@@ -60,27 +61,33 @@ class TextToImage(nn.Module):
         text: Tensor | None = None,
         *,
         scores: Tensor | None = None,
-        tricks: Tricks = NONE,
+        tricks: Tricks | None = None,
     ) -> Prediction:
         """Of `noised` `(batch, channels, height, width)` at `timesteps` `(batch,)`.
 
         Takes token ids `(batch, tokens)` where the encoder is trained, else `text`, its hidden
         states `(batch, tokens, hidden)`; `mask` is `(batch, tokens)`. `scores` `(batch, image
-        tokens)`, uniform in 0..1, say which tokens `tricks` leave out; without them none is, and
-        SPRINT's fusion is all that is left of routing.
+        tokens)`, uniform in 0..1, say which tokens `tricks` leave out; without them none is.
+        `tricks` are None where the weights are judged.
         """
         if self.text_encoder is not None:
             assert input_ids is not None
             text = encode(self.text_encoder, input_ids, mask)
         assert text is not None
         tokens, context = self.denoiser.enter(noised, timesteps, text, mask)
-        walk = _Walk(self, scores, tricks, context)
+        walk = _Walk(self, scores, self._of_evaluation if tricks is None else tricks, context)
         for number in range(len(self.denoiser.units)):
             tokens = walk.before(number, tokens)
             tokens = self.denoiser.through(number, tokens, walk.context)
             tokens = walk.after(number, tokens)
         output = self.denoiser.leave(tokens, walk.context)
         return Prediction(output, walk.hidden, walk.hidden_visible, walk.kept)
+
+    def enter(self, recipe: Recipe, stage: int) -> None:
+        """From here on images are of this stage of the recipe, from 0, and judged with what the
+        stage trains. A model as built is in the last stage."""
+        self.denoiser.enter_stage(stage)
+        self._of_evaluation = Tricks.of(recipe, recipe.stages[stage]).of_evaluation
 
     @property
     def units(self) -> list[nn.Module]:

@@ -27,13 +27,16 @@ class Tricks:
 
     @classmethod
     def of(cls, recipe: Recipe, stage: Stage) -> Tricks:
-        objective = recipe.objective
-        aligned = objective.alignment if stage.alignment else None
-        return cls(
-            objective.routing if stage.routing else None,
-            objective.masking if stage.masking else None,
-            None if aligned is None else aligned.layer,
-        )
+        objective = recipe.objective.in_stage(stage)
+        aligned = objective.alignment
+        return cls(objective.routing, objective.masking, None if aligned is None else aligned.layer)
+
+    @property
+    def of_evaluation(self) -> Tricks:
+        """What is left of them where the weights are judged: without scores no token is left out,
+        but SPRINT's fusion belongs to the model for as long as it is trained with it."""
+        fused = self.routing is not None and self.routing.kind == "sprint"
+        return Tricks(self.routing) if fused else NONE
 
 
 NONE = Tricks()

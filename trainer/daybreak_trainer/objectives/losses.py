@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from daybreak_trainer.models import flops
 from daybreak_trainer.models.tricks import Prediction
 from daybreak_trainer.objectives import alignment, contrast, flow, perceptual, teachers
 from daybreak_trainer.objectives.draws import Draws
 from daybreak_trainer.objectives.perceptual import Distance
 from daybreak_trainer.objectives.teachers import Teacher
+from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.recipe.objective import Objective, Perceptual
-from daybreak_trainer.recipe.stages import Stage
-
-
-def in_stage(objective: Objective, stage: Stage) -> Objective:
-    """What is left of the objective in a stage, with the stage's own shift. A weight of 0 is
-    off."""
-    aligned, contrast_weight = objective.alignment, objective.contrast
-    if not stage.alignment or (aligned is not None and not aligned.weight):
-        aligned = None
-    compared = tuple(part for part in objective.perceptual if stage.perceptual and part.weight)
-    return objective.model_copy(
-        update={
-            "timestep_shift": stage.timestep_shift or objective.timestep_shift,
-            "alignment": aligned,
-            "routing": objective.routing if stage.routing else None,
-            "masking": objective.masking if stage.masking else None,
-            "contrast": contrast_weight if stage.contrast else 0.0,
-            "perceptual": compared,
-        }
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +32,26 @@ class Seers:
         return None if self.teacher is None else self.teacher.width
 
 
-def load(objective: Objective, device: torch.device) -> Seers:
-    """Everything that any stage needs.
+def load(recipe: Recipe, device: torch.device) -> Seers:
+    """What some stage of the recipe needs, a teacher that two of them name once. They stay on the
+    device after their last stage: a large vision transformer in bf16 is 0.6 GB, and the shapes of
+    all stages are rehearsed before the first step.
 
     Raises:
         RecipeError: one cannot be loaded; the message names the field and the remedy.
         HubUnreachableError: a repository does not answer.
     """
+    stages = [recipe.objective.in_stage(stage) for stage in recipe.stages]
+    aligned = next((stage.alignment for stage in stages if stage.alignment is not None), None)
+    known: dict[str, Teacher] = {}
     teacher = None
-    if objective.alignment is not None:
+    if aligned is not None:
         field = "recipe.objective.alignment.teacher"
-        teacher = teachers.load(field, objective.alignment.teacher, device)
+        teacher = known[aligned.teacher] = teachers.load(field, aligned.teacher, device)
     distances = tuple(
-        (part, perceptual.load(f"recipe.objective.perceptual[{number}]", part, device))
-        for number, part in enumerate(objective.perceptual)
-        if part.weight
+        (part, perceptual.load(f"recipe.objective.perceptual[{number}]", part, device, known))
+        for number, part in enumerate(recipe.objective.perceptual)
+        if any(part in stage.perceptual for stage in stages)
     )
     return Seers(teacher, distances)
 
@@ -88,7 +76,7 @@ class StageLosses:
     def __init__(
         self, objective: Objective, seers: Seers, pixels_per_token: int, device: torch.device
     ) -> None:
-        """`objective` is the stage's (`in_stage`)."""
+        """`objective` is the stage's (`Objective.in_stage`)."""
         self._objective, self._seers, self._pixels = objective, seers, pixels_per_token
         weights = {"flow": 1.0}
         if objective.contrast:
@@ -123,6 +111,18 @@ class StageLosses:
             for part, distance in self._distances
         ]
         return torch.stack(parts)
+
+    def flops(self, height: int, width: int) -> float:
+        """Of the frozen networks, for one image of `height` × `width` pixels: a teacher looks once,
+        a distance at two images, and its gradient comes back through one of them."""
+        image = torch.zeros(1, 3, height, width, device=self.weights.device)
+        total, teacher = 0.0, self._seers.teacher
+        if self._objective.alignment is not None and teacher is not None:
+            grid = (height // self._pixels, width // self._pixels)
+            total += flops.counted(lambda: teacher.features(image, grid))
+        for _, distance in self._distances:
+            total += 1.5 * flops.counted(partial(distance, image, image))
+        return total
 
     def _alignment(self, prediction: Prediction, sight: Sight) -> Tensor:
         recipe, teacher = self._objective.alignment, self._seers.teacher

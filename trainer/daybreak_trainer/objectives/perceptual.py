@@ -54,8 +54,11 @@ class LpipsDistance:
         return distance
 
 
-def load(field: str, recipe: Perceptual, device: torch.device) -> Distance:
-    """The distance of `recipe`, which stands in the recipe's `field`.
+def load(
+    field: str, recipe: Perceptual, device: torch.device, known: dict[str, Teacher]
+) -> Distance:
+    """The distance of `recipe`, which stands in the recipe's `field`. `known` are transformers
+    that are on the device already, by their source; another one is added.
 
     Raises:
         RecipeError: what it names cannot be loaded, or its size does not fit.
@@ -63,7 +66,9 @@ def load(field: str, recipe: Perceptual, device: torch.device) -> Distance:
     """
     if recipe.kind == "lpips":
         return LpipsDistance(lpips.load(f"{field}.teacher", recipe.teacher, device), recipe.size)
-    teacher = teachers.load(f"{field}.teacher", recipe.teacher, device)
+    teacher = known.get(recipe.teacher)
+    if teacher is None:
+        teacher = known[recipe.teacher] = teachers.load(f"{field}.teacher", recipe.teacher, device)
     size = recipe.size or teacher.image_size
     if size % teacher.patch_size:
         raise RecipeError(

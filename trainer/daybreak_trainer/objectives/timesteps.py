@@ -17,8 +17,8 @@ _EDGE = 2.0**-25
 def timesteps(objective: Objective, uniforms: Tensor) -> Tensor:
     """`(batch,)` in 0..1, of `uniforms` `(batch,)`: the smallest of these, as many as
     `timestep_uniform_share`, give uniform timesteps, the others logit-normal ones by its quantiles
-    (SD3, arXiv 2403.03206, section 3.1), and these are shifted. Uniform ones are not: they are there
-    for the timesteps that the shift leaves out (PRX)."""
+    (SD3, arXiv 2403.03206, section 3.1), and these are shifted. Uniform ones are not: they are
+    there for the timesteps that the shift leaves out (PRX)."""
     share = objective.timestep_uniform_share
     uniform = uniforms / max(share, _EDGE)
     quantiles = ((uniforms - share) / max(1.0 - share, _EDGE)).clamp(_EDGE, 1.0 - _EDGE)

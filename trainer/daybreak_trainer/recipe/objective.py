@@ -19,6 +19,7 @@ from daybreak_trainer.recipe.base import (
     Share,
     Source,
 )
+from daybreak_trainer.recipe.stages import Stage
 
 
 class Alignment(RecipeModel):
@@ -137,3 +138,19 @@ class Objective(RecipeModel):
     perceptual: tuple[Perceptual, ...] = Field(
         default=(), max_length=4, description="Perceptual losses; an empty list is off."
     )
+
+    def in_stage(self, stage: Stage) -> Objective:
+        """What is left of it in a stage, with the stage's own shift. A weight of 0 is off."""
+        aligned = self.alignment
+        if not stage.alignment or (aligned is not None and not aligned.weight):
+            aligned = None
+        return self.model_copy(
+            update={
+                "timestep_shift": stage.timestep_shift or self.timestep_shift,
+                "alignment": aligned,
+                "routing": self.routing if stage.routing else None,
+                "masking": self.masking if stage.masking else None,
+                "contrast": self.contrast if stage.contrast else 0.0,
+                "perceptual": tuple(p for p in self.perceptual if stage.perceptual and p.weight),
+            }
+        )

@@ -10,7 +10,7 @@ import torch
 from small_networks import LATENT, Inputs, fresh, inputs, recipe_of, stirred
 from torch import Tensor, nn
 
-from daybreak_trainer.models.rope import places, stretch
+from daybreak_trainer.models.rope import places, stretches
 from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.recipe import Recipe
 
@@ -156,14 +156,25 @@ def test_mup_draws_by_fan_in_and_slows_down_what_is_wide(
 
 def test_a_place_keeps_its_coordinates_when_the_resolution_rises() -> None:
     """A bucket of 4 x 2 tokens at 16 px is one of 8 x 4 at 32 px: each of its tokens lies in the
-    middle of the four that it becomes. A bucket of about that many tokens belongs to the stage."""
-    assert stretch((8, 4), (4, 8)) == 1.0
-    assert stretch((9, 7), (4, 8)) == 1.0
-    assert stretch((5, 3), (4, 8)) == 2.0
+    middle of the four that it becomes."""
+    assert stretches([16, 24, 32]) == [2.0, 32 / 24, 1.0]
     fine = places((8, 4), 1.0, torch.device("cpu")).reshape(4, 2, 2, 2, 2)
     coarse = places((4, 2), 2.0, torch.device("cpu")).reshape(4, 2, 2)
     torch.testing.assert_close(fine.mean(dim=(1, 3)), coarse)
     assert torch.equal(fine.reshape(-1, 2)[:5, 1], torch.tensor([0.0, 1, 2, 3, 0]))
+
+
+def test_coordinates_are_those_of_the_stage_that_was_entered() -> None:
+    """Not of the number of tokens: the same bucket has others in another stage. A model as built is
+    in the last stage, whose coordinates stock diffusers has."""
+    recipe = RECIPES["prx last stage"]
+    model, given = stirred(recipe), inputs(recipe)
+    with torch.no_grad():
+        built = given.of(model).output
+        model.enter(recipe, 0)
+        assert not torch.allclose(given.of(model).output, built, atol=1e-3)
+        model.enter(recipe, 1)
+        assert torch.equal(given.of(model).output, built)
 
 
 @pytest.mark.parametrize("kind", ["prx", "sana"])

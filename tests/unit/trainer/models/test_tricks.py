@@ -135,6 +135,10 @@ def test_sprint_without_dropping_is_a_linear_layer_of_both_paths(kind: str) -> N
         # In the last stage the fusion is gone: this is what is exported.
         later = Tricks.of(recipe, recipe.stages[1])
         assert torch.equal(given.of(model, tricks=later).output, given.of(model).output)
+        assert not torch.equal(given.of(model).output, expected)
+        # Weights are judged with what their stage trains.
+        model.enter(recipe, 0)
+        assert torch.equal(given.of(model).output, expected)
 
 
 def test_sprint_puts_a_learned_token_in_place_of_those_it_dropped() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from transformers import Dinov2Config, Dinov2Model
 from daybreak_trainer.models.tricks import Prediction
 from daybreak_trainer.objectives import contrast, flow
 from daybreak_trainer.objectives.draws import Draws
-from daybreak_trainer.objectives.losses import Seers, Sight, StageLosses, in_stage
+from daybreak_trainer.objectives.losses import Seers, Sight, StageLosses, load
+from daybreak_trainer.objectives.perceptual import FeatureDistance
 from daybreak_trainer.objectives.teachers import Teacher
-from daybreak_trainer.recipe import RecipeError, resolve
+from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 from daybreak_trainer.recipe.objective import Objective
 from daybreak_trainer.recipe.stages import Stage
 
@@ -67,22 +69,22 @@ def test_a_stage_switches_off_what_it_names(switch: str) -> None:
         contrast=0.1,
         perceptual=[seen],
     )
-    left = in_stage(full, stage(**{switch: False}))
+    left = full.in_stage(stage(**{switch: False}))
     changed = {name for name, value in vars(full).items() if getattr(left, name) != value}
     assert changed == {switch}
     assert not getattr(left, switch)
-    assert in_stage(full, stage()) == full
+    assert full.in_stage(stage()) == full
 
 
 def test_a_stage_may_have_its_own_shift() -> None:
     """Else it is the objective's."""
-    assert in_stage(objective(timestep_shift=2.0), stage()).timestep_shift == 2.0
-    assert in_stage(objective(), stage(timestep_shift=3.5)).timestep_shift == 3.5
+    assert objective(timestep_shift=2.0).in_stage(stage()).timestep_shift == 2.0
+    assert objective().in_stage(stage(timestep_shift=3.5)).timestep_shift == 3.5
 
 
 def test_weights_of_zero_are_the_baseline_to_the_bit() -> None:
     """REPA and contrast of weight 0 are not there, and the flow loss does not know of them."""
-    off = in_stage(objective(alignment=ALIGNED | {"weight": 0.0}, contrast=0.0), stage())
+    off = objective(alignment=ALIGNED | {"weight": 0.0}, contrast=0.0).in_stage(stage())
     plain = parts(objective(), Seers())
     found = parts(off, Seers(teacher()))
     assert list(found) == list(plain) == ["flow"]
@@ -134,3 +136,36 @@ def test_lpips_wants_sixteen_pixels() -> None:
     resolve(small | {"objective": {"perceptual": [seen | {"size": 16}]}})
     small["stages"][0]["perceptual"] = False  # type: ignore[index]
     resolve(small | {"objective": {"perceptual": [seen]}})
+
+
+def test_only_what_a_stage_needs_is_loaded_and_once(tmp_path: Path) -> None:
+    """A teacher that aligns and compares is one; nothing is loaded for a weight of 0 or a stage
+    that never comes. What it computes is counted: one look to align, and for a distance two, with a
+    way back through one."""
+    teacher().model.save_pretrained(tmp_path)
+    source = str(tmp_path)
+    seen = {"kind": "features", "teacher": source, "weight": 0.1, "size": 16}
+    absent = {"kind": "lpips", "teacher": "nowhere", "weight": 0.0, "size": 16}
+    given = {"alignment": ALIGNED | {"teacher": source}, "perceptual": [seen, absent]}
+    one = {"resolution": 16, "steps": 1, "batchSize": 4}
+
+    def recipe(**stage: Any) -> Recipe:
+        small = {"preset": "smoke", "objective": given, "stages": [one | stage]}
+        return resolve(small | {"denoiser": {"patchSize": 4, "depth": 2}})
+
+    seers = load(recipe(), CPU)
+    (pair,) = seers.distances
+    assert isinstance(pair[1], FeatureDistance)
+    assert pair[1].teacher is seers.teacher is not None
+    off = load(recipe(alignment=False, perceptual=False), CPU)
+    assert (off.teacher, off.distances) == (None, ())
+
+    def looks(**stage: Any) -> float:
+        made = recipe(**stage)
+        return StageLosses(made.objective.in_stage(made.stages[0]), seers, 4, CPU).flops(16, 16)
+
+    once = looks(perceptual=False)
+    assert once > 0
+    assert looks(alignment=False) == 3 * once
+    assert looks() == 4 * once
+    assert looks(alignment=False, perceptual=False) == 0

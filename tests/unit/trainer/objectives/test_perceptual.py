@@ -51,7 +51,7 @@ def images(seed: int, side: int = 32) -> Tensor:
 
 def loaded(kind: str, teacher: Path, size: int | None = None) -> Distance:
     recipe = Perceptual(kind=kind, teacher=str(teacher), weight=0.1, size=size)  # type: ignore[arg-type]
-    return perceptual.load(FIELD, recipe, CPU)
+    return perceptual.load(FIELD, recipe, CPU, {})
 
 
 def test_lpips_is_the_published_one(calibrated: Path) -> None:

@@ -48,7 +48,7 @@ def _farthest(values: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_share_of_timesteps_is_uniform_and_the_others_are_shifted(share: float, shift: float) -> None:
+def test_a_share_is_uniform_and_the_others_are_shifted(share: float, shift: float) -> None:
     """The distribution is the mix of a uniform one, and of t = a u / (1 + (a - 1) u) where u is
     logit-normal."""
     wanted = objective(
