@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -194,11 +195,13 @@ class TrainStep:
         return total
 
     def _fill_gradients(self) -> None:
-        """What a stage does not use gets a gradient of zero: every parameter has its state in the
-        optimizer from the first step on, so all commits of a run hold the same tensors."""
-        for parameter in self._model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        """What a stage does not use gets a gradient of zero in the first step: every parameter has
+        its state in the optimizer from then on, so all commits of a run hold the same tensors. In
+        later steps it has none and stays as it is, momentum and weight decay included."""
+        for optimizer in self._optimizers:
+            for parameter in chain(*(group["params"] for group in optimizer.param_groups)):
+                if parameter.grad is None and parameter not in optimizer.state:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def _losses(
         self,
