@@ -21,8 +21,8 @@ Case = LENT.Case
 WORLD = 4
 _SECONDS = 250.0
 
-# A projector of the usual width would have tensors so large that torch's own norm, in fp32 on a CPU,
-# is off by 4e-5.
+# A projector of the usual width would have tensors so large that torch's own norm, in fp32 on a CPU
+# (4e-5 off), is no reference.
 ALIGNED = {
     "alignment": {"teacher": "made in the test", "layer": 0, "weight": 0.5, "projectorSize": 32}
 }
