@@ -118,7 +118,9 @@ def test_scaling_goes_on_with_the_same_global_batches(
 ) -> None:
     """2 → 1 → 2 workers: the same samples in the same steps."""
     bench.apply("scaled")
-    for step, nodes in ((20, 1), (60, 2)):
+    for attempt, step, nodes in ((1, 20, 1), (2, 60, 2)):
+        # In the attempt of the new size, for the one before goes on until it is stopped.
+        bench.wait("scaled", lambda s: s.get("attempt") == attempt and s.get("phase") == "Running")  # noqa: B023
         bench.at_step("scaled", step)
         bench.cluster.kubectl(
             *("scale", "trun/scaled", f"--replicas={nodes}", "-n", bench.namespace)

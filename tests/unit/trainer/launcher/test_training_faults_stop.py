@@ -40,12 +40,18 @@ def assert_without_commit(termination: Termination) -> None:
 
 
 def assert_committed(training: TrainingRun, termination: Termination) -> int:
-    """Returns the commit's step."""
+    """Returns the commit's step. It is the attempt's own, unless the stop came before a step was
+    taken: then there is nothing to commit that is not committed."""
     assert termination.exit_code == ExitCode.CHECKPOINTED, termination
     assert termination.checkpoint is not None
     assert termination.message == f"stopped on request at step {termination.checkpoint.step}"
     newest = training.commits()[-1]
-    assert (newest.attempt, newest.step) == (training.attempts, termination.checkpoint.step)
+    assert newest.step == termination.checkpoint.step
+    if newest.attempt != training.attempts:
+        assert termination.progress is not None
+        resumed = termination.progress.resumed_from
+        assert resumed is not None
+        assert resumed.step == newest.step
     return newest.step
 
 
