@@ -18,6 +18,7 @@ from daybreak_cli.playground import create_claim, create_claims, install_operato
 from daybreak_devcluster import faults
 from daybreak_devcluster.cluster import Cluster
 from daybreak_trainer.prepare.prepare import prepare
+from daybreak_trainer.recipe import presets
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -199,7 +200,8 @@ def test_an_unknown_preset_is_said(bench: Bench) -> None:
     bench.apply("unknown", recipe={"preset": "tomorrow"})
     status = bench.end("unknown")
     assert status["phase"] == "Failed"
-    assert "recipe.preset: no preset named 'tomorrow'; there are digits" in bench.events("unknown")
+    there_are = "recipe.preset: no preset named 'tomorrow'; there are " + ", ".join(presets())
+    assert there_are in bench.events("unknown")
     assert bench.pods("unknown") == []
 
 

@@ -35,7 +35,6 @@ ONLY_AFTER = (
     "Slowest rank A",
     "Slow ranks A",
     "Shards found in the cache A",
-    "Validation loss A",
     "Alignment while training A",
     "Image scores A",
 )

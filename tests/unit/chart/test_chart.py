@@ -129,8 +129,9 @@ def test_every_way_to_install_is_of_one_version(rendered: list[Manifest]) -> Non
     }
     assert images == {f"ghcr.io/daybreak/operator:{project['version']}"}
     for example in (ROOT / "manifests" / "examples").glob("*.yaml"):
-        workers = yaml.safe_load(example.read_text())["spec"]["workers"]
-        assert workers["image"] == f"ghcr.io/daybreak/trainer:{project['version']}", example.name
+        (run,) = by_kind(list(yaml.safe_load_all(example.read_text())), "TrainingRun")
+        image = run["spec"]["workers"]["image"]
+        assert image == f"ghcr.io/daybreak/trainer:{project['version']}", example.name
 
 
 def rules(manifests: list[Manifest], kind: str) -> set[tuple[str, str, str]]:
