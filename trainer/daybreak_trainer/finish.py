@@ -19,8 +19,9 @@ from torch import Tensor
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import Evaluation
 from daybreak_trainer.data.description import CorpusDescription
+from daybreak_trainer.evaluate.batches import Images
 from daybreak_trainer.evaluate.grid import save_grid
-from daybreak_trainer.evaluate.sampler import Images, sample
+from daybreak_trainer.evaluate.sampler import sample
 from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
 from daybreak_trainer.export.model_card import CARD, About, model_card

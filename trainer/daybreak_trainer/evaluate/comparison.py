@@ -12,7 +12,8 @@ from daybreak_trainer.contract import MetricScore
 from daybreak_trainer.data.holdout import Indices
 from daybreak_trainer.data.index import IMAGE
 from daybreak_trainer.data.validation import ValidationBatch
-from daybreak_trainer.evaluate.draw import Drawer, Images
+from daybreak_trainer.evaluate.batches import Images
+from daybreak_trainer.evaluate.draw import Drawer
 from daybreak_trainer.evaluate.metrics.extractors import Extractor, Features
 from daybreak_trainer.evaluate.metrics.scores import FeatureSet, scores
 from daybreak_trainer.parallel.process_group import Rank

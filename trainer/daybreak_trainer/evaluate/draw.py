@@ -13,18 +13,16 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from daybreak_trainer.evaluate.batches import Images, decoded, rows_at_once
 from daybreak_trainer.evaluate.euler import guided, integrate, velocity
 from daybreak_trainer.evaluate.sampler import noise_seed
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
-
-Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Drawer:
     dtype: torch.dtype
     """That the model computes in."""
     rows: int
-    """Most images at once; guidance doubles them."""
+    """Most images at once, fewer of large ones; guidance doubles them."""
     decode: Callable[[Tensor], Tensor]
-    """From what the model works on to images in -1..1."""
+    """From what the model works on to images in -1..1; one at a time."""
 
     def together(
         self,
@@ -68,9 +66,10 @@ class Drawer:
     ) -> Images:
         """This rank's images; all ranks call this together with equally many prompts. `moved` hears
         how many steps are done."""
+        rows = rows_at_once(self.recipe.tokens(*size), self.rows)
         found = []
-        for start in range(0, len(prompts), self.rows):
-            end = start + self.rows
+        for start in range(0, len(prompts), rows):
+            end = start + rows
             noise = self._noise(numbers[start:end], size, seed)
             images = self._drawn(list(prompts[start:end]), noise, moved, start)
             found.append(images)
@@ -103,9 +102,7 @@ class Drawer:
 
         noise = noise.to(self.rank.device)
         x = integrate(field, noise, scheduler, self.recipe.sampling.steps)
-        pixels = ((self.decode(x).clamp(-1, 1) + 1) * 127.5).round().byte()
-        images: Images = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return images
+        return decoded(x, self.decode)
 
     @property
     def _guided(self) -> bool:

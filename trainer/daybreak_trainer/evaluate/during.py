@@ -24,8 +24,9 @@ from daybreak_trainer.contract import MetricScore, Validation
 from daybreak_trainer.data.validation import ValidationBatch
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.evaluate.averaged import averaged
+from daybreak_trainer.evaluate.batches import Images
 from daybreak_trainer.evaluate.comparison import Comparison
-from daybreak_trainer.evaluate.draw import Drawer, Images
+from daybreak_trainer.evaluate.draw import Drawer
 from daybreak_trainer.evaluate.due import EvaluationDue
 from daybreak_trainer.evaluate.grid import save_grid
 from daybreak_trainer.evaluate.metrics.extractors import load_extractors

@@ -11,15 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from daybreak_trainer.evaluate import stock
+from daybreak_trainer.evaluate.batches import Images, decoded, rows_at_once
 from daybreak_trainer.evaluate.euler import guided, integrate, velocity
 from daybreak_trainer.evaluate.stock import Stock
-
-Images = npt.NDArray[np.uint8]
-_BATCH = 32
 
 
 def noise_seed(seed: int, number: int) -> int:
@@ -46,16 +43,17 @@ def sample(
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     drawn_from = stock.of(pipeline)
+    rows = rows_at_once(drawn_from.tokens)
     images = []
-    for start in range(0, len(prompts), _BATCH):
-        chunk = list(prompts[start : start + _BATCH])
+    for start in range(0, len(prompts), rows):
+        chunk = list(prompts[start : start + rows])
         noise = torch.stack(
             [
                 torch.randn(
                     drawn_from.shape,
                     generator=torch.Generator().manual_seed(noise_seed(seed, number)),
                 )
-                for number in numbers[start : start + _BATCH]
+                for number in numbers[start : start + rows]
             ]
         )
         images.append(_draw(drawn_from, chunk, negative, noise, steps, guidance))
@@ -86,5 +84,4 @@ def _draw(
 
     start = (noise * drawn_from.noise_scale).to(drawn_from.device)
     data = integrate(field, start, drawn_from.pipeline.scheduler, steps)
-    pixels = ((drawn_from.images(data).clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return decoded(data, drawn_from.images)

@@ -48,6 +48,13 @@ class Stock:
         return self.pipeline.transformer.config.in_channels, size, size
 
     @property
+    def tokens(self) -> int:
+        """Of an image."""
+        _, height, width = self.shape
+        patch = int(self.pipeline.transformer.config.patch_size)
+        return (height // patch) * (width // patch)
+
+    @property
     def pixels(self) -> int:
         """Side of an image."""
         return int(self.pipeline.config.default_sample_size)

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_autoencoders import save_kl
 
-from daybreak_trainer.evaluate.sampler import Images, noise_seed, sample
+from daybreak_trainer.evaluate.batches import Images
+from daybreak_trainer.evaluate.sampler import noise_seed, sample
 from daybreak_trainer.export.pipeline import DTYPES, build_pipeline, check, save_folder
 from daybreak_trainer.models import autoencoder
 from daybreak_trainer.recipe import Recipe, RecipeError
