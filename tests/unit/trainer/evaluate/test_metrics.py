@@ -11,7 +11,7 @@ import torch
 from scipy import linalg
 
 from daybreak_trainer.contract import ExtractorSettings
-from daybreak_trainer.evaluate.metrics import inception
+from daybreak_trainer.evaluate.metrics import inception, mmd
 from daybreak_trainer.evaluate.metrics.clip_score import clip_score
 from daybreak_trainer.evaluate.metrics.extractors import Extractor, load_extractors
 from daybreak_trainer.evaluate.metrics.frechet import Statistics, frechet_distance, statistics
@@ -217,3 +217,12 @@ def test_inceptions_graph_is_that_of_its_weights(tmp_path: Path) -> None:
         ("fid", True),
         ("kid", True),
     ]
+
+
+def test_discrepancies_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are summed block by block, with a rest at the end, to the same values."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(5, 3))
+    whole = cmmd(x, y), kid(x, y)
+    monkeypatch.setattr(mmd, "_BLOCK", 2)
+    assert (cmmd(x, y), kid(x, y)) == pytest.approx(whole, rel=1e-9)
