@@ -110,6 +110,8 @@ def _claim(out: Path, note: DrawnNote) -> None:
         known = json.loads(file.read_text())
     except ValueError as error:
         raise OtherImagesError(f"{file}: not JSON: {error}; choose another folder") from None
+    if not isinstance(known, dict):
+        raise OtherImagesError(f"{file}: not an object of JSON; choose another folder")
     # A model may have moved: what it is decides, not where it lies.
     ours = json.loads(note.to_json())
     differing = [key for key in ours if key != "model" and known.get(key) != ours[key]]

@@ -112,6 +112,9 @@ def test_images_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
             write_images(out, note("dpg", prompts, **change), prompts, draw, lambda *_: None)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").touch()
+    (out / NOTE).write_text("[]")
+    with pytest.raises(OtherImagesError, match="not an object of JSON"):
+        write_images(out, note("dpg", prompts), prompts, draw, lambda *_: None)
     with pytest.raises(OtherImagesError, match="not empty"):
         write_images(tmp_path / "photos", note("dpg", prompts), prompts, draw, lambda *_: None)
 
