@@ -15,6 +15,8 @@ from rich.table import Table
 from daybreak_cli.errors import CommandError
 
 if TYPE_CHECKING:  # the command answers at once: numpy is imported when needed
+    import torch
+
     from daybreak_trainer.contract import ExtractorSettings
     from daybreak_trainer.evaluate.layouts import Images
 
@@ -29,6 +31,8 @@ class Model:
     sampling: dict[str, Any]
     """Steps and guidance of its recipe."""
     seed: int
+    device: torch.device
+    """That the pipeline is on."""
 
     def draw(
         self,
@@ -111,8 +115,6 @@ class Distances:
         """Nothing that could be found before it is loaded."""
 
     def run(self, model: Model, progress: Progress) -> dict[str, Any]:
-        import torch
-
         from daybreak_trainer.contract import MetricScore
         from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
         from daybreak_trainer.evaluate.metrics.extractors import load_extractors
@@ -127,11 +129,13 @@ class Distances:
             raise CommandError(str(error)) from None
         except (HubUnreachableError, DataUnavailableError) as error:
             raise CommandError(str(error), exit_code=1) from None
-        drawn, device = model.draw(captions, progress=progress), torch.device("cpu")
+        drawn, device = model.draw(captions, progress=progress), model.device
         found: list[MetricScore] = []
         for one in loaded:
+            one.model.to(device)
             texts = one.texts(captions, device) if one.tokenizer is not None else None
             seen = FeatureSet(one.images(real, device), one.images(drawn, device), texts)
+            one.model.to("cpu")
             found += scores(one, seen)
         for line in described(found):
             typer.echo(line, err=True)

@@ -68,6 +68,11 @@ def main(
 console = Console()
 _MOST_NAMED = 10
 
+_MOST_SEED = 10**12
+"""A million times this, an image's own seed, still fits into torch's 64 bits."""
+
+Seed = Annotated[int, typer.Option(min=0, max=_MOST_SEED, help="Of the images' noise.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; if not given, a GPU if any.")]
 StateDir = Annotated[
     Path | None, typer.Option(help="Where the cluster keeps its files; default: build/devcluster.")
 ]
@@ -330,29 +335,34 @@ def watch(
 def sample(
     model: Annotated[str, typer.Argument(metavar="URL", help="An exported model: folder or URL.")],
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="PNG to write, a labelled grid.")] = Path("samples.png"),
+    out: Annotated[
+        Path, typer.Option(help="PNG to write; of several images a grid, with each beside it.")
+    ] = Path("samples.png"),
     negative: Annotated[str, typer.Option(help="What to stay away from, with guidance.")] = "",
     images: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="If not given, the recipe's.")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=1.0, help="1 is none; if not given, the recipe's.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda; if not given, a GPU if any.")] = "",
+    seed: Seed = 0,
+    device: Device = "",
     options_file: Annotated[
         Path | None, typer.Option(help="JSON object of fsspec options for the URL.")
     ] = None,
 ) -> None:
     """Draw images from an exported model, on a GPU or without one.
 
+    One image is written to OUT as it is. Of several, OUT is a labelled grid for a first look, and
+    the images themselves lie beside it, numbered: samples-0.png, samples-1.png.
+
     A remote model is copied to ~/.cache/daybreak first, each file verified by size and hash.
     """
     from daybreak_cli import models
-    from daybreak_trainer.evaluate.grid import save_grid
+    from daybreak_trainer.evaluate.grid import save_images
     from daybreak_trainer.evaluate.sampler import sample as draw
 
     _check_png(out)
-    pipeline, sampling = models.opened(model, options_file, device)
+    pipeline, sampling = models.opened(model, options_file, models.device_of(device))
     texts = [text for text in prompt for _ in range(images)]
     with _bar("images") as (bar, task):
         drawn = draw(
@@ -364,8 +374,8 @@ def sample(
             negative=negative,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    save_grid(drawn, texts, out)
-    console.print(f"wrote {out}")
+    beside = save_images(drawn, texts, out)
+    console.print(f"wrote {out}" + (f" and {beside[0]} to {beside[-1].name}" if beside else ""))
 
 
 @app.command()
@@ -402,7 +412,8 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for images in the benchmark's layout.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Seed = 0,
+    device: Device = "",
 ) -> None:
     """Score a model, or draw the images that a public benchmark's own scorer reads.
 
@@ -433,14 +444,15 @@ def evaluate(
         assert geneval is not None  # the only one left
         task = evaluations.Drawn("geneval", geneval, out)
     task.check()
-    pipeline, told = models.opened(str(model), None, "cpu")
+    place = models.device_of(device)
+    pipeline, told = models.opened(str(model), None, place)
     sampling = {"steps": told.steps, "guidance": told.guidance}
     with _bar("images") as (bar, row):
 
         def progress(done: int, total: int) -> None:
             bar.update(row, completed=done, total=total)
 
-        result = task.run(evaluations.Model(model, pipeline, sampling, seed), progress)
+        result = task.run(evaluations.Model(model, pipeline, sampling, seed, place), progress)
     typer.echo(json.dumps(result))
 
 

@@ -144,6 +144,26 @@ def test_where_no_image_can_be_written_is_said_first(
     assert problem in said
 
 
+@pytest.mark.parametrize("command", [("sample", "--prompt=a"), ("evaluate", "digits")])
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--device", "gpu", "must be cpu, cuda or cuda:NUMBER"),
+        ("--device", "mps", "must be cpu, cuda or cuda:NUMBER"),
+        ("--device", "cuda:99", "PyTorch finds"),
+        ("--seed", "99999999999999999999", "--seed"),
+    ],
+)
+def test_a_device_or_seed_that_is_none_is_said(
+    command: tuple[str, str], option: str, value: str, problem: str, tmp_path: Path
+) -> None:
+    """Before a model is opened."""
+    verb, argument = command
+    code, said = run(verb, tmp_path, argument, option, value)
+    assert code == 2
+    assert problem in said
+
+
 def test_an_export_whose_recipe_is_none_is_said(tmp_path: Path) -> None:
     """Somebody else's pipeline may have a recipe.json of its own."""
     (tmp_path / "model_index.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""A labelled grid of samples, for people."""
+"""Samples as files, for people: images as they are, and a labelled grid of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 _TILE, _LABEL_HEIGHT, _MARGIN = 128, 34, 10
 _PAPER, _INK = (250, 250, 248), (40, 40, 44)
+
+
+def save_images(
+    images: npt.NDArray[np.uint8], labels: Sequence[str], file: Path
+) -> tuple[Path, ...]:
+    """One image of `images` `(n, height, width, 3)` goes to `file`, as it is. Of several that is a
+    grid, and beside it are the images, numbered; returns their paths."""
+    if len(images) == 1:
+        Image.fromarray(images[0]).save(file, format="PNG")
+        return ()
+    save_grid(images, labels, file)
+    digits = len(str(len(images) - 1))
+    paths = [file.with_stem(f"{file.stem}-{n:0{digits}d}") for n in range(len(images))]
+    for path, pixels in zip(paths, images, strict=True):
+        Image.fromarray(pixels).save(path, format="PNG")
+    return tuple(paths)
 
 
 def save_grid(
@@ -29,11 +45,17 @@ def save_grid(
     for number, (pixels, label) in enumerate(zip(images, labels, strict=True)):
         left = _MARGIN + (number % columns) * (_TILE + _MARGIN)
         top = _MARGIN + (number // columns) * (_TILE + _LABEL_HEIGHT + _MARGIN)
-        tile = Image.fromarray(pixels).resize((_TILE, _TILE), Image.Resampling.NEAREST)
-        page.paste(tile, (left, top))
+        page.paste(_tile(pixels), (left, top))
         for line, text in enumerate(_wrapped(label, font, draw)[:2]):
             draw.text((left, top + _TILE + 2 + 15 * line), text, fill=_INK, font=font)
     page.save(file, format="PNG")
+
+
+def _tile(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Small images with crisp pixels, large ones without what nearest neighbours would invent."""
+    small = max(pixels.shape[:2]) <= _TILE
+    how = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    return Image.fromarray(pixels).resize((_TILE, _TILE), how)
 
 
 def _wrapped(

@@ -123,6 +123,15 @@ def test_the_grid_shows_every_image_over_its_label(tmp_path: Path) -> None:
     assert (page != other).any()
 
 
+def test_a_grid_of_large_images_shows_them_reduced(tmp_path: Path) -> None:
+    """Stripes of one pixel become their mean, not whichever stripes a nearest neighbour hits."""
+    stripes = np.zeros((1, 512, 512, 3), dtype=np.uint8)
+    stripes[:, :, ::2] = 200
+    save_grid(stripes, ["stripes"], tmp_path / "grid.png", columns=1)
+    page = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert np.abs(page[40:100, 40:100].astype(int) - 100).max() <= 8
+
+
 def _contains(page: np.ndarray, tile: np.ndarray) -> bool:
     height, width = tile.shape[:2]
     corners = np.argwhere((page == tile[0, 0]).all(axis=2))

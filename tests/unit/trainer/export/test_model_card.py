@@ -123,6 +123,14 @@ def test_an_export_is_drawn_from_wherever_it_lies(
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert out.exists()
+    for number in range(4):  # beside the grid, at their own size
+        with Image.open(tmp_path / f"grid-{number}.png") as image:
+            assert image.size == (32, 32)
+    one = ["sample", url, "--prompt", "a", "--steps", "1", "--device", "cpu"]
+    one += ["--out", str(tmp_path / "one.png")]
+    assert CliRunner().invoke(app, one).exit_code == 0
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.size == (32, 32)
     (folder,) = (tmp_path / "home" / ".cache" / "daybreak").iterdir()
     (folder / "model_index.json").unlink()
     store.child("m").write("model_index.json", b"x" * 8)
