@@ -27,13 +27,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from torch.serialization import get_crc32_options, set_crc32_options
 
+from daybreak_trainer.checkpoint import metadata as metadata_of
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.layout import FileRecord
+from daybreak_trainer.checkpoint.metadata import METADATA
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
 from daybreak_trainer.checkpoint.together import Together
-
-METADATA = ".metadata"
-"""DCP's name for which tensor is where."""
 
 
 class _StorageFileSystem(FileSystemBase):
@@ -103,14 +102,22 @@ class _Writer(FileSystemWriter):
         return self._together.run(what, lambda: write(plan, planner))
 
 
-class _Reader(FileSystemReader):
-    def __init__(self, storage: Storage, together: Together, metadata: Metadata) -> None:
+class _LoneReader(FileSystemReader):
+    """For one process, with metadata that were read before."""
+
+    def __init__(self, storage: Storage, metadata: Metadata) -> None:
         super().__init__("")
         self.fs, self.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
-        self._together, self._metadata, self._url = together, metadata, storage.url
+        self._metadata = metadata
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         return self._metadata
+
+
+class _Reader(_LoneReader):
+    def __init__(self, storage: Storage, together: Together, metadata: Metadata) -> None:
+        super().__init__(storage, metadata)
+        self._together, self._url = together, storage.url
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         read = super().read_data
@@ -145,7 +152,7 @@ def load(tensors: Mapping[str, Tensor], storage: Storage, together: Together) ->
         ChangedError: the checkpoint has other tensors than these; none was filled.
         StorageError: a rank could not read; every rank raises it.
     """
-    metadata = together.run(f"read {storage.url}/{METADATA}", lambda: _metadata(storage))
+    metadata = together.run(f"read {storage.url}/{METADATA}", lambda: metadata_of.read(storage))
     together.here(lambda: _check_fit(tensors, storage, metadata))
     reader = _Reader(storage, together, metadata)
     with _failing_plainly(together, "read"):
@@ -159,14 +166,13 @@ def read(storage: Storage, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     Raises:
         StorageError: they cannot be read.
     """
-    metadata = _metadata(storage)
+    metadata = metadata_of.read(storage)
     found = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata) and wanted(name)
     }
-    reader = FileSystemReader("")
-    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
+    reader = _LoneReader(storage, metadata)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that one process reads what several wrote is meant
@@ -175,12 +181,6 @@ def read(storage: Storage, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         cause = next(iter(error.failures.values()))[0]
         raise StorageError(f"{storage.url} cannot be read: {cause}") from error
     return found
-
-
-def _metadata(storage: Storage) -> Metadata:
-    reader = FileSystemReader("")
-    reader.fs, reader.path = _StorageFileSystem(storage), ""  # type: ignore[assignment]
-    return reader.read_metadata()
 
 
 def _check_fit(tensors: Mapping[str, Tensor], storage: Storage, metadata: Metadata) -> None:
