@@ -33,6 +33,8 @@ from daybreak_trainer.data.shards import Shards
 REQUEST = "request.json"
 _WHOLE, _NOTES, _CACHE = "dataset", "notes", "cache"
 _CACHE_BYTES = 4 << 30
+_MAX_SHARD_BYTES = (4 << 30) - (1 << 20)
+"""What offsets of 32 bits can tell, less room for the shard's header."""
 _AHEAD = 2
 _UNFINISHED = "unfinished"
 
@@ -127,18 +129,18 @@ def _rewrite(
             )
     _claim(work, opened.corpus, added, dropped)
     cache = NodeCache(work / _CACHE, _CACHE_BYTES, counters)
-    infos, done = [], 0
+    infos, done = [_kept(work, number) for number in range(len(opened.shards))], 0
     with closing(Shards(opened.corpus, cache, counters, downloads=_AHEAD)) as files:
-        todo = [n for n in range(len(opened.shards)) if _kept(work, n) is None]
+        todo = [number for number, info in enumerate(infos) if info is None]
         for number, shard in enumerate(opened.shards):
-            if (info := _kept(work, number)) is None:
+            if infos[number] is None:
                 coming = [opened.shards[n].number for n in todo if number <= n <= number + _AHEAD]
                 files.announce(dict.fromkeys(coming, 0))
-                info = _write(work, number, shard, files.get(shard.number), added, dropped)
-            infos.append(info)
+                file = files.get(shard.number)
+                infos[number] = _write(work, number, shard, file, added, dropped)
             done += shard.kept
             progress(done, opened.total)
-    return _finish(opened, out, work, infos, added)
+    return _finish(opened, out, work, [info for info in infos if info is not None], added)
 
 
 def _open(source: str, counters: DataCounters) -> _Source:
@@ -205,12 +207,16 @@ def _write(
         ) from None
     columns = {name: code for name, code in encodings.items() if name not in dropped}
     columns |= {column.name: column.encoding(size) for column in added}
+    samples = [
+        row | {name: values[place] for name, values in computed.items()}
+        for place, row in enumerate(rows)
+    ]
+    _check_size(shard, samples, columns)
     name = _name(number)
     folder = work / f"{name}.{_UNFINISHED}"
     shutil.rmtree(folder, ignore_errors=True)
     with _writer(folder, columns) as writer:
-        for place, row in enumerate(rows):
-            values = row | {name: values[place] for name, values in computed.items()}
+        for values in samples:
             writer.write({name: values[name] for name in columns})
     info: dict[str, Any] = json.loads((folder / INDEX).read_text())["shards"][0]
     (folder / info["raw_data"]["basename"]).replace(work / _WHOLE / name)
@@ -218,6 +224,20 @@ def _write(
     _replace(work / _NOTES / name, json.dumps(info))
     shutil.rmtree(folder)
     return info
+
+
+def _check_size(shard: Shard, samples: Sequence[Row], columns: Mapping[str, str]) -> None:
+    """Raises DatasetError: the shard would be longer than its offsets, of 32 bits, can tell, and
+    the writer would let them wrap."""
+    # With each sample an offset and at most one size for each column.
+    heads = 4 * (1 + len(columns)) * len(samples)
+    total = heads + sum(len(values[name]) for values in samples for name in columns)
+    if total > _MAX_SHARD_BYTES:
+        raise DatasetError(
+            f"shard {shard.where} would have {total:,} bytes with its new columns, and a shard can "
+            f"have {_MAX_SHARD_BYTES:,}; prepare the dataset with a smaller --shard-size, and add "
+            "the columns to that one"
+        )
 
 
 def _writer(folder: Path, columns: Mapping[str, str]) -> Any:

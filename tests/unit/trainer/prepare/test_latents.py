@@ -125,7 +125,9 @@ class Stopping(LatentColumn):
         return super().values(rows, encodings, size)
 
 
-def test_work_goes_on_where_it_was_stopped(tmp_path: Path, autoencoder: Autoencoder) -> None:
+def test_work_goes_on_where_it_was_stopped(
+    tmp_path: Path, autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Shards that were written are kept and not computed again, unless a byte of them is wrong; the
     result is the one of undisturbed work; other options are not mixed in."""
     images, out = tmp_path / "images", tmp_path / "out"
@@ -143,11 +145,28 @@ def test_work_goes_on_where_it_was_stopped(tmp_path: Path, autoencoder: Autoenco
     raw[-1] ^= 1
     damaged.write_bytes(raw)
     (work / "dataset" / "shard.00003.mds").write_bytes(b"half")  # written, but no note of it
-    counting = Stopping(autoencoder)
+    counting, read = Stopping(autoencoder), list[Path]()
+    hashed = rewriting.verify
+    monkeypatch.setattr(rewriting, "verify", lambda path, *a: (read.append(path), hashed(path, *a)))
     rewrite(str(images), out, [counting])
+    assert len(read) == len(set(read)) == 3  # noted shards are hashed once
     assert counting.asked == total - 2
     assert files(out) == files(tmp_path / "calm")
     assert not work.exists()
+
+
+def test_a_shard_too_long_for_its_offsets_is_refused(
+    tmp_path: Path, autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offsets are of 32 bits and would wrap: nothing is written, and the way out is named."""
+    prepare("shapes", tmp_path / "images", count=4)
+    (shard,) = (tmp_path / "images").glob("*.mds")
+    monkeypatch.setattr(rewriting, "_MAX_SHARD_BYTES", shard.stat().st_size)
+    with pytest.raises(DatasetError, match=rf"{shard.name} would have .*smaller --shard-size"):
+        rewrite(str(tmp_path / "images"), tmp_path / "out", [LatentColumn(autoencoder)])
+    assert not list(tmp_path.rglob(".out.unfinished/dataset/*"))
+    monkeypatch.undo()
+    rewrite(str(tmp_path / "images"), tmp_path / "out", [LatentColumn(autoencoder)])
 
 
 def test_what_cannot_be_encoded_is_named(tmp_path: Path, autoencoder: Autoencoder) -> None:
