@@ -24,7 +24,10 @@ class TextEmbeddings(Message):
     encoder: str
     """Folder or repository that they were made with."""
     checksum: str
-    """Of the encoder's weights (`models.pretrained_text.checksum`)."""
+    """Of the encoder's weights (`models.pretrained.checksum`)."""
+    tokenizer: str | None = None
+    """Of its tokenizer (`models.pretrained_text.tokenizer_checksum`); data that was prepared before
+    this was noted has none, and is taken on the weights alone."""
     max_tokens: int
     width: int
     precision: Precision

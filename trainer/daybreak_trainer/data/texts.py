@@ -77,4 +77,5 @@ def embeddings_of(cards: Sequence[tuple[str, DatasetCard]]) -> TextEmbeddings:
 
 
 def _kind(found: TextEmbeddings) -> tuple[object, ...]:
-    return found.checksum, found.max_tokens, found.width, found.precision, found.null
+    cut = found.tokenizer, found.max_tokens
+    return found.checksum, *cut, found.width, found.precision, found.null

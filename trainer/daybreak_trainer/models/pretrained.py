@@ -72,5 +72,6 @@ def checksum(module: nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        flat = value.detach().cpu().reshape(-1)  # a scalar, such as a counter, has no bytes to view
+        digest.update(flat.view(torch.uint8).numpy())
     return str(digest.hexdigest())

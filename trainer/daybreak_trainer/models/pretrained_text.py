@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import xxhash
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +23,20 @@ def load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, frozen(_encoder_class(config), path)
+
+
+def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
+    """xxh3-128 of its vocabulary and rules as they are serialised: the same under any address, and
+    whatever it was last asked to cut and pad to."""
+    described: dict[str, Any] = {"pad": tokenizer.pad_token_id}
+    if tokenizer.is_fast:
+        backend: Any = tokenizer
+        rules = json.loads(backend.backend_tokenizer.to_str())
+        described |= {key: rules[key] for key in rules if key not in ("truncation", "padding")}
+    else:
+        described |= {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
+    text = json.dumps(described, sort_keys=True)
+    return str(xxhash.xxh3_128(text.encode()).hexdigest())
 
 
 def _encoder_class(config: Any) -> Any:

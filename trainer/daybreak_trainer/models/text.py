@@ -98,6 +98,13 @@ def check_encoder(described: TextEmbeddings, tower: TextTower) -> None:
             f"{described.checksum}, those of recipe.text.path are {found}; prepare the data with "
             "the recipe's encoder, or name the one that it was prepared with"
         )
+    found = pretrained_text.tokenizer_checksum(tower.tokenizer)
+    if described.tokenizer is not None and found != described.tokenizer:
+        raise DatasetError(
+            f"the data's embeddings are of {described.encoder} with tokenizer "
+            f"{described.tokenizer}, that of recipe.text.path is {found}; prepare the data with "
+            "the recipe's encoder, or restore the tokenizer that it was prepared with"
+        )
 
 
 def build(recipe: Text, vocabulary: Mapping[str, int] | Iterable[str], seed: int) -> TextTower:

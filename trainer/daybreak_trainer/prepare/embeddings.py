@@ -18,6 +18,7 @@ from daybreak_trainer.data.embeddings import ENCODING, column, encoded
 from daybreak_trainer.data.errors import DatasetError
 from daybreak_trainer.models.padding import Padding
 from daybreak_trainer.models.pretrained import checksum
+from daybreak_trainer.models.pretrained_text import tokenizer_checksum
 from daybreak_trainer.models.text import TextTower, pretrained
 from daybreak_trainer.prepare.rewrite import Row, SampleError
 
@@ -45,6 +46,7 @@ class Embedder:
         self.described = TextEmbeddings(
             encoder=path,
             checksum=digest,
+            tokenizer=tokenizer_checksum(self._tower.tokenizer),
             max_tokens=max_tokens,
             width=self._tower.hidden_size,
             precision=precision,

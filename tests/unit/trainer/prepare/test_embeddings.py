@@ -116,6 +116,10 @@ def test_data_of_another_encoder_is_refused(tmp_path: Path, encoder: Path) -> No
     other = save_t5(tmp_path / "other", WORDS, seed=1)
     with pytest.raises(DatasetError, match="prepare the data with the recipe's encoder"):
         check_encoder(described, pretrained(str(other), Padding(TOKENS, None)))
+    renamed = save_t5(tmp_path / "renamed", ["the", *WORDS[1:]])
+    tower = pretrained(str(renamed), Padding(TOKENS, None))
+    with pytest.raises(DatasetError, match="restore the tokenizer"):
+        check_encoder(described, tower)
     prepare("digits", tmp_path / "digits", count=3)
     stream, counters = [Stream(str(tmp_path / "digits"))], DataCounters()
     with pytest.raises(DatasetError, match=r"no embeddings of caption; .*--embeddings"):
