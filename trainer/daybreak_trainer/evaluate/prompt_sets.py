@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["geneval", "dpg"]
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
 class PromptsError(Exception):
@@ -57,7 +57,8 @@ def _folder(path: Path) -> list[BenchmarkPrompt]:
 
 def _lines(kind: Kind, path: Path) -> list[BenchmarkPrompt]:
     found: list[BenchmarkPrompt] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`, which also cuts at characters that JSON allows within a text (U+2028).
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -90,7 +91,8 @@ def _string(content: dict[str, Any], key: str, where: str) -> str:
 
 
 def _checked_id(name: str, where: str) -> str:
-    """It names a file: no path that leads elsewhere."""
+    """It names a file: no path that leads elsewhere, and no dot, for DPG-Bench's scorer takes what
+    stands before the first one for the id."""
     if not _ID.fullmatch(name):
-        raise PromptsError(f"{where}: id {name!r} must be of letters, digits and . _ - alone")
+        raise PromptsError(f"{where}: id {name!r} must be of letters, digits and _ - alone")
     return name

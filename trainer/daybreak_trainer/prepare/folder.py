@@ -58,7 +58,8 @@ def read(folder: Path) -> list[Captioned]:
 
 def _from_index(index: Path) -> list[Captioned]:
     found = []
-    for number, line in enumerate(_text(index).splitlines(), start=1):
+    # Not `splitlines`, which also cuts at characters that JSON allows within a text (U+2028).
+    for number, line in enumerate(_text(index).split("\n"), start=1):
         where = f"{index}:{number}"
         if not line.strip():
             continue

@@ -94,6 +94,9 @@ def test_dpgs_images(tmp_path: Path) -> None:
     assert [(p.name, p.prompt) for p in read_prompts("dpg", lines)] == [
         (p.name, p.prompt) for p in prompts
     ]
+    separated = {"id": "b", "prompt": "Two\u2028lines."}
+    lines.write_text(json.dumps(separated, ensure_ascii=False), encoding="utf-8")
+    assert [p.prompt for p in read_prompts("dpg", lines)] == ["Two\u2028lines."]
     write_images(tmp_path / "out", note("dpg", prompts), prompts, draw, lambda *_: None)
     page = shown(tmp_path / "out/COCOval_7.png")
     assert page.shape == (12, 12, 3)
@@ -128,6 +131,7 @@ def test_images_of_another_model_are_not_mixed_in(tmp_path: Path) -> None:
         ("geneval", "", "there are no prompts"),
         ("dpg", '{"prompt": "a"}', "line 1: id must be a text, not null"),
         ("dpg", '{"id": "../a", "prompt": "a"}', "line 1: id '../a' must be of letters"),
+        ("dpg", '{"id": "a.1", "prompt": "a"}', "line 1: id 'a.1' must be of letters"),
         ("dpg", '{"id": "a", "prompt": "b"}\n{"id": "a", "prompt": "c"}', "id a stands twice"),
     ],
 )
