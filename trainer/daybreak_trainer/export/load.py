@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.storage import Storage, StorageError
+from daybreak_trainer.export.names import inside
 from daybreak_trainer.export.pipeline import RECIPE_FILE
 from daybreak_trainer.export.publish import CARD, ExportCard
 from daybreak_trainer.stores.patience import AT_A_TERMINAL
@@ -60,26 +63,40 @@ def fetched(
     folder = cache / hashlib.sha256(url.encode() + raw).hexdigest()[:16]
     done, total = 0, sum(record.size for record in card.files.values())
     for name, record in sorted(card.files.items()):
-        target = folder / name
-        if folder.resolve() not in target.resolve().parents:
-            raise ExportError(f"{url}/{CARD} names a file outside of the export: {name}")
-        if not (target.is_file() and target.stat().st_size == record.size):
-            _copy(place, name, target)
-            if Storage(str(folder)).record(name) != record:
-                target.unlink()
-                raise StorageError(f"{url}/{name} is not the file that was exported; copy it again")
+        try:
+            target = inside(folder, name)
+        except ValueError as error:
+            raise ExportError(f"{url}/{CARD} {error}") from None
+        if not _is_there(target, record):
+            _copy(place, name, target, record)
         done += record.size
         copied(done, total)
     return folder
 
 
-def _copy(place: Storage, name: str, target: Path) -> None:
+def _is_there(target: Path, record: FileRecord) -> bool:
+    """Whether the cache has this very file; its disk may have failed since it was copied."""
+    if not (target.is_file() and target.stat().st_size == record.size):
+        return False
+    return Storage(str(target.parent)).record(target.name) == record
+
+
+def _copy(place: Storage, name: str, target: Path, record: FileRecord) -> None:
+    """Under a name of its own, for others may copy the same export; it has the file's own name once
+    it is known to be what was exported."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    with place.open(name) as source, partial.open("wb") as file:
-        while chunk := source.read(_CHUNK_BYTES):
-            file.write(chunk)
-    partial.replace(target)
+    partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with place.open(name) as source, partial.open("wb") as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                file.write(chunk)
+        if Storage(str(partial.parent)).record(partial.name) != record:
+            raise StorageError(
+                f"{place.url}/{name} is not the file that was exported; copy it again"
+            )
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_pipeline(folder: Path, device: str = "cpu") -> tuple[Any, Sampling]:

@@ -17,7 +17,8 @@ from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.description import CorpusDescription
 from daybreak_trainer.export import pipeline
 from daybreak_trainer.export.model_card import CARD, About, model_card
-from daybreak_trainer.export.publish import ExportCard, publish
+from daybreak_trainer.export.names import inside
+from daybreak_trainer.export.publish import ExportCard, check_no_other, publish
 from daybreak_trainer.export.tower import read_tower
 from daybreak_trainer.models import autoencoder
 from daybreak_trainer.optim.power_profile import Combination, Profile, combine
@@ -92,25 +93,33 @@ def put_together(chosen: Plan) -> dict[str, Tensor]:
 
 
 def documents(chosen: Plan, folder: Path) -> None:
-    """Writes what lies beside the last snapshot's tensors: recipe, data, text tower."""
+    """Writes what lies beside the last snapshot's tensors: recipe, data, text tower.
+
+    Raises:
+        ValueError: the snapshot names a file that would lie elsewhere.
+    """
     snapshot, manifest = chosen.last
     place = snapshots.place_of(chosen.run, snapshot)
     for name in manifest.files:
         if name.endswith(".distcp") or name == ".metadata":
             continue
-        target = folder / name
+        target = inside(folder, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(place.read(name))
 
 
 def export(chosen: Plan, scratch: Path, target: Storage, name: str, dtype: str) -> str:
-    """Writes the whole export to `target` under `name`; returns its URL.
+    """Writes the whole export to `target` under `name`; returns its URL. What is there already,
+    and be it of the same run, is not replaced.
 
     Raises:
         ExportTakenError: something else is there.
+        ValueError: as `documents`.
         RecipeError, HubUnreachableError: a frozen part of the model cannot be loaded.
         StorageError: a store fails.
     """
+    card = _card(chosen, name, dtype)
+    check_no_other(target, name, card)
     beside, folder = scratch / "beside", scratch / "model"
     documents(chosen, beside)
     recipe = parse(json.loads((beside / RECIPE).read_text()))
@@ -118,26 +127,36 @@ def export(chosen: Plan, scratch: Path, target: Storage, name: str, dtype: str) 
     vae = None if recipe.latent is None else autoencoder.build(recipe.latent)
     made = pipeline.build_pipeline(recipe, put_together(chosen), tower, vae)
     pipeline.save_folder(made, recipe, folder, dtype)
-    snapshot, manifest = chosen.last
-    wanted = chosen.wanted
+    snapshot, _ = chosen.last
     corpus = CorpusDescription.model_validate_json((beside / DATA).read_text())
     about = About(
         name=name,
         step=snapshot.point.step,
-        samples=int(wanted.samples),
-        average=f"post-hoc EMA of relative deviation {wanted.deviation:g} at "
-        f"{wanted.samples:,.0f} samples (EDM2, arXiv 2312.02696), fit error "
-        f"{chosen.combination.error:.4f}",
+        samples=snapshot.samples,  # after that step; `average` says as of which it is
+        average=_average(chosen),
         dtype=dtype,
         corpus=corpus,
     )
     (folder / CARD).write_text(model_card(recipe, about))
-    card = ExportCard(
+    check_no_other(target, name, card)  # the run may have exported meanwhile
+    return publish(folder, target, name, card)
+
+
+def _average(chosen: Plan) -> str:
+    wanted = chosen.wanted
+    return (
+        f"post-hoc EMA of relative deviation {wanted.deviation:g} at {wanted.samples:,.0f} samples "
+        f"(EDM2, arXiv 2312.02696), fit error {chosen.combination.error:.4f}"
+    )
+
+
+def _card(chosen: Plan, name: str, dtype: str) -> ExportCard:
+    snapshot, manifest = chosen.last
+    return ExportCard(
         uid=manifest.uid,
         run=name,
         namespace="",
         recipe_hash=manifest.recipe_hash,
         step=snapshot.point.step,
-        weights=f"{dtype}, {about.average}",
+        weights=f"{dtype}, {_average(chosen)}",
     )
-    return publish(folder, target, name, card)

@@ -67,6 +67,23 @@ def check(storage: Storage, name: str, uid: str) -> ExportCard | None:
     return finished
 
 
+def check_no_other(storage: Storage, name: str, card: ExportCard) -> None:
+    """For one model among several of a run: none of the others is replaced.
+
+    Raises:
+        ExportTakenError: as `check`; also another model of this run is there, finished or not.
+    """
+    check(storage, name, card.uid)
+    place = storage.child(name)
+    for file, state in ((CARD, "a model"), (CLAIM, "an unfinished model")):
+        there = _read(place, file)
+        if there is not None and not there.names_what(card):
+            raise ExportTakenError(
+                f"{place.url} holds {state} of the same run, of step {there.step}: "
+                f"{there.weights}; choose another place or move it away; nothing was overwritten"
+            )
+
+
 def publish(
     folder: Path,
     storage: Storage,

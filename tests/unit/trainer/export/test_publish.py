@@ -19,6 +19,7 @@ from daybreak_trainer.export.publish import (
     ExportCard,
     ExportTakenError,
     check,
+    check_no_other,
     publish,
 )
 
@@ -160,6 +161,17 @@ def test_another_model_of_this_run_replaces_the_first(
         "digits/model_index.json",
         "digits/transformer/model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("file", [CARD, CLAIM])
+def test_one_average_among_several_replaces_none(storage: Storage, file: str) -> None:
+    """Finished or not; only the very same model may be there, or nothing."""
+    check_no_other(storage, "digits", MINE)
+    storage.write(f"digits/{file}", MINE.to_json().encode())
+    check_no_other(storage, "digits", MINE)
+    wider = MINE.model_copy(update={"weights": "fp32, wider"})
+    with pytest.raises(ExportTakenError, match="model of the same run, of step 9: fp32; choose"):
+        check_no_other(storage, "digits", wider)
 
 
 @pytest.mark.parametrize("room", range(4))

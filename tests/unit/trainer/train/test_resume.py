@@ -122,6 +122,20 @@ def test_another_average_is_exported_without_the_run(calm: Bench, tmp_path: Path
     )
     assert ours == runs - {"samples.png", "evaluation.json"}
     assert "relative deviation 0.15 at 105 samples" in (out / "README.md").read_text()
+    before = (out / "daybreak.json").read_bytes()
+    assert CliRunner().invoke(app, command).exit_code == 0  # the very same: it stays
+    for place in (out, calm.folder / "models" / "run"):
+        command = ["ema", checkpoints, "--deviation", "0.1", "--out", str(place)]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert "holds a model of the same run" in result.output
+    assert (out / "daybreak.json").read_bytes() == before
+    early = tmp_path / "early"
+    command = ["ema", checkpoints, "--deviation", "0.1", "--at", "50", "--out", str(early)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    card = (early / "README.md").read_text()
+    assert "105 training samples in 21 steps" in card
+    assert "deviation 0.1 at 50 samples" in card
     for wrong, said in ((["0.5"], "at most 0.28"), (["0.1", "--at", "106"], "end at 105")):
         command = ["ema", checkpoints, "--out", str(tmp_path / "no"), "--deviation", *wrong]
         result = CliRunner().invoke(app, command)
