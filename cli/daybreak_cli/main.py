@@ -197,6 +197,14 @@ def prepare(
             "--captions", metavar="NAMES", help="Of --embeddings: as in caption,caption_short."
         ),
     ] = "caption",
+    lower_case: Annotated[
+        bool,
+        typer.Option(
+            "--lower-case",
+            help="Of --embeddings: captions in lower case, which a model of denoiser.kind sana is "
+            "trained on and drawn with.",
+        ),
+    ] = False,
     drop_images: Annotated[
         bool, typer.Option("--drop-images", help="With --latents: leave the images out.")
     ] = False,
@@ -223,7 +231,7 @@ def prepare(
     if drop_images and latents is None:
         raise CommandError("--drop-images leaves nothing to train on without --latents")
     try:
-        embedder = _embedder(embeddings, max_tokens, embedding_precision)
+        embedder = _embedder(embeddings, max_tokens, embedding_precision, lower_case)
         with _bar("samples") as (bar, task):
             cards = prepare_datasets(
                 source,
@@ -255,12 +263,14 @@ def prepare(
         )
 
 
-def _embedder(path: str | None, max_tokens: int, precision: Literal["bf16", "8bit"]) -> Any:
+def _embedder(
+    path: str | None, max_tokens: int, precision: Literal["bf16", "8bit"], lower_case: bool
+) -> Any:
     if path is None:
         return None
     from daybreak_trainer.prepare.embeddings import Embedder
 
-    return Embedder(path, max_tokens, precision)
+    return Embedder(path, max_tokens, precision, lower_case=lower_case)
 
 
 def _embeddings(embedder: Any, captions: str) -> list[Any]:

@@ -31,6 +31,8 @@ class TextEmbeddings(Message):
     max_tokens: int
     width: int
     precision: Precision
+    lower_case: bool = False
+    """Whether captions were put into lower case and stripped first."""
     null: str = Field(description="The empty prompt's, base64 of a value as in the columns.")
 
 

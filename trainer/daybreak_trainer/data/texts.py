@@ -67,15 +67,19 @@ def embeddings_of(cards: Sequence[tuple[str, DatasetCard]]) -> TextEmbeddings:
             )
         if first is not None and _kind(found) != _kind(first):
             raise DatasetError(
-                f"{url}: its embeddings are of {found.encoder} ({found.max_tokens} tokens, "
-                f"{found.precision}), those of {cards[0][0]} of {first.encoder} "
-                f"({first.max_tokens} tokens, {first.precision}); all streams need the same"
+                f"{url}: its embeddings are of {_said(found)}, those of {cards[0][0]} of "
+                f"{_said(first)}; all streams need the same"
             )
         first = first or found
     assert first is not None  # a corpus has a stream
     return first
 
 
+def _said(found: TextEmbeddings) -> str:
+    case = ", lower case" if found.lower_case else ""
+    return f"{found.encoder} ({found.max_tokens} tokens, {found.precision}{case})"
+
+
 def _kind(found: TextEmbeddings) -> tuple[object, ...]:
-    cut = found.tokenizer, found.max_tokens
-    return found.checksum, *cut, found.width, found.precision, found.null
+    read = found.tokenizer, found.lower_case, found.max_tokens
+    return found.checksum, *read, found.width, found.precision, found.null

@@ -151,7 +151,7 @@ def _drawing_notes(recipe: Recipe) -> Iterator[str]:
             "image's size and returns pixels in -1..1."
         )
     if recipe.denoiser.kind == "sana":
-        yield "`SanaPipeline` puts prompts into lower case."
+        yield "`SanaPipeline` puts prompts into lower case, as captions were in training."
 
 
 def _data(corpus: CorpusDescription) -> str:

@@ -39,8 +39,9 @@ def read_tower(recipe: Recipe, folder: Path) -> TextTower:
     Raises:
         RecipeError, HubUnreachableError: a frozen encoder that cannot be loaded.
     """
+    lower_case = texts.puts_into_lower_case(recipe.denoiser.kind)
     if recipe.text.kind == "pretrained":
-        return texts.build(recipe.text, [], recipe.seed + 1)
+        return texts.build(recipe.text, [], recipe.seed + 1, lower_case=lower_case)
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     assert recipe.text.hidden_size is not None  # the recipe's own rule
@@ -50,4 +51,5 @@ def read_tower(recipe: Recipe, folder: Path) -> TextTower:
         True,
         recipe.text.hidden_size,
         Padding.of(recipe.text),
+        lower_case=lower_case,
     )

@@ -37,6 +37,8 @@ class TextTower:
     hidden_size: int
     padding: Padding
     mask_form: MaskForm = "padding"
+    lower_case: bool = False
+    """Whether captions are put into lower case and stripped, as `SanaPipeline` does to prompts."""
 
     @property
     def max_tokens(self) -> int:
@@ -46,7 +48,7 @@ class TextTower:
         """Token ids and mask, True at real tokens, both `(batch, tokens)`, padded behind to one of
         `padding.lengths`; cut as `PRXPixelPipeline` cuts."""
         found = self.tokenizer(
-            list(captions),
+            self._normalised(captions),
             padding="longest",
             max_length=self.max_tokens,
             truncation=True,
@@ -61,8 +63,11 @@ class TextTower:
     def lengths(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption if none were cut."""
         # Without a word about captions longer than the encoder takes: that is what is asked.
-        found = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        found = self.tokenizer(self._normalised(captions), verbose=False)["input_ids"]
         return [len(ids) for ids in found]
+
+    def _normalised(self, captions: Sequence[str]) -> list[str]:
+        return [text.lower().strip() if self.lower_case else text for text in captions]
 
     def encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states `(batch, tokens, hidden)` of a frozen encoder, where it lies."""
@@ -92,6 +97,13 @@ def check_encoder(described: TextEmbeddings, tower: TextTower) -> None:
             f"the data's embeddings are of captions of at most {described.max_tokens} tokens, "
             f"recipe.text.maxTokens is {tower.max_tokens}; change one of them"
         )
+    if described.lower_case != tower.lower_case:
+        case = "in lower case" if described.lower_case else "as they were written"
+        option = "with" if tower.lower_case else "without"
+        raise DatasetError(
+            f"the data's embeddings are of captions {case}, which recipe.denoiser.kind does not "
+            f"draw with; prepare the data {option} --lower-case, or change the kind"
+        )
     if (found := checksum(tower.encoder)) != described.checksum:
         raise DatasetError(
             f"the data's embeddings are of {described.encoder} with weights "
@@ -107,7 +119,18 @@ def check_encoder(described: TextEmbeddings, tower: TextTower) -> None:
         )
 
 
-def build(recipe: Text, vocabulary: Mapping[str, int] | Iterable[str], seed: int) -> TextTower:
+def puts_into_lower_case(kind: str) -> bool:
+    """Whether the pipeline that draws with this `denoiser.kind` puts prompts into lower case."""
+    return kind == "sana"
+
+
+def build(
+    recipe: Text,
+    vocabulary: Mapping[str, int] | Iterable[str],
+    seed: int,
+    *,
+    lower_case: bool = False,
+) -> TextTower:
     """The text tower of a recipe. `vocabulary` are the words of the captions, and where pieces are
     learned how often each stands in them.
 
@@ -117,7 +140,7 @@ def build(recipe: Text, vocabulary: Mapping[str, int] | Iterable[str], seed: int
     """
     if recipe.kind == "pretrained":
         assert recipe.path is not None  # the recipe's own rule
-        return pretrained(recipe.path, Padding.of(recipe))
+        return pretrained(recipe.path, Padding.of(recipe), lower_case=lower_case)
     from transformers import DistilBertConfig, DistilBertModel
 
     assert recipe.hidden_size is not None  # the recipe's own rule, as the next two
@@ -141,7 +164,8 @@ def build(recipe: Text, vocabulary: Mapping[str, int] | Iterable[str], seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = DistilBertModel(config)
-    return TextTower(tokenizer, encoder, True, recipe.hidden_size, Padding.of(recipe))
+    padding = Padding.of(recipe)
+    return TextTower(tokenizer, encoder, True, recipe.hidden_size, padding, lower_case=lower_case)
 
 
 def _learned(recipe: Text, counts: Counter[str]) -> PreTrainedTokenizerBase:
@@ -151,7 +175,13 @@ def _learned(recipe: Text, counts: Counter[str]) -> PreTrainedTokenizerBase:
     return piece_tokenizer(counts, recipe.vocabulary_size, recipe.max_tokens)
 
 
-def pretrained(path: str, padding: Padding, field: str = "recipe.text.path") -> TextTower:
+def pretrained(
+    path: str,
+    padding: Padding,
+    field: str = "recipe.text.path",
+    *,
+    lower_case: bool = False,
+) -> TextTower:
     """A frozen encoder, on the CPU; `field` is where its path was written. It encodes the empty
     prompt at once: what cannot encode is refused here, not in a step.
 
@@ -164,6 +194,12 @@ def pretrained(path: str, padding: Padding, field: str = "recipe.text.path") -> 
         full = TextTower(tokenizer, encoder, False, 0, Padding(padding.max_tokens, None))
         hidden, _ = full.embed([""])
         form = form_without_reads(encoder, padding.max_tokens)
-        return replace(full, hidden_size=hidden.shape[-1], padding=padding, mask_form=form)
+        return replace(
+            full,
+            hidden_size=hidden.shape[-1],
+            padding=padding,
+            mask_form=form,
+            lower_case=lower_case,
+        )
 
     return loaded(field, "a text encoder", path, load)

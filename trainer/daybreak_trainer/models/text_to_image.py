@@ -186,7 +186,8 @@ def build(
     Raises:
         RecipeError: a pretrained text encoder that cannot be loaded.
     """
-    tower = texts.build(recipe.text, vocabulary, recipe.seed + 1)
+    lower_case = texts.puts_into_lower_case(recipe.denoiser.kind)
+    tower = texts.build(recipe.text, vocabulary, recipe.seed + 1, lower_case=lower_case)
     denoiser = denoisers.build(recipe, tower.hidden_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 2)

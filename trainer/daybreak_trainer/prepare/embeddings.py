@@ -31,10 +31,18 @@ OPTION = "--embeddings"
 class Embedder:
     """A frozen encoder on a GPU in bf16, where there is one, else on the CPU in fp32."""
 
-    def __init__(self, path: str, max_tokens: int, precision: Precision) -> None:
-        """Raises RecipeError, HubUnreachableError: the encoder cannot be loaded."""
+    def __init__(
+        self, path: str, max_tokens: int, precision: Precision, *, lower_case: bool = False
+    ) -> None:
+        """With `lower_case` captions are put into it first, as `SanaPipeline` does with prompts.
+
+        Raises:
+            RecipeError, HubUnreachableError: the encoder cannot be loaded.
+        """
         multiple = min(_MULTIPLE, max_tokens)
-        self._tower: TextTower = pretrained(path, Padding(max_tokens, multiple), OPTION)
+        self._tower: TextTower = pretrained(
+            path, Padding(max_tokens, multiple), OPTION, lower_case=lower_case
+        )
         encoder = self._tower.encoder
         digest = checksum(encoder)  # of the weights as they are, in whatever precision they compute
         if torch.cuda.is_available():
@@ -50,6 +58,7 @@ class Embedder:
             max_tokens=max_tokens,
             width=self._tower.hidden_size,
             precision=precision,
+            lower_case=lower_case,
             null=base64.b64encode(null).decode(),
         )
 

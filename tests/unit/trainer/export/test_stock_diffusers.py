@@ -3,6 +3,7 @@ diffusers draws is what Daybreak drew and judged."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 from tiny_autoencoders import save_kl
+from tiny_encoders import save_t5
+from tokenizers.normalizers import NFC
+from transformers import AutoTokenizer
 
+from daybreak_trainer.evaluate import stock
 from daybreak_trainer.evaluate.batches import Images
 from daybreak_trainer.evaluate.sampler import noise_seed, sample
 from daybreak_trainer.export.pipeline import DTYPES, build_pipeline, check, save_folder
@@ -108,6 +113,26 @@ def test_stock_diffusers_reads_captions_in_learned_pieces(tmp_path: Path) -> Non
     save_folder(pipeline, recipe, tmp_path / "model")
     theirs = drawn_by_diffusers(tmp_path / "model", recipe)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_sana_is_trained_on_the_text_that_its_pipeline_reads(tmp_path: Path) -> None:
+    """In lower case and stripped, whatever the tokenizer tells apart; PRX on captions as they
+    are."""
+    folder = save_t5(tmp_path / "t5", tiny_models.WORDS)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.normalizer = NFC()  # so that Red is not red
+    tokenizer.save_pretrained(folder)
+    given = tiny_models.recipe_of("sana-pixel", tmp_path).model_dump(mode="json")
+    text = {"kind": "pretrained", "path": str(folder), "max_tokens": 8, "caption_dropout": 0.1}
+    recipe = Recipe.model_validate(given | {"text": text})
+    weights, tower, _ = tiny_models.trained(recipe)
+    states, mask = tower.embed([" A Red circle "])
+    drawn = stock.of(build_pipeline(recipe, weights, tower)).encode([" A Red circle "], "", False)
+    torch.testing.assert_close(drawn.states, states)
+    assert torch.equal(drawn.mask.bool(), mask)
+    cased, _ = replace(tower, lower_case=False).embed([" A Red circle "])
+    assert not torch.equal(cased, states)
+    assert not tiny_models.trained(tiny_models.recipe_of("prx-pixel-v", tmp_path))[1].lower_case
 
 
 def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> None:

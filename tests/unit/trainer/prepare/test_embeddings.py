@@ -113,6 +113,10 @@ def test_data_of_another_encoder_is_refused(tmp_path: Path, encoder: Path) -> No
     check_encoder(described, pretrained(str(encoder), Padding(TOKENS, None)))
     with pytest.raises(DatasetError, match=r"at most 7 tokens, recipe.text.maxTokens is 8"):
         check_encoder(described, pretrained(str(encoder), Padding(8, None)))
+    lower = pretrained(str(encoder), Padding(TOKENS, None), lower_case=True)
+    with pytest.raises(DatasetError, match=r"as they were written.*with --lower-case"):
+        check_encoder(described, lower)
+    check_encoder(Embedder(str(encoder), TOKENS, "bf16", lower_case=True).described, lower)
     other = save_t5(tmp_path / "other", WORDS, seed=1)
     with pytest.raises(DatasetError, match="prepare the data with the recipe's encoder"):
         check_encoder(described, pretrained(str(other), Padding(TOKENS, None)))
