@@ -83,12 +83,13 @@ class Finisher:
     ) -> None:
         """Exports, samples and scores; a collective until the images are drawn. `device_seconds`
         are what the run came to by a ledger."""
+        prompts = self._heldout()
         with self._ledger.during("export"):
-            pipeline = self._pipeline(shadow)
+            pipeline = self._pipeline(shadow, len(self._texts(prompts)))
         with self._ledger.during("evaluation"):
             self._progress.phase("Evaluating")
             self._heartbeat.enter(Phase.EVALUATING)
-            images, prompts = self._drawn(pipeline)
+            images = self._drawn(pipeline, self._texts(prompts))
         if not self._rank.is_first:
             return
         with self._ledger.during("export"):
@@ -103,11 +104,15 @@ class Finisher:
             finally:
                 export.drop(folder)
 
-    def _pipeline(self, shadow: dict[str, Tensor]) -> Any:
-        """On this rank's device."""
+    def _pipeline(self, shadow: dict[str, Tensor], images: int) -> Any:
+        """On this rank's device; None where none of so many images is this rank's to draw, for it
+        would be a whole model more in the node's memory."""
         self._progress.phase("Exporting")
         self._heartbeat.enter(Phase.EXPORTING)
-        weights = export.gathered(shadow)
+        needed = self._rank.is_first or self._rank.rank < images
+        weights = export.gathered(shadow, kept=needed)
+        if not needed:
+            return None
         pipeline: Any = export.build_pipeline(
             self._settings.recipe, weights, self._text, self._fresh_autoencoder()
         )
@@ -162,15 +167,20 @@ class Finisher:
         url = publish(folder, storage, run.name, card, copied=self._heartbeat.moved)
         self._progress.exported(url)
 
-    def _drawn(self, pipeline: Any) -> tuple[Images | None, list[Any]]:
-        """Images of all prompts on rank 0, each rank drawing its part."""
-        evaluation, sampling = self._settings.run.evaluation, self._settings.recipe.sampling
-        prompts: list[Any] = []
-        if evaluation.benchmark is not None:
-            prompts = list(heldout_prompts(evaluation.benchmark))
-        texts = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
+    def _heldout(self) -> list[Any]:
+        benchmark = self._settings.run.evaluation.benchmark
+        return [] if benchmark is None else list(heldout_prompts(benchmark))
+
+    def _texts(self, prompts: list[Any]) -> list[str]:
+        """Of all images to draw."""
+        evaluation = self._settings.run.evaluation
+        return [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
+
+    def _drawn(self, pipeline: Any, texts: list[str]) -> Images | None:
+        """Images of all texts on rank 0, each rank drawing its part."""
         if not texts:
-            return None, prompts
+            return None
+        sampling = self._settings.recipe.sampling
         mine = list(range(len(texts)))[self._rank.rank :: self._rank.world]
         part = (
             sample(
@@ -192,7 +202,7 @@ class Finisher:
         for number, drawn in enumerate(parts):
             if drawn is not None:
                 images[number :: self._rank.world] = drawn
-        return images, prompts
+        return images
 
     def _judge(
         self, step: int, images: Images | None, prompts: list[Any], folder: Path
@@ -200,7 +210,7 @@ class Finisher:
         if images is None:
             return None
         evaluation = self._settings.run.evaluation
-        labels = [p.prompt for p in prompts] + _repeated(evaluation.prompts, evaluation.images)
+        labels = self._texts(prompts)
         shown = min(_GRID_IMAGES, len(labels))
         chosen = [number * len(labels) // shown for number in range(shown)]
         save_grid(images[chosen], [labels[i] for i in chosen], folder / SAMPLES_FILE)

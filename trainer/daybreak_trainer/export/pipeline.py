@@ -51,7 +51,8 @@ def build_pipeline(
     tower: TextTower,
     autoencoder: Autoencoder | None = None,
 ) -> Any:
-    """The pipeline with `weights` (names of `TextToImage`), on the CPU, in fp32.
+    """The pipeline with `weights` (names of `TextToImage`), on the CPU, in fp32. A frozen encoder
+    is not copied: the tower's own becomes the pipeline's, and goes where that goes.
 
     Raises:
         KeyError: a weight of the model is missing.
@@ -82,10 +83,10 @@ def build_pipeline(
 
 
 def _encoder(tower: TextTower, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a frozen encoder, which computes in bf16 on a GPU while training; of a trained one
-    a copy with its averaged weights."""
+    """A frozen encoder itself, which computes in bf16 on a GPU while training, for it may be larger
+    than the denoiser; of a trained one a copy with its averaged weights."""
     if not tower.trained:
-        return copy.deepcopy(tower.encoder).to("cpu", torch.float32)
+        return tower.encoder.to("cpu", torch.float32)
     from transformers import AutoModel
 
     config: Any = tower.encoder.config
@@ -120,12 +121,14 @@ def drop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def gathered(shadow: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full tensors on the CPU from sharded ones; a collective, every rank gets them."""
+def gathered(shadow: Mapping[str, Tensor], kept: bool = True) -> dict[str, Tensor]:
+    """Full tensors on the CPU from sharded ones; a collective. A rank that does not keep them has
+    none, and no memory taken for them."""
     from torch.distributed.tensor import DTensor
 
     full = {}
     for name, value in shadow.items():
         tensor = value.full_tensor() if isinstance(value, DTensor) else value
-        full[name] = tensor.detach().to("cpu", torch.float32)
+        if kept:
+            full[name] = tensor.detach().to("cpu", torch.float32)
     return full
