@@ -5,10 +5,11 @@
 
 Trains the PRX of 1.2 B parameters (diffusers' own sizes: width 1792, 16 blocks, 28 heads) on one
 device, at 256 and at 1,024 tokens an image, with and without compilation of the blocks and
-activation checkpointing, through the engine's own `shard` and `TrainStep`. For each it looks for
-the largest batch that fits, and prints images/s, MFU, memory and the attention kernel. Images lie
-in the device's memory; a rank that is alone has nothing to wait for. TREAD is not built yet, so it
-has no row.
+activation checkpointing, and compiled with each trick of the recipe that needs no other model, as
+published: TREAD, SPRINT, deferred masking, shared modulation, stratified timesteps, Muon. All goes
+through the engine's own `shard` and `TrainStep`. For each it looks for the largest batch that fits,
+and prints images/s, MFU, memory and the attention kernel. Images lie in the device's memory; a rank
+that is alone has nothing to wait for. MFU counts the FLOPs that are left with the trick.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import diffusers
 import torch
@@ -31,6 +33,7 @@ from common.engine import Engine, alone, batches
 
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.models import flops
+from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.parallel.attention import AttentionCall, backend
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype
@@ -55,6 +58,17 @@ _PRX = {
 }
 
 
+PLAIN = "none"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed, and with which trick of `Plan.tricks`."""
+
+    compute: ComputeSettings
+    trick: str = PLAIN
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is measured."""
@@ -62,31 +76,54 @@ class Plan:
     denoiser: dict[str, object]
     text: dict[str, object]
     resolutions: tuple[int, ...]
-    computes: tuple[ComputeSettings, ...]
+    ways: tuple[Way, ...]
     largest_batch: int
     steps: int
     warm_ups: int
 
-    def recipe(self, resolution: int) -> Recipe:
+    def recipe(self, resolution: int, trick: str = PLAIN) -> Recipe:
+        over = tricks(cast(int, self.denoiser["depth"]))[trick]
+        stage = {"resolution": resolution, "steps": 1000, "batchSize": 1}
         return resolve(
             {
                 "preset": "smoke",
-                "denoiser": self.denoiser,
+                "denoiser": {**self.denoiser, **over.get("denoiser", {})},
                 "text": self.text,
-                "stages": [{"resolution": resolution, "steps": 1000, "batchSize": 1}],
+                "objective": over.get("objective", {}),
+                "optimizer": over.get("optimizer", {}),
+                "stages": [stage, {**stage, "routing": False}],  # the second is not reached
                 "precision": "auto",
             }
         )
+
+
+def tricks(depth: int) -> dict[str, dict[str, dict[str, object]]]:
+    """What each changes of the recipe, in a model of `depth` blocks. Routed are the blocks from the
+    third to the last but one (PRX's run), in small models the first."""
+    first = min(2, depth - 2)
+    routed = {"first": first, "last": max(first, depth - 2)}
+    return {
+        PLAIN: {},
+        "tread": {"objective": {"routing": {"kind": "tread", "share": 0.5, **routed}}},
+        "sprint": {"objective": {"routing": {"kind": "sprint", "share": 0.75, **routed}}},
+        "masking": {"objective": {"masking": {"share": 0.75, "mixerDepth": min(4, depth - 1)}}},
+        "shared modulation": {"denoiser": {"sharedModulation": True}},
+        "stratified": {"objective": {"stratified": True}},
+        "muon": {"optimizer": {"kind": "muon"}},
+    }
 
 
 FULL = Plan(
     denoiser=_PRX,
     text=_TEXT,
     resolutions=(256, 512),
-    computes=tuple(
-        ComputeSettings(compile=compiled, activation_checkpointing=again)
-        for compiled in ("none", "blocks")
-        for again in ("none", "blocks")
+    ways=(
+        *(
+            Way(ComputeSettings(compile=compiled, activation_checkpointing=again))
+            for compiled in ("none", "blocks")
+            for again in ("none", "blocks")
+        ),
+        *(Way(ComputeSettings(compile="blocks"), trick) for trick in tricks(16) if trick != PLAIN),
     ),
     largest_batch=LARGEST_BATCH,
     steps=STEPS,
@@ -96,7 +133,11 @@ DRY = Plan(
     denoiser={**_PRX, "hiddenSize": 32, "depth": 2, "heads": 4, "patchSize": 8},
     text={**_TEXT, "maxTokens": 8, "hiddenSize": 16, "depth": 1, "heads": 2},
     resolutions=(16, 32),
-    computes=(ComputeSettings(), ComputeSettings(activation_checkpointing="blocks")),
+    ways=(
+        Way(ComputeSettings()),
+        Way(ComputeSettings(activation_checkpointing="blocks")),
+        *(Way(ComputeSettings(), trick) for trick in tricks(2) if trick != PLAIN),
+    ),
     largest_batch=4,
     steps=2,
     warm_ups=1,
@@ -108,6 +149,7 @@ class Row:
     """One line of the table."""
 
     tokens: int
+    trick: str
     compile: str
     checkpointing: str
     attention: str
@@ -173,11 +215,9 @@ class Bench:
         release()
 
 
-def measure(
-    plan: Plan, resolution: int, compute: ComputeSettings, rank: Rank, guess: int
-) -> Row | None:
+def measure(plan: Plan, resolution: int, way: Way, rank: Rank, guess: int) -> Row | None:
     """None where not even one image fits. `guess` is a batch that may fit."""
-    bench = Bench(plan.recipe(resolution), compute, rank)
+    bench = Bench(plan.recipe(resolution, way.trick), way.compute, rank)
     batch = largest_batch(bench.fits, plan.largest_batch, guess)
     if not batch:
         return None
@@ -185,7 +225,7 @@ def measure(
     step = bench.seconds(batch, plan.steps, plan.warm_ups)
     peak_bytes = torch.cuda.max_memory_allocated() if rank.device.type == "cuda" else None
     bench.close()
-    return row(bench.recipe, compute, rank, batch, step, peak_bytes)
+    return row(bench.recipe, way, rank, batch, step, peak_bytes)
 
 
 def synchronize(rank: Rank) -> None:
@@ -203,14 +243,15 @@ def release() -> None:
 
 def row(
     recipe: Recipe,
-    compute: ComputeSettings,
+    way: Way,
     rank: Rank,
     batch: int,
     step: float,
     peak_bytes: int | None,
 ) -> Row:
-    side, model = recipe.stages[0].resolution, recipe.denoiser
-    sample = flops.per_sample(recipe, height=side, width=side)
+    side, model, compute = recipe.stages[0].resolution, recipe.denoiser, way.compute
+    left = Tricks.of(recipe, recipe.stages[0])
+    sample = flops.per_sample(recipe, height=side, width=side, tricks=left)
     dtype = compute_dtype(recipe.precision, rank.device)
     peak = peak_of(rank.device, dtype)
     hardware = sample.hardware(compute.activation_checkpointing)
@@ -224,6 +265,7 @@ def row(
     )
     return Row(
         tokens=tokens,
+        trick=way.trick,
         compile=compute.compile,
         checkpointing=compute.activation_checkpointing,
         attention=backend(call, rank.device, dtype),
@@ -271,16 +313,16 @@ def table(rows: Sequence[Row], under: dict[str, str]) -> str:
     lines = [
         f"# {under['device']}",
         "",
-        "| tokens | compile | activations again | attention | batch | images/s | step, s "
+        "| tokens | trick | compile | activations again | attention | batch | images/s | step, s "
         "| TFLOP/s | MFU | HFU | peak, GiB |",
-        "|---" * 11 + "|",
+        "|---" * 12 + "|",
     ]
     for r in rows:
         mfu, hfu = ("-" if v is None else f"{v:.1%}" for v in (r.mfu, r.hfu))
         gib = "-" if r.peak_gib is None else f"{r.peak_gib:.1f}"
         lines.append(
-            f"| {r.tokens} | {r.compile} | {r.checkpointing} | {r.attention} | {r.batch} "
-            f"| {r.images_per_second:.1f} | {r.step_seconds:.3f} | {r.tflops:.1f} "
+            f"| {r.tokens} | {r.trick} | {r.compile} | {r.checkpointing} | {r.attention} "
+            f"| {r.batch} | {r.images_per_second:.1f} | {r.step_seconds:.3f} | {r.tflops:.1f} "
             f"| {mfu} | {hfu} | {gib} |"
         )
     return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in under.items()), ""])
@@ -302,11 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with alone(device) as rank:
         for resolution in plan.resolutions:
             fitted: dict[str, int] = {}  # what fits does not depend much on compilation
-            for compute in plan.computes:
-                again = compute.activation_checkpointing
-                made = measure(plan, resolution, compute, rank, fitted.get(again, 1))
+            for way in plan.ways:
+                again = way.compute.activation_checkpointing
+                made = measure(plan, resolution, way, rank, fitted.get(again, 1))
                 if made is not None:
-                    fitted[again] = made.batch
+                    if way.trick == PLAIN:
+                        fitted[again] = made.batch
                     rows.append(made)
                     print(
                         f"{made.tokens} tokens: {made.images_per_second:.1f} images/s", flush=True
@@ -318,7 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = re.sub(r"[^a-z0-9]+", "-", under["device"].lower()).strip("-")
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"gpu-{name}.md").write_text(page)
-    best = max((r.mfu or 0.0 for r in rows if r.tokens == 1024), default=0.0)
+    plain = [r.mfu or 0.0 for r in rows if (r.tokens, r.trick) == (1024, PLAIN)]
+    best = max(plain, default=0.0)
     document = {
         "headline": {"mfu_1024": round(best, 4)} if best else {},
         "conditions": under,

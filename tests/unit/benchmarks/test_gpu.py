@@ -40,11 +40,11 @@ def test_a_dry_run_goes_through_all_of_it(
     assert gpu.main(["--dry-run"]) == 0
     written = json.loads((tmp_path / "build" / "bench" / "gpu.json").read_text())
     rows = written["rows"]
-    assert [(row["tokens"], row["checkpointing"]) for row in rows] == [
-        (4, "none"),
-        (4, "blocks"),
-        (16, "none"),
-        (16, "blocks"),
+    tricks = [trick for trick in gpu.tricks(2) if trick != "none"]
+    assert [(row["tokens"], row["checkpointing"], row["trick"]) for row in rows] == [
+        (tokens, again, trick)
+        for tokens in (4, 16)
+        for again, trick in (("none", "none"), ("blocks", "none"), *(("none", t) for t in tricks))
     ]
     for row in rows:
         assert row["batch"] == 4
@@ -53,7 +53,7 @@ def test_a_dry_run_goes_through_all_of_it(
         assert row["peak_gib"] is None
     assert written["headline"] == {}
     assert {"device", "driver", "torch", "commit", "power limit"} <= set(written["conditions"])
-    assert "| 16 | none | blocks |" in capsys.readouterr().out
+    assert "| 16 | none | none | blocks |" in capsys.readouterr().out
     assert not (tmp_path / "benchmarks").exists()
 
 
