@@ -158,6 +158,18 @@ def test_the_recipe_is_fixed_and_the_size_is_not(cluster: Cluster, namespace: st
     assert stored["spec"]["recipe"] == {"preset": "digits"}
 
 
+def test_a_limit_is_raised_or_replaced_and_not_removed(cluster: Cluster, namespace: str) -> None:
+    """Stages with shares would be refused by the next attempt, which ends the run."""
+    body = changed("spec.budget", {"duration": "1h"})
+    assert "created" in create(cluster, namespace, body, dry=False)
+    patch = ("patch", "trun/valid", "-n", namespace, "--type=merge", "-p")
+    refused = cluster.kubectl(*patch, '{"spec":{"budget":null}}', check=False)
+    assert "a run that has a limit keeps one" in refused.stderr
+    cluster.kubectl(*patch, '{"spec":{"budget":{"duration":"2h"}}}')
+    later = '{"spec":{"budget":null,"deadline":"2099-12-01T08:00:00Z"}}'
+    cluster.kubectl(*patch, later)
+
+
 def test_null_switches_a_trick_off(cluster: Cluster, namespace: str) -> None:
     """Where the recipe lets a field be null, the API server keeps the null: it says "off" to what
     the preset has on, and is not the same as saying nothing."""

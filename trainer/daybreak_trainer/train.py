@@ -303,7 +303,7 @@ class Trainer:
                 self.commit()
                 self._leave()
             self.save()
-        if self.evaluator.due.by_steps(self.step) or any(a.evaluation_due for a in done):
+        if self.evaluator.due.after(self.step, done):
             self.evaluate(draws=True)
         self.heed_saves()
 
@@ -312,6 +312,8 @@ class Trainer:
         if not self.evaluator.is_on:
             return
         stage = self.course.index_at(self.step - 1)
+        if self.engine.step.stage != stage:  # an attempt that found nothing left to train
+            self.engine.step.enter(stage)
         self.progress.phase("Evaluating")
         try:
             with self.ledger.during("evaluation"):
@@ -466,6 +468,7 @@ class Trainer:
         self.starts.clear()
         self.save_is_owed = True  # what was passed over is to stay so whatever happens next
         self.ledger.rolled_back(commit.step)
+        self.evaluator.due.rolled_back(commit.step)
         if self.rank.is_first:
             self.metrics.health.rolled_back()
             log.event(

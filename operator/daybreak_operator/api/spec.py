@@ -381,7 +381,23 @@ class FailurePolicy(ApiModel):
     )
 
 
+_LIMITED = (
+    "(has({0}.deadline) || "
+    "(has({0}.budget) && (has({0}.budget.duration) || has({0}.budget.maxCost))))"
+)
+
+
 class TrainingRunSpec(ApiModel):
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                f"!{_LIMITED.format('oldSelf')} || {_LIMITED.format('self')}",
+                "budget and deadline: a run that has a limit keeps one, for its recipe may have "
+                "shares of it; raise it instead",
+            )
+        )
+    )
+
     suspend: bool = Field(
         default=False,
         description="true checkpoints and releases the workers; false goes on from there.",

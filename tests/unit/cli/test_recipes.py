@@ -63,6 +63,10 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
     assert "devices, or stages shares" in run("plan", path, "--images-per-second", "512=9", code=2)
     path = file(tmp_path, budget={"duration": "5m"})
     assert "raise spec.budget" in run("plan", path, "--images-per-second", "512=9,1024=3", code=2)
+    path = file(tmp_path, deadline="2099-12-01T08:00:00")
+    wrong = run("plan", path, "--images-per-second", "512=9,1024=3", code=2)
+    assert "spec.deadline" in wrong
+    assert "offset" in wrong
     path = file(tmp_path, budget={})
     assert "set spec.budget.duration" in run("recipe", "validate", path, code=2)
 

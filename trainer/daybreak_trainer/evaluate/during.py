@@ -106,7 +106,7 @@ class RunEvaluator:
             by_tag = self._grid(step, self._engine.recipe.stages[stage].resolution) if draws else {}
             metrics = self._comparison.scores(batches, self._drawer, SAMPLING_SEED, self._moved)
         found = _result(step, loss, by_tag, metrics, time.monotonic() - started)
-        self.due.took(found.seconds)
+        self.due.took(step, found.seconds)
         if self._rank.is_first:
             _say(found)
         return found

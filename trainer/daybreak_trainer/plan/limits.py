@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -30,8 +31,8 @@ class Limits:
 
     @classmethod
     def of(cls, budget: BudgetSettings, deadline: str | None) -> Limits:
-        """`deadline` is RFC 3339."""
-        return cls(budget, datetime.fromisoformat(deadline).timestamp() if deadline else None)
+        """`deadline` is RFC 3339. Raises RecipeError: it is not."""
+        return cls(budget, _unix_time(deadline) if deadline else None)
 
     @property
     def any(self) -> bool:
@@ -51,6 +52,21 @@ class Limits:
         if self.deadline_unix_time is not None:
             left.append(self.deadline_unix_time - spent.unix_time)
         return min(left) if left else None
+
+
+def _unix_time(deadline: str) -> float:
+    """Of RFC 3339, section 5.6: letters may be small, and a leap second is the 60th."""
+    text, leaps = re.subn(r"(T\d\d:\d\d):60", r"\1:59", deadline.strip().upper())
+    try:
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is None:
+            raise ValueError("it has no offset")
+    except ValueError as error:
+        raise RecipeError(
+            f"spec.deadline is {deadline!r}: {error}; write it as RFC 3339 with an offset, such as "
+            '"2026-12-01T08:00:00Z" or "2026-12-01T09:00:00+01:00"'
+        ) from None
+    return time.timestamp() + leaps
 
 
 def refuse_without_limits(recipe: Recipe, limits: Limits) -> None:

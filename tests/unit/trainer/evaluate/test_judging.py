@@ -96,12 +96,12 @@ def test_judging_takes_a_twentieth_of_the_time_at_most() -> None:
     now[0] = 60.0
     assert due.by_time()
     now[0] = 70.0
-    due.took(10.0)
+    due.took(1, 10.0)
     now[0] = 70.0 + 189.0
     assert not due.by_time()
     now[0] = 70.0 + 190.0
     assert due.by_time()
-    due.took(1.0)
+    due.took(1, 1.0)
     now[0] += 60.0
     assert due.by_time()
     steps = EvaluationDue(None, 20, lambda: now[0])

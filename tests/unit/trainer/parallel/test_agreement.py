@@ -16,6 +16,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daybreak_trainer.evaluate.due import EvaluationDue
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement, StepNumbers
 
 T = TypeVar("T")
@@ -132,6 +133,35 @@ def test_a_drain_gives_what_is_pending_once(ranks: Ranks) -> None:
     for before, once, again in ranks.run(main):
         assert (before, again) == ([], [])
         assert once == [Agreed(1, False, True, WORLD, 0.5 * WORLD, 2.0, True, ((3.0,),) * WORLD)]
+
+
+def test_an_evaluation_that_is_due_runs_once(ranks: Ranks) -> None:
+    """It is heard of two steps after it was said, and was said again until then: that is answered
+    with it, and the next one comes when it is due anew. Steps take 1 s, an evaluation 10 s."""
+
+    def main(rank: int, agreement: StepAgreement) -> list[int]:
+        now, at = 0.0, list[int]()
+        due = EvaluationDue(50.0, None, lambda: now)
+        for step in range(1, 400):
+            now += 1.0
+            done = agreement.exchange(
+                step,
+                stop=False,
+                checkpoint_due=False,
+                signature=0,
+                numbers=StepNumbers(*map(torch.tensor, (0.0, 0.0, True))),
+                own=(0.0,),
+                evaluation_due=rank == 0 and due.by_time(),
+            )
+            if due.after(step, done):
+                now += 10.0
+                at.append(step)
+                due.took(step, 10.0)
+        return at
+
+    first, *others = ranks.run(main)
+    assert first == [52, 52 + 192]
+    assert others == [first] * (WORLD - 1)
 
 
 def test_no_rank_waits_for_the_step_it_posts(ranks: Ranks) -> None:

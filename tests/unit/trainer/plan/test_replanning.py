@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.plan.decide import believed, decide, due
 from daybreak_trainer.plan.limits import Limits, Spent
-from daybreak_trainer.recipe import Recipe, resolve
+from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.schedule.decision import Decision
 
@@ -137,3 +137,23 @@ def test_the_tightest_limit_wins() -> None:
     assert Limits(budget).seconds(spent, 4) == 6600
     assert Limits.of(budget, "1970-01-01T00:20:00Z").seconds(spent, 4) == 200
     assert Limits(BudgetSettings()).seconds(spent, 4) is None
+
+
+@pytest.mark.parametrize(
+    ("deadline", "unix_time"),
+    [
+        ("1970-01-01t00:20:00z", 1200.0),
+        ("1970-01-01T01:20:00.5+01:00", 1200.5),
+        ("1971-12-31T23:59:60Z", 2 * 365 * 86400.0),
+    ],
+)
+def test_a_deadline_is_rfc_3339(deadline: str, unix_time: float) -> None:
+    """All of it: small letters, fractions, offsets and leap seconds."""
+    assert Limits.of(BudgetSettings(), deadline).deadline_unix_time == unix_time
+
+
+@pytest.mark.parametrize("deadline", ["1970-01-01T00:20:00", "tomorrow", "1970-13-01T00:00:00Z"])
+def test_a_deadline_that_is_none_is_refused_with_the_remedy(deadline: str) -> None:
+    """Where it is no time, or one of no place."""
+    with pytest.raises(RecipeError, match=r"spec\.deadline.*write it as RFC 3339 with an offset"):
+        Limits.of(BudgetSettings(), deadline)
