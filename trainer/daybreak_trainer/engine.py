@@ -316,6 +316,14 @@ class Engine:
             work.append(self.sample_flops(*largest).model)
         return work
 
+    @property
+    def frozen_parameters(self) -> int:
+        """Of what is exported with the model: a frozen text encoder, an autoencoder."""
+        modules = [] if self.text.trained else [self.text.encoder]
+        if self.autoencoder is not None:
+            modules.append(self.autoencoder.module)
+        return sum(weight.numel() for module in modules for weight in module.parameters())
+
     @cached_property
     def caption_lengths(self) -> CaptionLengths | None:
         """As the data's cards tell them; None where they do not."""

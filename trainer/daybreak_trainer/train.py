@@ -113,6 +113,7 @@ class Trainer:
             rank,
             [] if self.recipe.is_fixed else self.engine.stage_work(),
             sum(parameter.numel() for parameter in self.engine.model.parameters()),
+            self.engine.frozen_parameters,
         )
         self.journal = Journal()
         self.state = RunState()
@@ -232,7 +233,7 @@ class Trainer:
     def enter(self, stage: int) -> None:
         """What a stage changes but for its data, which its loader brings."""
         self.engine.step.enter(stage)
-        self.planner.enter(self.step)
+        self.planner.enter(self.step, self.ledger.seconds())
         self.progress.stage(stage, self.course)
         self.progress.phase("Training")
         if self.rank.is_first:
@@ -322,6 +323,7 @@ class Trainer:
             log.event("evaluation_stopped", at=self.step)
         else:
             self.journal.append(found)
+            self.planner.evaluated(found.seconds)
             self.progress.validated(found)
         self.progress.phase("Training")
         self.meters.pause()
@@ -446,6 +448,7 @@ class Trainer:
         self.standing.checkpoint = reference
         self.progress.resumed(reference, search.skipped, self.state)
         for found in deque(self.journal.evaluations(), maxlen=1):
+            self.planner.evaluated(found.seconds)
             self.progress.validated(found)
 
     def roll_back(self, reason: str) -> None:

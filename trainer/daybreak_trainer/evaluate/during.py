@@ -21,6 +21,7 @@ from torch import Tensor
 
 from daybreak_trainer.checkpoint.layout import run_folder, step_folder
 from daybreak_trainer.contract import MetricScore, Validation
+from daybreak_trainer.data.holdout import Indices
 from daybreak_trainer.data.validation import ValidationBatch
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.evaluate.averaged import averaged
@@ -142,12 +143,12 @@ class RunEvaluator:
             self._moved,
         )
 
-    def _clean(self, batch: ValidationBatch) -> Tensor:
-        """What the model works on: images in -1..1, or scaled latents."""
-        tensors = {name: t.to(self._rank.device) for name, t in batch.tensors.items()}
-        starts = range(0, len(batch.numbers), self._rows)
-        parts = [{name: t[n : n + self._rows] for name, t in tensors.items()} for n in starts]
-        return torch.cat([self._engine.clean.clean(part) for part in parts])
+    def _clean(self, batch: ValidationBatch, chosen: Indices) -> Tensor:
+        """What the model works on: images in -1..1, or scaled latents; of these rows alone, for the
+        device may have no room for all."""
+        rows: Any = torch.from_numpy(chosen)
+        device = self._rank.device
+        return self._engine.clean.clean({n: t[rows].to(device) for n, t in batch.tensors.items()})
 
     @contextmanager
     def _decoder_on_device(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,8 @@ TIMESTEPS = tuple(
 )
 _NOISE_SEED = 7_001
 """The same in all runs, so that their losses compare."""
-Clean = Callable[[ValidationBatch], Tensor]
-"""Turns a batch into images in -1..1 or scaled latents, on the device."""
+Clean = Callable[[ValidationBatch, Indices], Tensor]
+"""Turns rows of a batch into images in -1..1 or scaled latents, on the device."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,9 @@ def validation_loss(
     sums = torch.zeros(len(TIMESTEPS), dtype=torch.float64)
     passes = 0
     for batch in batches:
-        inputs = clean(batch)
         for start in range(0, batch.rows, rows):
             end = min(start + rows, batch.rows)
-            part = _rows(batch, inputs, start, end)
+            part = _rows(batch, clean, start, end)
             losses = dense_losses(
                 model, text, recipe.objective, part, TIMESTEPS, _NOISE_SEED, dtype
             )
@@ -92,12 +90,11 @@ def validation_loss(
     )
 
 
-def _rows(batch: ValidationBatch, inputs: Tensor, start: int, end: int) -> _Rows:
+def _rows(batch: ValidationBatch, clean: Clean, start: int, end: int) -> _Rows:
     """Rows of a pass; those that a rank has not are its last one again."""
     chosen = np.minimum(np.arange(start, end), len(batch.captions) - 1)
-    index: Any = torch.from_numpy(chosen)
     return _Rows(
         batch.numbers[chosen],
-        inputs[index.to(inputs.device)],
+        clean(batch, chosen),
         [batch.captions[row] for row in chosen],
     )

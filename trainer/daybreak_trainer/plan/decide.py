@@ -1,8 +1,12 @@
 """Lays out what is left of a run whose stages have shares of its training time.
 
-Time is counted at the speed of today: a step that was taken on four times as many devices counts
-with what it would take now. So a share is one of the work, a run that is resized in the middle
-keeps its proportions, and what was lost to interruptions is missed by all stages alike.
+Work that is done counts with the time it took, and where that was on four times as many devices,
+with what it would have taken on those of today. So a share is one of the work, a run that is
+resized in the middle keeps its proportions, and what was lost to interruptions is missed by all
+stages alike.
+
+One slow measurement, of a cold cache say, may move plans, which the next one moves back. What
+cannot be moved back, the end of a stage and the cooldown's begin, takes two of them in a row.
 
 Decisions are made after the first steps of a stage and of an attempt, and then at distances that
 shrink with the time that is left, so an error of the speed shrinks with them.
@@ -11,6 +15,7 @@ shrink with the time that is left, so an error of the speed shrinks with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import floor
 
 from daybreak_trainer.schedule.course import Course
@@ -40,44 +45,122 @@ def due(course: Course, decisions: Sequence[Decision], step: int, began: int) ->
     return "periodic" if not decisions or step >= decisions[-1].next_step else None
 
 
-def believed(
+@dataclass(frozen=True)
+class Window:
+    """What was measured since the last decision, or since a stage or an attempt began."""
+
+    images_per_second: float
+    """Over all ranks, in the stage that the next step belongs to."""
+    ranks: int
+
+
+def replan(
     course: Course,
     decisions: Sequence[Decision],
     step: int,
-    measured: float,
+    seconds: float,
+    window: Window,
+    work: Sequence[float],
+    reason: str,
+) -> Decision:
+    """The course from `step` on, when there are `seconds` to train. A stage that was not measured
+    yet is held to be as much slower as it has more `work` (FLOPs) an image."""
+
+    def at(measured: float) -> Decision:
+        speeds = _believed(
+            course, decisions, step, replace(window, images_per_second=measured), work
+        )
+        done = _done(course, decisions, step, speeds, window.ranks)
+        return decide(course, step, seconds, speeds, reason, done)
+
+    found = at(window.images_per_second)
+    if decisions and _cannot_be_moved_back(course, found):
+        before = _before(course, decisions[-1], step, window.ranks)
+        if before > window.images_per_second:
+            # Looked at again as soon as it can be told whether it stays so slow.
+            again = min(found.next_step, step + MEASURED_STEPS)
+            found = at(before).model_copy(update={"next_step": again})
+    return found.model_copy(update={"measured": window.images_per_second, "ranks": window.ranks})
+
+
+def _cannot_be_moved_back(course: Course, found: Decision) -> bool:
+    """A stage ends, or the cooldown begins, before it is decided again."""
+    current = course.index_at(found.step)
+    ends = current + 1 < len(course.ends) and found.stage_ends[current] <= found.next_step
+    cools = course.recipe.schedule.cooldown_share > 0 and course.progress(found.step) == 0.0
+    return ends or (cools and found.cooldown_begin <= found.next_step)
+
+
+def _before(course: Course, last: Decision, step: int, ranks: int) -> float:
+    """Images/s of the measurement before, or what was held of a stage that had none."""
+    stage = course.index_at(step)
+    same = course.index_at(last.step) == stage
+    speed = last.measured if same and last.measured else last.images_per_second[stage]
+    return speed * _resized(last, ranks)
+
+
+def _resized(last: Decision, ranks: int) -> float:
+    return ranks / last.ranks if last.ranks else 1.0
+
+
+def _believed(
+    course: Course,
+    decisions: Sequence[Decision],
+    step: int,
+    window: Window,
     work: Sequence[float],
 ) -> tuple[float, ...]:
-    """Images/s of every stage, over all ranks, after `measured` in the stage that `step` belongs
-    to. A stage that was not measured yet is held to be as much slower as it has more `work` (FLOPs)
-    an image."""
-    stage = course.index_at(step)
+    """Images/s of every stage after this measurement."""
+    stage, measured = course.index_at(step), window.images_per_second
     if not decisions:
         return tuple(measured * work[stage] / other for other in work)
     last = decisions[-1]
-    ratio = measured / last.images_per_second[stage]
-    same = course.index_at(last.step) == stage  # then it is the devices that changed
+    ratio, resized = measured / last.images_per_second[stage], _resized(last, window.ranks)
     return tuple(
-        measured if number == stage else speed * (ratio if same or number > stage else 1.0)
+        measured if number == stage else speed * (ratio if number > stage else resized)
         for number, speed in enumerate(last.images_per_second)
     )
 
 
+def _done(
+    course: Course,
+    decisions: Sequence[Decision],
+    step: int,
+    speeds: Sequence[float],
+    ranks: int,
+) -> tuple[float, ...]:
+    """Seconds that each stage was trained: what the last decision knows, and since then."""
+    known, since, resized = (0.0,) * len(speeds), 0, 1.0
+    if decisions and decisions[-1].done_seconds:
+        last = decisions[-1]
+        known, since, resized = last.done_seconds, last.step, _resized(last, ranks)
+    return tuple(
+        seconds / resized
+        + max(0, min(step, end) - max(since, course.begin(index))) * stage.batch_size / speed
+        for index, (stage, end, seconds, speed) in enumerate(
+            zip(course.recipe.stages, course.ends, known, speeds, strict=True)
+        )
+    )
+
+
 def decide(
-    course: Course, step: int, seconds: float, images_per_second: Sequence[float], reason: str
+    course: Course,
+    step: int,
+    seconds: float,
+    images_per_second: Sequence[float],
+    reason: str,
+    done: Sequence[float] = (),
 ) -> Decision:
-    """The course from `step` on, when there are `seconds` to train and stages have these speeds.
-    The cooldown gets its share of all the time, and what is left where that is less; one that has
-    begun goes on to the new end."""
+    """The course from `step` on, when there are `seconds` to train, stages have these speeds and
+    were trained for `done` seconds. The cooldown gets its share of all the time, and what is left
+    where that is less; one that has begun goes on to the new end."""
     recipe, current = course.recipe, course.index_at(step)
     a_step = [
         stage.batch_size / speed
         for stage, speed in zip(recipe.stages, images_per_second, strict=True)
     ]
     left = max(0.0, seconds - _SPARE_STEPS * max(a_step))
-    done = [
-        max(0, min(step, end) - course.begin(index)) * a_step[index]
-        for index, end in enumerate(course.ends)
-    ]
+    done = done or (0.0,) * len(a_step)
     whole = sum(done) + left
     ends = _ends(course, step, _wanted(course, current, done, whole, left), a_step)
     begin = _seconds_before_end(ends, step, a_step, recipe.schedule.cooldown_share * whole)
@@ -89,6 +172,7 @@ def decide(
         cooldown_begin=begin,
         next_step=step + max(_LEAST_STEPS, floor(period / a_step[current])),
         images_per_second=tuple(images_per_second),
+        done_seconds=tuple(done),
     )
 
 

@@ -21,6 +21,14 @@ class Decision(Message):
     images_per_second: tuple[float, ...] = Field(
         default=(), description="Of each stage, over all ranks: what the plan counts on."
     )
+    measured: float = Field(
+        default=0.0,
+        description="Images/s in the steps before it, whether it counts on them or not.",
+    )
+    ranks: int = Field(default=0, description="How many there were.")
+    done_seconds: tuple[float, ...] = Field(
+        default=(), description="That each stage was trained so far, as if on so many ranks."
+    )
 
     @property
     def total(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from daybreak_trainer.contract import ComputeSettings
+from daybreak_trainer.data.holdout import Indices
 from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.data.validation import ValidationBatch
 from daybreak_trainer.evaluate.averaged import averaged
@@ -71,8 +72,8 @@ def validation_batch(rank: int, world: int) -> ValidationBatch:
     )
 
 
-def clean(batch: ValidationBatch) -> Tensor:
-    return batch.tensors["image"].float() / 127.5 - 1.0
+def clean(batch: ValidationBatch, chosen: Indices) -> Tensor:
+    return batch.tensors["image"][torch.from_numpy(chosen)].float() / 127.5 - 1.0
 
 
 def judged(model: Any, text: Any, rank: Rank) -> dict[str, Any]:

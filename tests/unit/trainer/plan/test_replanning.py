@@ -3,7 +3,7 @@ does, a run ends inside its budget, uses it, and cools down to its end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
 
@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daybreak_trainer.contract import BudgetSettings
-from daybreak_trainer.plan.decide import believed, decide, due
+from daybreak_trainer.plan.decide import Window, due, replan
 from daybreak_trainer.plan.limits import Limits, Spent
+from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.schedule.decision import Decision
@@ -45,6 +46,9 @@ class World:
     """(when, time lost, devices from then on)."""
     slow_from: float = 1.0
     slow_by: float = 1.0
+    cold_steps: int = 0
+    """So many steps after an interruption take longer, by:"""
+    cold_by: float = 1.0
 
 
 def simulate(planned: Recipe, world: World) -> tuple[Course, list[Decision], float]:
@@ -62,7 +66,8 @@ def simulate(planned: Recipe, world: World) -> tuple[Course, list[Decision], flo
         stage = course.index_at(step)
         slow = world.slow_by if now >= world.slow_from * BUDGET else 1.0
         noise = world.noise[step % len(world.noise)]
-        now += world.step_seconds[stage] * noise * slow / devices
+        cold = world.cold_by if began <= step < began + world.cold_steps and began else 1.0
+        now += world.step_seconds[stage] * noise * slow * cold / devices
         step += 1
         if step == course.ends[stage]:
             mark, marked = now, step
@@ -71,8 +76,8 @@ def simulate(planned: Recipe, world: World) -> tuple[Course, list[Decision], flo
             speed = (step - marked) * 8 / (now - mark)
             left = limits.seconds(Spent(now, now, now), 1)
             assert left is not None
-            speeds = believed(course, decisions, step, speed, world.work)
-            decision = decide(course, step, left - ENDING, speeds, reason)
+            window = Window(speed, devices)
+            decision = replan(course, decisions, step, left - ENDING, window, world.work, reason)
             decisions.append(decision)
             course = course.after(decision)
             assert course == Course.of(planned, decisions)
@@ -127,6 +132,30 @@ def test_stages_get_their_shares_and_the_cooldown_its_own() -> None:
     assert first / (first + second) == pytest.approx(0.75, abs=0.03)
     cooldown = (course.total_steps - course.cooldown[0][0]) * 8.0
     assert cooldown / (first + second) == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.7, 0.77])
+def test_one_slow_measurement_ends_nothing(at: float) -> None:
+    """15 steps with a cold cache after a resume, five times as slow: neither a stage nor the
+    cooldown's begin moves by more than that takes, and plans are back with the next measurement."""
+    planned, calm = recipe([0.8, 0.2], 0.1), World((2.0, 8.0), (1.0, 2.0), (1.0,))
+    course, _, _ = simulate(planned, calm)
+    cold = replace(calm, interruptions=((at, 0.0, 1),), cold_steps=15, cold_by=5.0)
+    disturbed, decisions, seconds = simulate(planned, cold)
+    assert min(d.measured for d in decisions) < 0.5 * decisions[0].measured
+    for moved, end in zip(disturbed.ends, course.ends, strict=True):
+        assert moved == pytest.approx(end, rel=0.02)
+    assert disturbed.cooldown[0][0] == pytest.approx(course.cooldown[0][0], rel=0.02)
+    assert 0.97 * BUDGET <= seconds + ENDING <= BUDGET
+
+
+def test_the_end_keeps_time_for_all_that_follows_the_last_step() -> None:
+    """Commit, export, validation and drawing, half as long again, and 5 s; what was measured counts
+    where it was, of an evaluation not less than passes of the last stage take."""
+    reserve = Reserve(commit_bytes=1600, export_bytes=1000, judged_passes=60, drawn_passes=30)
+    assert reserve.seconds(1.0, 100.0) == pytest.approx(1.5 * (16 + 10 + 20 + 10) + 5)
+    assert reserve.seconds(1.0, 100.0, 4.0, 50.0) == pytest.approx(1.5 * (4 + 10 + 50 + 10) + 5)
+    assert reserve.seconds(1.0, 100.0, 4.0, 3.0) == pytest.approx(1.5 * (4 + 10 + 20 + 10) + 5)
 
 
 def test_the_tightest_limit_wins() -> None:

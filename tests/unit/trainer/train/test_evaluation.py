@@ -111,6 +111,37 @@ def told(bench: Bench, attempt: int) -> Progress:
     return progress
 
 
+def test_what_found_nothing_left_to_train_is_judged_in_its_last_stage(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """A stop at the last step leaves the evaluation to the next attempt, which begins in the first
+    stage: there the model has a path through its blocks that the last one does without."""
+    prepare("digits", tmp_path / "dataset", count=40)
+    stage = {"resolution": 16, "batchSize": 4}
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "denoiser": {"depth": 3},
+            "objective": {"routing": {"kind": "sprint", "share": 0.5, "first": 1, "last": 1}},
+            "stages": [{**stage, "steps": 2}, {**stage, "steps": 3, "routing": False}],
+            "optimizer": {"learningRate": 3e-3},
+        }
+    )
+    evaluation = EvaluationSettings(validation_samples=5)
+    losses = []
+    for name, stops in (("calm", []), ("stopped", [5])):
+        bench = Bench(tmp_path / name, tmp_path / "dataset", fork_server, recipe)
+        for stop_at in stops:
+            stopped = bench.attempt(1, ranks=1, stop_at=stop_at, evaluation=evaluation)
+            assert stopped == [ExitCode.CHECKPOINTED]
+            assert evaluations(bench, 1) == []
+        assert bench.attempt(2, ranks=1, evaluation=evaluation) == [ExitCode.DONE]
+        found = told(bench, 2).validation
+        assert found is not None
+        losses.append(found.loss)
+    assert losses[0] == losses[1]
+
+
 def test_an_extractor_that_is_not_there_is_named_before_training(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
