@@ -15,7 +15,7 @@ from daybreak_trainer.contract import EvaluationSettings
 from daybreak_trainer.evaluate.score import heldout_prompts
 from daybreak_trainer.evaluate.validate import TIMESTEPS
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.plan.decide import WARM_STEPS, Window, due, replan
+from daybreak_trainer.plan.decide import WARM_STEPS, Window, due, expected, replan
 from daybreak_trainer.plan.limits import Limits, Spent, refuse_without_limits
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe
@@ -99,20 +99,44 @@ class Replanner:
         reason = due(course, state.decisions, state.step, self._began)
         if reason is None:
             return None
-        box = [self._decided(course, state, ledger, reason) if self._rank.is_first else None]
+        box: list[Decision | None] = [None]
+        if self._rank.is_first:
+            speed = self._measured(course, state.step, ledger)
+            box = [self._decided(course, state, ledger, speed, reason)]
         dist.broadcast_object_list(box, src=0)
         self._started(state.step, ledger)
+        return box[0]
+
+    def at_resume(
+        self, course: Course, state: RunState, ledger: Mapping[str, float]
+    ) -> Decision | None:
+        """Where an attempt goes on, by the speed that the last one had: what is over already is not
+        trained on until it is measured. The same on all ranks."""
+        if not state.decisions or state.step >= course.total_steps:
+            return None
+        box: list[Decision | None] = [None]
+        if self._rank.is_first:
+            speed = expected(course, state.decisions[-1], state.step, self._rank.world)
+            box = [self._decided(course, state, ledger, speed, "resumed")]
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def _started(self, step: int, ledger: Mapping[str, float]) -> None:
         self._marked, self._mark = step, _training(ledger)
 
-    def _decided(
-        self, course: Course, state: RunState, ledger: Mapping[str, float], reason: str
-    ) -> Decision:
-        batch = course.stage_at(state.step).batch_size
+    def _measured(self, course: Course, step: int, ledger: Mapping[str, float]) -> float:
+        """Images/s since the mark."""
         seconds = max(1e-9, _training(ledger) - self._mark)
-        measured = (state.step - self._marked) * batch / seconds
+        return (step - self._marked) * course.stage_at(step).batch_size / seconds
+
+    def _decided(
+        self,
+        course: Course,
+        state: RunState,
+        ledger: Mapping[str, float],
+        measured: float,
+        reason: str,
+    ) -> Decision:
         spent = Spent(sum(ledger.values()), self.device_seconds(ledger), time.time())
         left = self._limits.seconds(spent, self._rank.world)
         assert left is not None  # refused at the start

@@ -49,6 +49,7 @@ from daybreak_trainer.rank import NonFiniteLossError, Standing, StopRequestedErr
 from daybreak_trainer.recipe import RecipeError
 from daybreak_trainer.replan import Replanner
 from daybreak_trainer.schedule.course import Course
+from daybreak_trainer.schedule.decision import Decision
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
 from daybreak_trainer.stores.errors import StorageError
@@ -175,6 +176,7 @@ class Trainer:
         self.test_devices()
         self.resume()
         self._heed_stop()
+        self.follow(self.planner.at_resume(self.course, self.state, self.ledger.seconds()))
         if self.step < self.course.total_steps:
             self.warm_up()
             self._heed_stop()
@@ -249,14 +251,21 @@ class Trainer:
 
     def replan(self) -> None:
         """Decides anew how long the run is, where that is due: all ranks at the same step."""
-        decision = self.planner.after_step(self.course, self.state, self.ledger.seconds())
+        self.follow(self.planner.after_step(self.course, self.state, self.ledger.seconds()))
+
+    def follow(self, decision: Decision | None) -> None:
+        """From here on, where there is one."""
         if decision is None:
             return
+        before = self.course.without_steps
         self.state.decisions = (*self.state.decisions, decision)
         self.course = self.course.after(decision)
         self.progress.planned(self.course)
-        if self.rank.is_first:
-            log.event("plan_decided", **decision.model_dump())
+        if not self.rank.is_first:
+            return
+        log.event("plan_decided", **decision.model_dump())
+        for stage in sorted(self.course.without_steps - before):
+            log.event("stage_without_steps", level=logging.WARNING, stage=stage + 1)
 
     def one_step(self, batches: Iterator[Batch], agreement: StepAgreement) -> list[Agreed]:
         """One optimizer step; returns what all ranks agreed on about an earlier one."""

@@ -75,7 +75,7 @@ def replan(
 
     found = at(window.images_per_second)
     if decisions and _cannot_be_moved_back(course, found):
-        before = _before(course, decisions[-1], step, window.ranks)
+        before = expected(course, decisions[-1], step, window.ranks)
         if before > window.images_per_second:
             # Looked at again as soon as it can be told whether it stays so slow.
             again = min(found.next_step, step + MEASURED_STEPS)
@@ -91,8 +91,9 @@ def _cannot_be_moved_back(course: Course, found: Decision) -> bool:
     return ends or (cools and found.cooldown_begin <= found.next_step)
 
 
-def _before(course: Course, last: Decision, step: int, ranks: int) -> float:
-    """Images/s of the measurement before, or what was held of a stage that had none."""
+def expected(course: Course, last: Decision, step: int, ranks: int) -> float:
+    """Images/s on so many ranks, by the measurement before, or what was held of a stage that had
+    none."""
     stage = course.index_at(step)
     same = course.index_at(last.step) == stage
     speed = last.measured if same and last.measured else last.images_per_second[stage]

@@ -84,6 +84,12 @@ class Course:
         """Steps of the whole run; None before they are decided."""
         return None if self.is_open else self.total_steps
 
+    @property
+    def without_steps(self) -> frozenset[int]:
+        """Stages, from 0, that there is no time for; none before that is decided."""
+        stages = range(len(self.ends))
+        return frozenset() if self.is_open else frozenset(n for n in stages if not self.steps(n))
+
     def begin(self, stage: int) -> int:
         """Step at which a stage begins."""
         return self.ends[stage - 1] if stage else 0

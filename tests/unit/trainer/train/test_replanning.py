@@ -12,7 +12,7 @@ from daybreak_trainer.contract import BudgetSettings, ExitCode
 from daybreak_trainer.plan.decide import MEASURED_STEPS
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
-from daybreak_trainer.schedule.course import Course
+from daybreak_trainer.telemetry.progress import ProgressFile
 
 RECIPE = resolve(
     {
@@ -29,8 +29,8 @@ RECIPE = resolve(
 def test_decisions_are_followed_by_what_goes_on_from_them(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
-    """The first one is made when a stage was measured, the next one when its speed on another
-    number of ranks is. There the budget is spent: the run ends, is committed and exported."""
+    """The first one is made when a stage was measured, the next one when another number of ranks
+    goes on. Where the budget is spent when it does, it takes no step and is exported."""
     prepare("digits", tmp_path / "dataset", count=40)
     bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, RECIPE)
     ample, spent = BudgetSettings(duration_seconds=1e7), BudgetSettings(duration_seconds=1e-3)
@@ -41,12 +41,17 @@ def test_decisions_are_followed_by_what_goes_on_from_them(
     first = state.decisions[0]
     assert MEASURED_STEPS < first.stage_ends[0] < first.stage_ends[1]
     assert state.device_seconds > sum(state.ledger.values()) > 0
-    assert bench.attempt(2, 1, budget=spent) == [ExitCode.DONE]
-    end, resumed = bench.commit(2).state, state.step + MEASURED_STEPS
-    assert end.decisions[0] == first
-    assert [(d.step, d.reason) for d in end.decisions[1:]] == [(resumed, "resumed")]
-    assert end.step == resumed == Course.of(RECIPE, end.decisions).total_steps
-    assert [line.size for line in bench.journal(2)] == [4] * resumed
+    assert bench.attempt(2, 1, state.step + 2, budget=ample) == [ExitCode.CHECKPOINTED]
+    smaller = bench.commit(2).state
+    assert [(d.step, d.reason) for d in smaller.decisions[1:]] == [(state.step, "resumed")]
+    assert smaller.decisions[0] == first
+    assert smaller.decisions[1].measured == first.measured / 2
+    assert [line.size for line in bench.journal(2)] == [4] * smaller.step
+    assert smaller.step > state.step
+    assert bench.attempt(3, 1, budget=spent) == [ExitCode.DONE]
+    told = ProgressFile(bench.folder / "work-3-0").read()
+    assert told is not None
+    assert told.step == told.total_steps == smaller.step
     assert (tmp_path / "run" / "models").is_dir()
 
 
