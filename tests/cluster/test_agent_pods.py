@@ -66,14 +66,14 @@ class Space:
         found: Json = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
-    def wait(self, name: str, condition: str, seconds: int = 20) -> Json:
+    def wait(self, name: str, condition: str, seconds: int = 45) -> Json:
         self.kubectl("wait", f"pod/{name}", f"--for={condition}", f"--timeout={seconds}s")
         return self.get("pod", name)
 
-    def wait_phase(self, name: str, phase: str, seconds: int = 20) -> Json:
+    def wait_phase(self, name: str, phase: str, seconds: int = 45) -> Json:
         return self.wait(name, f"jsonpath={{.status.phase}}={phase}", seconds)
 
-    def run(self, manifest: Json, phase: str = "Succeeded", seconds: int = 20) -> Json:
+    def run(self, manifest: Json, phase: str = "Succeeded", seconds: int = 45) -> Json:
         self.create(manifest)
         return self.wait_phase(manifest["metadata"]["name"], phase, seconds)
 
