@@ -58,13 +58,12 @@ class Gang:
         while True:
             number = len(restarts.causes)
             try:
-                place = self._meeting.join(number, self._ranks, patience)
+                ranks = self._start(number, rank_main, restarts, patience)
             except PeersLostError as error:
                 # Before any rank has run, nothing has been lost: the attempt did not start.
                 ending = Ending(broken=str(error)) if number else Ending(problem=str(error))
                 return _with(restarts, conclude(ending, {}))
-            self._stop.has_ranks = True
-            end = self._round(place, rank_main, restarts)
+            end = self._round(number, ranks)
             self.concluded = end.termination
             self._stop.has_ranks = False
             if self._stop.requested_at is not None:
@@ -78,15 +77,33 @@ class Gang:
             self._note(verdict)
             restarts, patience = verdict.restarts, self._patience.rejoin
 
-    def _round(self, place: Place, rank_main: RankMain, restarts: Restarts) -> NodeEnd:
-        """One life of this node's ranks."""
+    def _start(
+        self, number: int, rank_main: RankMain, restarts: Restarts, patience: float
+    ) -> RankProcesses:
+        """The ranks of round `number`, once all nodes have come to it.
+
+        Raises:
+            PeersLostError: some have not, within `patience` seconds, or worker 0 is gone.
+        """
+        place = self._meeting.join(number, self._ranks, patience)
         work_dir = self._settings.work_dir
         for folder in (RANKS_FOLDER, HEARTBEATS_FOLDER):
             shutil.rmtree(work_dir / folder, ignore_errors=True)
             (work_dir / folder).mkdir()
         environments = self._environments(place, restarts)
         ranks = RankProcesses(rank_main, environments, place.first_rank, work_dir)
-        number = len(restarts.causes)
+        try:
+            port = self._meeting.ranks_port(number)
+        except PeersLostError:
+            ranks.kill()
+            raise
+        self._stop.has_ranks = True  # a stop before this ends the launcher, and they go with it
+        ranks.release({"MASTER_PORT": str(port)})
+        return ranks
+
+    def _round(self, number: int, ranks: RankProcesses) -> NodeEnd:
+        """One life of this node's ranks."""
+        work_dir = self._settings.work_dir
         watch = Watch(ranks, self._meeting, number, self._settings, self._stop, self._patience)
         ended = watch.to_the_end()
         termination = conclude(ended.ending, read_records(work_dir))
@@ -130,7 +147,6 @@ class Gang:
             "GROUP_RANK": str(self._settings.node),
             "GROUP_WORLD_SIZE": str(run.nodes),
             "MASTER_ADDR": run.master_address,
-            "MASTER_PORT": str(place.store_port),
             "TORCHELASTIC_RUN_ID": f"{run.uid}-{run.attempt}",
             "TORCHELASTIC_RESTART_COUNT": str(len(restarts.causes)),
             "TORCHELASTIC_USE_AGENT_STORE": "True",

@@ -48,7 +48,6 @@ class Place:
     first_rank: int
     ranks: int
     world: int
-    store_port: int
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ class Meeting:
             PeersLostError: some did not within `seconds`.
         """
         self._told, self._told_start, self._asked = 0, False, None
-        if self._node == 0:
-            self._talk(lambda: self._serve_ranks(number))
+        self._ranks_store = None  # the last round's: its thread is gone before ranks are forked
         self._set(f"{number}/size/{self._node}", str(ranks))
         sizes = self._gather(f"{number}/size", time.monotonic() + seconds)
         missing = [str(node) for node, size in enumerate(sizes) if size is None]
@@ -111,13 +109,18 @@ class Meeting:
                 f"worker {', '.join(missing)} did not join round {number} within {seconds:g} s"
             )
         counts = [int(size) for size in sizes if size is not None]
-        port = self._talk(lambda: self._store.get(f"{number}/port"))
-        return Place(
-            first_rank=sum(counts[: self._node]),
-            ranks=ranks,
-            world=sum(counts),
-            store_port=int(port),
-        )
+        return Place(first_rank=sum(counts[: self._node]), ranks=ranks, world=sum(counts))
+
+    def ranks_port(self, number: int) -> int:
+        """Where worker 0's host serves the ranks' store of round `number`. Served by node 0 from
+        this call on: it is for ranks that have been forked.
+
+        Raises:
+            PeersLostError: worker 0 is gone, or cannot serve it.
+        """
+        if self._node == 0:
+            self._talk(lambda: self._serve_ranks(number))
+        return int(self._talk(lambda: self._store.get(f"{number}/port")))
 
     def say_broken(self, number: int, why: str) -> None:
         """This node's ranks have failed: the others must not wait for them. Does not block; what
@@ -160,7 +163,6 @@ class Meeting:
 
     def _serve_ranks(self, number: int) -> None:
         address = self._settings.master_address
-        self._ranks_store = None  # the last round's, before another port is taken
         self._ranks_store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         self._store.set(f"{number}/port", str(self._ranks_store.port))
 

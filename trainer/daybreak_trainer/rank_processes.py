@@ -2,6 +2,10 @@
 
 They are forked after torch and diffusers are imported, so a pod pays for those imports once, and a
 restart not at all. The launcher has made sure that nothing has touched CUDA before (`gpus`).
+
+A forked process keeps every lock of the C library as it was: one that another thread of the
+launcher held (the resolver's, while a store looks up who connects) it waits for for ever. So all
+ranks of a node are forked before any of them goes on: they wait at a gate until `release`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -35,6 +40,7 @@ _PR_SET_PDEATHSIG = 1
 class _Started:
     local_rank: int
     process: BaseProcess
+    gate: connection.Connection
 
 
 class RankProcesses:
@@ -45,7 +51,8 @@ class RankProcesses:
         first_rank: int,
         work_dir: Path,
     ) -> None:
-        """Starts a process an environment; the first is rank `first_rank` of the gang."""
+        """Forks a process an environment, which waits; the first is rank `first_rank` of the
+        gang."""
         self.first_rank = first_rank
         self.started_at = time.monotonic()
         self.exits: list[RankExit] = []
@@ -61,13 +68,21 @@ class RankProcesses:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             for local_rank, environment in enumerate(environments):
+                gate, ours = context.Pipe(duplex=False)
                 process = context.Process(
-                    target=_rank_process, args=(rank_main, environment, local_rank, work_dir)
+                    target=_rank_process, args=(rank_main, environment, local_rank, work_dir, gate)
                 )
                 process.start()
-                self._running[process.sentinel] = _Started(local_rank, process)
+                gate.close()
+                self._running[process.sentinel] = _Started(local_rank, process, ours)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def release(self, environment: Mapping[str, str]) -> None:
+        """Lets all of them go on, with what only became known once they were there."""
+        for started in self._running.values():
+            with started.gate, suppress(BrokenPipeError):  # it has ended already
+                started.gate.send(dict(environment))
 
     @property
     def are_running(self) -> bool:
@@ -121,7 +136,11 @@ def _pid(process: BaseProcess) -> int:
 
 
 def _rank_process(
-    rank_main: RankMain, environment: Mapping[str, str], local_rank: int, work_dir: Path
+    rank_main: RankMain,
+    environment: Mapping[str, str],
+    local_rank: int,
+    work_dir: Path,
+    gate: connection.Connection,
 ) -> None:
     """A rank, in its own process. Non-zero codes leave past destructors: after an error NCCL's and
     gloo's wait for peers that may be gone.
@@ -136,6 +155,8 @@ def _rank_process(
     os.environ.update(environment)
     stacks.register(work_dir, local_rank)
     Heartbeat(work_dir, local_rank)
+    with gate:
+        os.environ.update(gate.recv())
     code = rank_main()
     if code != ExitCode.DONE:
         sys.stdout.flush()
