@@ -5,7 +5,8 @@
 
 Baseline and best recipe train for 300 s with three seeds, each trick by itself over the baseline
 for 100 s with one, beside the baseline for 100 s. Progressive resolution trains 64 px in 300 s with
-three seeds: from the start, or from 32 px. The time is that of steps alone; judging comes after.
+three seeds: from the start, or from 32 px. The time is that of steps alone, without what a rank
+waits for a core; judging comes after.
 
 A cell is written to `build/bench/recipe.jsonl` when it has ended, with what it was made of. Cells
 that are there are not run again, so the benchmark resumes; a changed recipe is another cell. An

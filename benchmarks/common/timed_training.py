@@ -1,9 +1,10 @@
 """Trains a recipe on `shapes` for so many seconds of steps, and says what came of it.
 
 The model, the step, the optimizers and the average are the trainer's own, on two ranks of one
-thread each over gloo; pictures and captions lie in memory. Stages and cooldown go by the clock of
-rank 0, which counts steps alone, not start-up or judging. So arms are compared at equal time,
-whatever a step of theirs costs.
+thread each over gloo; pictures and captions lie in memory. Stages and cooldown go by a clock that
+counts steps alone, not start-up or judging, and leaves out what a rank was kept waiting for a core
+by other programs (`schedstat`). So arms are compared at equal time, whatever a step of theirs costs
+and whatever else runs.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _SAMPLING_SEED, _NOISE_SEED, _LAYOUT_SEED = 20_000, 9, 11
 _TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _VALIDATED = 240
 _SPEED_STEPS = 50
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
+"""Nanoseconds on a core, and waiting for one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,27 @@ def train(
         dist.destroy_process_group()
 
 
+class _OwnTime:
+    """Wall time less what a rank waited for a core; the same on all ranks."""
+
+    def __init__(self) -> None:
+        self._last = self._now()
+
+    def lap(self) -> float:
+        """Seconds since the last call. Ranks wait for the one that waited longest, so its time is
+        the step's."""
+        now = self._now()
+        own = torch.tensor(now - self._last, dtype=torch.float64)
+        self._last = now
+        dist.all_reduce(own, dist.ReduceOp.MIN)
+        return float(own)
+
+    @staticmethod
+    def _now() -> float:
+        waited = int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+        return time.perf_counter() - waited
+
+
 class _Cell:
     def __init__(self, recipe: Recipe, rank: Rank, pictures: dict[int, Path]) -> None:
         self.recipe, self.rank = recipe, rank
@@ -141,12 +165,9 @@ class _Cell:
         spent, stage, entered, drawn = 0.0, -1, 0, 0
         times: list[float] = []
         order = _epochs(self.recipe.seed)
-        while True:
-            mark = time.perf_counter()
-            share = torch.tensor(spent / seconds, dtype=torch.float64)
-            dist.broadcast(share, 0)
-            if (done := float(share)) >= 1.0:
-                return times, drawn
+        clock = _OwnTime()
+        while spent < seconds:
+            done = spent / seconds
             if (now := self._stage_at(done)) != stage:
                 stage, entered = now, len(times)
                 self.step.enter(stage)
@@ -154,8 +175,9 @@ class _Cell:
             batch = self._batch(len(times), drawn, size, stage, order)
             self.step.run(batch, self._rate(done, len(times), stage, entered))
             drawn += size
-            times.append(time.perf_counter() - mark)
+            times.append(clock.lap())
             spent += times[-1]
+        return times, drawn
 
     def _batch(self, step: int, drawn: int, size: int, stage: int, order: Iterator[int]) -> Batch:
         numbers = np.array([next(order) for _ in range(size)], dtype=np.int64)
