@@ -82,7 +82,7 @@ def plan(
     spec = _spec(_read(str(file)), str(file))
     recipe = _recipe(str(file))
     devices = _devices(spec)
-    work, parameters = _sizes(recipe)
+    work, parameters = work_and_parameters(recipe)
     if images_per_second is not None:
         speeds, source = _measured(recipe, images_per_second), "measured elsewhere: given"
     else:
@@ -136,7 +136,7 @@ def _print(found: Forecast, source: str, devices: int, parameters: int) -> None:
     )
 
 
-def _sizes(recipe: Recipe) -> tuple[list[float], int]:
+def work_and_parameters(recipe: Recipe) -> tuple[list[float], int]:
     """FLOPs of training on an image in each stage, and parameters of the denoiser."""
     import torch
 

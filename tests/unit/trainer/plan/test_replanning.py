@@ -3,16 +3,16 @@ does, a run ends inside its budget, uses it, and cools down to its end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated_run import World, live
 
 from daybreak_trainer.contract import BudgetSettings
-from daybreak_trainer.plan.decide import Window, due, replan
 from daybreak_trainer.plan.limits import Limits, Spent
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
@@ -32,57 +32,11 @@ def recipe(shares: list[float], cooldown: float) -> Recipe:
     )
 
 
-@dataclass(frozen=True)
-class World:
-    """What happens to a run; times are shares of the budget."""
-
-    step_seconds: tuple[float, ...]
-    """Of each stage, on one device."""
-    work: tuple[float, ...]
-    """What formulas say of it, rightly or not."""
-    noise: tuple[float, ...]
-    """Factors on the time of steps, in turn."""
-    interruptions: tuple[tuple[float, float, int], ...] = ()
-    """(when, time lost, devices from then on)."""
-    slow_from: float = 1.0
-    slow_by: float = 1.0
-    cold_steps: int = 0
-    """So many steps after an interruption take longer, by:"""
-    cold_by: float = 1.0
-
-
-def simulate(planned: Recipe, world: World) -> tuple[Course, list[Decision], float]:
+def simulate(planned: Recipe, world: World) -> tuple[Course, tuple[Decision, ...], float]:
     """The course that was trained, the decisions, and the time it took without the ending."""
     limits = Limits(BudgetSettings(duration_seconds=BUDGET))
-    course, decisions = Course.of(planned), list[Decision]()
-    now, step, began, devices = 0.0, 0, 0, 1
-    mark, marked = 0.0, 0
-    upcoming = list(world.interruptions)
-    while step < course.total_steps:
-        if upcoming and now >= upcoming[0][0] * BUDGET:
-            _, lost, devices = upcoming.pop(0)
-            now, began = now + lost * BUDGET, step
-            mark, marked = now, step
-        stage = course.index_at(step)
-        slow = world.slow_by if now >= world.slow_from * BUDGET else 1.0
-        noise = world.noise[step % len(world.noise)]
-        cold = world.cold_by if began <= step < began + world.cold_steps and began else 1.0
-        now += world.step_seconds[stage] * noise * slow * cold / devices
-        step += 1
-        if step == course.ends[stage]:
-            mark, marked = now, step
-            continue
-        if (reason := due(course, decisions, step, began)) is not None:
-            speed = (step - marked) * 8 / (now - mark)
-            left = limits.seconds(Spent(now, now, now), 1)
-            assert left is not None
-            window = Window(speed, devices)
-            decision = replan(course, decisions, step, left - ENDING, window, world.work, reason)
-            decisions.append(decision)
-            course = course.after(decision)
-            assert course == Course.of(planned, decisions)
-            mark, marked = now, step
-    return course, decisions, now
+    lived = live(planned, world, limits, ENDING)
+    return lived.course, lived.decisions, lived.seconds
 
 
 @st.composite
