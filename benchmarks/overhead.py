@@ -2,11 +2,11 @@
 
     make bench NAME=overhead
 
-Daybreak's step is the real one: `Trainer.one_step` and `Trainer.act`, on a trainer as `train.main`
-builds it, over a small dataset on disk, resumed and begun as for a run. All that a run does around
-a step is there: heartbeat, agreement between ranks, checks, journal, progress, metrics, log,
-ledger, garbage collection. Only the loader is replaced, by batches that lie in memory, and no save
-is due: those two have benchmarks of their own.
+Daybreak's step is the real one: `Trainer.one_step` and `Trainer.act`, on a trainer as
+`rank_main.main` builds it, over a small dataset on disk, resumed and begun as for a run. All that a
+run does around a step is there: heartbeat, agreement between ranks, checks, journal, progress,
+metrics, log, ledger, garbage collection. Only the loader is replaced, by batches that lie in
+memory, and no save is due: those two have benchmarks of their own.
 
 The bare loop is plain PyTorch: the same model without FSDP, the same loss, clipping, AdamW and
 average; noise for the whole batch at once, captions as token ids, and no look at the loss. A third
@@ -63,10 +63,11 @@ from daybreak_trainer.parallel.process_group import Rank  # noqa: E402
 from daybreak_trainer.parallel.shard import mesh_of, shard  # noqa: E402
 from daybreak_trainer.prepare.prepare import prepare  # noqa: E402
 from daybreak_trainer.rank import Standing  # noqa: E402
+from daybreak_trainer.rank_stop import StopFlag  # noqa: E402
 from daybreak_trainer.recipe import Recipe, resolve  # noqa: E402
 from daybreak_trainer.settings import Settings  # noqa: E402
 from daybreak_trainer.telemetry import log  # noqa: E402
-from daybreak_trainer.train import StopFlag, Trainer  # noqa: E402
+from daybreak_trainer.train import Trainer  # noqa: E402
 
 BATCH, BATCHES = 16, 4
 TURN_STEPS, TURNS = 5, 21
@@ -130,11 +131,11 @@ def from_memory(data: Sequence[Batch]) -> Iterator[Batch]:
 @contextmanager
 def daybreak(settings: Settings, rank: Rank, data: Sequence[Batch]) -> Iterator[Loop]:
     """The steps of `Trainer.train`, as it takes them."""
-    standing, stop = Standing(), StopFlag()
+    standing, flag = Standing(), StopFlag()
     context = {"run": settings.run.name, "rank": rank.rank}
     log.configure(lambda: {**context, "step": standing.step})
-    trainer = Trainer(settings, rank, standing, stop, Heartbeat(settings.work_dir, 0))
-    trainer.resume()
+    trainer = Trainer(settings, rank, standing, flag, Heartbeat(settings.work_dir, 0))
+    trainer.restorer.resume()
     trainer.warm_up()
     agreement = StepAgreement(dist.group.WORLD, own_values=1)
     feed = iter(DeviceFeed(from_memory(data), rank.device))
@@ -149,8 +150,8 @@ def daybreak(settings: Settings, rank: Rank, data: Sequence[Batch]) -> Iterator[
                 garbage.after_step(trainer.step)
 
         yield train
-    trainer.record(agreement.drain())
-    trainer.checkpointer.close()
+    trainer.recorder.agreed(agreement.drain())
+    trainer.saver.close()
 
 
 def bare(recipe: Recipe, model: nn.Module, text: TextTower, data: Sequence[Batch]) -> Loop:

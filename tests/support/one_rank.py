@@ -19,8 +19,9 @@ from daybreak_trainer import rank as ranks  # noqa: E402
 from daybreak_trainer.health.heartbeat import Heartbeat  # noqa: E402
 from daybreak_trainer.objectives import draws  # noqa: E402
 from daybreak_trainer.parallel.process_group import joined  # noqa: E402
+from daybreak_trainer.rank_stop import StopFlag  # noqa: E402
 from daybreak_trainer.settings import Settings  # noqa: E402
-from daybreak_trainer.train import StopFlag, Trainer  # noqa: E402
+from daybreak_trainer.train import Trainer  # noqa: E402
 
 settings: Settings = globals()["settings"]
 stop_at: int | None = globals()["stop_at"]

@@ -111,9 +111,9 @@ class Pod:
         gpus.ask_nvml(os.environ)
         found = gpus.count()
         if rank_main is None:
-            from daybreak_trainer import train
+            from daybreak_trainer.rank_main import main
 
-            rank_main = train.main
+            rank_main = main
         if found and gpus.are_lost_to_children():
             raise StartError(f"no rank could use the {found} GPUs: {gpus.REMEDY}")
         waits = Patience(**patience)

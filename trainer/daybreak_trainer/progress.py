@@ -103,8 +103,6 @@ class ProgressReporter:
         first = self._progress.first_step_at is None
         now = datetime.now(UTC)
         images_per_second = speed.images_per_second if speed is not None else None
-        taken = agreed.step - 1
-        learning_rate = course.recipe.optimizer.learning_rate * course.factor(taken)
         self._metrics.run(
             step=agreed.step,
             total_steps=course.known_steps,
@@ -113,7 +111,7 @@ class ProgressReporter:
             loss=agreed.loss,
             images_per_second=images_per_second,
             gradient_norm=agreed.gradient_norm,
-            learning_rate=learning_rate,
+            learning_rate=course.learning_rate(agreed.step - 1),
         )
         self._metrics.progress.loss_parts(agreed.parts)
         self._metrics.goodput.ledger(ledger)

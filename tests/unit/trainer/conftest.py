@@ -20,7 +20,7 @@ def fork_server() -> ForkServerContext:
             "transformers.models.t5.modeling_t5",
             "streaming.base.format",
             "daybreak_trainer.pod",
-            "daybreak_trainer.train",
+            "daybreak_trainer.rank_main",
         ]
     )
     return context

@@ -137,6 +137,10 @@ class Course:
                 return low + (high - low) * (step - begin) / (end - begin)
         return 1.0
 
+    def learning_rate(self, step: int) -> float:
+        """Of step `step`."""
+        return self.recipe.optimizer.learning_rate * self.factor(step)
+
     def factor(self, step: int) -> float:
         """On `optimizer.learningRate` in step `step`: positive, and zero from the end on."""
         index = self.index_at(step)

@@ -1,0 +1,125 @@
+"""Brings a run to where a commit has it: at the start of a rank, and when gradients went bad."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from daybreak_trainer.checkpoint.layout import Commit
+from daybreak_trainer.checks import StepChecks
+from daybreak_trainer.engine import Engine
+from daybreak_trainer.health.heartbeat import Phase
+from daybreak_trainer.health.non_finite import REMEDY
+from daybreak_trainer.rank import NonFiniteLossError
+from daybreak_trainer.recorder import Recorder
+from daybreak_trainer.replan import Replanner
+from daybreak_trainer.run_context import RunContext
+from daybreak_trainer.saver import Saver
+from daybreak_trainer.schedule.course import Course
+from daybreak_trainer.telemetry import log
+from daybreak_trainer.telemetry.ledger import process_started
+
+
+class Restorer:
+    """Every method is called by every rank."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        engine: Engine,
+        saver: Saver,
+        recorder: Recorder,
+        checks: StepChecks,
+        planner: Replanner,
+    ) -> None:
+        self._context, self._engine, self._saver = context, engine, saver
+        self._recorder, self._checks, self._planner = recorder, checks, planner
+        self._checkpointer = engine.checkpointer
+
+    def resume(self, restart_causes: Sequence[str] = ()) -> None:
+        """Goes on from the newest good commit of the run's lineage, or from the beginning.
+        `restart_causes`: why ranks of this attempt were started again, oldest first."""
+        context = self._context
+        context.heartbeat.enter(Phase.RESTORING)
+        with context.ledger.during("restore"), self._saver.counting_bytes():
+            search = self._checkpointer.find()
+            context.standing.skipped_checkpoints = tuple(search.skipped)
+            self._checkpointer.begin(search)
+            if (commit := search.commit) is not None:
+                self._take_over(commit)
+            self._saver.keeper.resumed(context.state)
+            self._engine.reserve(fresh=commit is None)
+        self._resume_accounts(commit)
+        same = commit is not None and commit.attempt == context.settings.run.attempt
+        context.state.restarted(restart_causes, same)
+        if context.rank.is_first and context.state.restarts:
+            context.metrics.health.restarts(context.state.restarts)
+        reference = self._checkpointer.reference
+        context.standing.checkpoint = reference
+        context.progress.resumed(reference, search.skipped, context.state)
+        for found in deque(context.journal.evaluations(), maxlen=1):
+            self._planner.evaluated(found.seconds)
+            context.progress.validated(found)
+
+    def _take_over(self, commit: Commit) -> None:
+        context = self._context
+        context.journal = self._engine.load(commit)
+        context.state.restore(commit.state)
+        context.course = Course.of(context.settings.recipe, context.state.decisions)
+        self._checks.resumed(commit.state)
+        context.standing.step, context.standing.samples = context.step, context.state.samples
+
+    def _resume_accounts(self, commit: Commit | None) -> None:
+        """Time and devices that the run had spent before this process."""
+        context = self._context
+        committed = commit.state.ledger if commit is not None else {}
+        context.ledger.resumed(
+            committed,
+            self._recorder.left_ledger(),
+            attempt=context.settings.run.attempt,
+            started_unix_time=time.time() - (time.monotonic() - process_started()),
+            # The launcher's imports and its wait for other nodes count too.
+            held_since=process_started(os.getppid()),
+        )
+        self._planner.resumed(context.state, sum(committed.values()))
+        self._recorder.leave_ledger()
+
+    def roll_back(self, reason: str) -> None:
+        """Weights, optimizer and average become those of the last commit; its data is passed over.
+
+        Raises:
+            NonFiniteLossError: nothing was committed yet.
+        """
+        context = self._context
+        at = context.step
+        context.heartbeat.enter(Phase.RESTORING)
+        with context.ledger.during("restore"), self._saver.counting_bytes():
+            search = self._checkpointer.find(unwanted=_amid_bad_steps)
+            if (commit := search.commit) is None:
+                raise NonFiniteLossError(f"{reason}, before anything was committed; {REMEDY}")
+            self._checkpointer.begin(search)
+            context.journal = self._engine.load(commit)
+        passed = context.state.roll_back(commit.state, reason)
+        self._saver.keeper.resumed(context.state)
+        context.course = Course.of(context.settings.recipe, context.state.decisions)
+        self._recorder.rolled_back()
+        self._saver.is_owed = True  # what was passed over is to stay so whatever happens next
+        context.ledger.rolled_back(commit.step)
+        if context.rank.is_first:
+            context.metrics.health.rolled_back()
+            log.event(
+                "rolled_back",
+                level=logging.WARNING,
+                from_step=at,
+                to_step=commit.step,
+                passed_over=[passed.start, passed.end],
+                reason=reason,
+            )
+
+
+def _amid_bad_steps(commit: Commit) -> str | None:
+    """Made where a stop came among them: its weights are those of before it, and no older."""
+    return "it was made amid bad gradients" if commit.state.bad_steps else None
