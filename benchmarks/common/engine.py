@@ -1,9 +1,9 @@
 """A rank of a run without the run: model, optimizer, average and step as `train` puts them
-together, on one device, fed from memory."""
+together, fed from memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -72,10 +72,11 @@ class Engine:
         rank: Rank,
         compute: ComputeSettings,
         phases: Phases | None = None,
+        vocabulary: Mapping[str, int] | Iterable[str] = WORDS,
     ) -> None:
         self.recipe, self.rank, self.compute = recipe, rank, compute
         with rank.device:  # a large model is drawn in seconds there, and in minutes on a CPU
-            self.model, self.text = text_to_image.build(recipe, WORDS)
+            self.model, self.text = text_to_image.build(recipe, vocabulary)
         self.dtype = compute_dtype(recipe.precision, rank.device)
         shard(self.model, self.model.units, mesh_of(rank, compute), self.dtype, compute)
         self.optimizers = optimizers.build(self.model, recipe.optimizer)

@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from common.engine import Engine
 from torch import Tensor
 
 from daybreak_trainer.allocator import keep_freed_memory
 from daybreak_trainer.checkpoint.layout import DataPosition
-from daybreak_trainer.clean import CleanReader
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.data.order import rank_slice
@@ -36,13 +36,9 @@ from daybreak_trainer.evaluate.score import evaluate_images, heldout_prompts
 from daybreak_trainer.export import pipeline as export
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.objectives.validation import dense_losses
-from daybreak_trainer.optim import build as optimizers
-from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.parallel.shard import mesh_of, shard
 from daybreak_trainer.prepare import shapes
 from daybreak_trainer.recipe import Recipe
-from daybreak_trainer.step import TrainStep
 
 RANKS = 2
 SAMPLES = 60_000
@@ -135,28 +131,14 @@ class _Cell:
             side: Scenes(np.load(path, mmap_mode="r"), captions) for side, path in pictures.items()
         }
         self.vocabulary = Counter(word for caption in captions for word in caption.split())
-        self.model, self.text = text_to_image.build(recipe, self.vocabulary)
-        compute = ComputeSettings()
-        shard(self.model, self.model.units, mesh_of(rank, compute), torch.float32, compute)
-        self.optimizers = optimizers.build(self.model, recipe.optimizer)
-        self.ema = Ema(self.model, recipe.ema.decay)
-        self.step = TrainStep(
-            recipe,
-            self.model,
-            self.text,
-            self.optimizers,
-            self.ema,
-            rank,
-            torch.float32,
-            CleanReader(recipe, None, rank.device, torch.float32),
-        )
+        self.engine = Engine(recipe, rank, ComputeSettings(), vocabulary=self.vocabulary)
 
     def run(self, seconds: float) -> Outcome:
         times, samples = self._trained(seconds)
         # A median of rates: what a busy machine does to a few steps is not the arm's doing.
         last = self.recipe.stages[-1].batch_size
         rate = last / float(np.median(times[-_SPEED_STEPS:]))
-        weights = export.gathered(self.ema.shadow)
+        weights = export.gathered(self.engine.ema.shadow)
         loss, (alignment, by_tag) = self._validated(weights), self._judged(weights)
         return Outcome(alignment, by_tag, loss, rate, len(times), samples)
 
@@ -170,10 +152,10 @@ class _Cell:
             done = spent / seconds
             if (now := self._stage_at(done)) != stage:
                 stage, entered = now, len(times)
-                self.step.enter(stage)
+                self.engine.step.enter(stage)
             size = self.recipe.stages[stage].batch_size
             batch = self._batch(len(times), drawn, size, stage, order)
-            self.step.run(batch, self._rate(done, len(times), stage, entered))
+            self.engine.step.run(batch, self._rate(done, len(times), stage, entered))
             drawn += size
             times.append(clock.lap())
             spent += times[-1]
@@ -238,7 +220,7 @@ class _Cell:
         return float(mean) / self.rank.world
 
     def _judged(self, weights: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
-        pipeline: Any = export.build_pipeline(self.recipe, weights, self.text)
+        pipeline: Any = export.build_pipeline(self.recipe, weights, self.engine.text)
         prompts = heldout_prompts("shapes")
         mine = list(range(len(prompts)))[self.rank.rank :: self.rank.world]
         part = sample(

@@ -3,16 +3,16 @@ run, so the same on any number of ranks, and drawn anew in every epoch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from daybreak_trainer.recipe.text import Caption
+from daybreak_trainer.sample_hash import sample_hash
 
 ONE_CAPTION = (Caption(column="caption", weight=1.0),)
-_STREAM = b"caption"
+_USE = b"caption"
 
 
 def chosen(captions: Sequence[Caption], seed: int, positions: npt.NDArray[np.int64]) -> list[str]:
@@ -28,10 +28,4 @@ def chosen(captions: Sequence[Caption], seed: int, positions: npt.NDArray[np.int
 
 def _uniform(seed: int, position: int) -> float:
     """In 0..1, without 1."""
-    digest = hashlib.blake2b(
-        position.to_bytes(8, "little"),
-        key=seed.to_bytes(16, "little"),
-        person=_STREAM,
-        digest_size=8,
-    ).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2.0**53
+    return (sample_hash(seed, position, _USE) >> 11) / 2.0**53

@@ -6,7 +6,6 @@ Stratified timesteps depend on the global batch too: on its first position and i
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from daybreak_trainer.objectives.timesteps import strata, timesteps
 from daybreak_trainer.recipe.objective import Objective
+from daybreak_trainer.sample_hash import sample_hash
 
-_NOISE_STREAM = b"noise"
+_USE = b"noise"
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,7 @@ class Draws:
 
 def sample_seed(seed: int, position: int) -> int:
     """The 63-bit seed of everything random about one sample."""
-    digest = hashlib.blake2b(
-        position.to_bytes(8, "little"),
-        key=seed.to_bytes(16, "little"),
-        person=_NOISE_STREAM,
-        digest_size=8,
-    ).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return sample_hash(seed, position, _USE) >> 1
 
 
 def draw(
