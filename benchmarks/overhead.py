@@ -156,7 +156,7 @@ def daybreak(settings: Settings, rank: Rank, data: Sequence[Batch]) -> Iterator[
 
 def bare(recipe: Recipe, model: nn.Module, text: TextTower, data: Sequence[Batch]) -> Loop:
     """A loop as one would write it for one device."""
-    (optimizer,) = optimizers.build(model, recipe.optimizer)
+    (optimizer,) = optimizers.build(model, recipe.optimizer, torch.float32)
     ema = Ema(model, recipe.ema.decay)
     limit = recipe.optimizer.clip_norm
     assert limit is not None

@@ -79,7 +79,7 @@ class Engine:
             self.model, self.text = text_to_image.build(recipe, vocabulary)
         self.dtype = compute_dtype(recipe.precision, rank.device)
         shard(self.model, self.model.units, mesh_of(rank, compute), self.dtype, compute)
-        self.optimizers = optimizers.build(self.model, recipe.optimizer)
+        self.optimizers = optimizers.build(self.model, recipe.optimizer, self.dtype)
         self.ema = Ema(self.model, recipe.ema.decay)
         self.step = TrainStep(
             recipe,

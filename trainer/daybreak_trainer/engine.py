@@ -87,7 +87,7 @@ class Engine:
         self.model = model.to(rank.device)
         mesh = mesh_of(rank, compute)
         shard(self.model, self.model.units, mesh, self.dtype, compute)
-        self.optimizers = optimizers.build(self.model, self.recipe.optimizer)
+        self.optimizers = optimizers.build(self.model, self.recipe.optimizer, self.dtype)
         self.ema = Ema(self.model, self.recipe.ema.decay)
         self.clean = clean.CleanReader(self.recipe, self.autoencoder, rank.device, self.dtype)
         power = self.recipe.ema.power

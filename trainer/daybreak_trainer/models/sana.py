@@ -19,6 +19,7 @@ from diffusers.models.transformers.sana_transformer import (
 )
 from torch import Tensor, nn
 
+from daybreak_trainer.models.attention import attention
 from daybreak_trainer.models.initialisation import mup_factor, start, zero, zero_modulation
 from daybreak_trainer.models.tricks import gather, spread
 from daybreak_trainer.recipe import Recipe
@@ -64,7 +65,7 @@ class CrossAttention:
         query = split(stock.norm_q(stock.to_q(hidden_states)))
         key = split(stock.norm_k(stock.to_k(encoder_hidden_states)))
         value = split(stock.to_v(encoder_hidden_states))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        mixed = attention(query, key, value, attention_mask)
         out: Tensor = stock.to_out[0](mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -18,8 +18,9 @@ from daybreak_trainer.optim.muon import Matrix, Muon
 from daybreak_trainer.recipe.optimizer import Optimizer
 
 
-def build(model: TextToImage, recipe: Optimizer) -> list[torch.optim.Optimizer]:
-    """Every trained parameter is in exactly one of them."""
+def build(model: TextToImage, recipe: Optimizer, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """Every trained parameter is in exactly one of them. `dtype` is what the run computes in: Muon
+    iterates in it; states stay as the parameters are."""
     parts = model.block_matrices() if recipe.kind == "muon" else {}
     factors = model.learning_rate_factors()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,6 +40,7 @@ def build(model: TextToImage, recipe: Optimizer) -> list[torch.optim.Optimizer]:
                 learning_rate=recipe.learning_rate,
                 momentum=recipe.momentum,
                 weight_decay=recipe.weight_decay,
+                dtype=dtype,
             )
         )
     return optimizers

@@ -52,8 +52,10 @@ class Muon(Optimizer):
         learning_rate: float,
         momentum: float,
         weight_decay: float,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """
+        """`dtype` is what matrices are exchanged and iterated on in; bf16 does (Jordan et al.).
+
         Raises:
             ValueError: a parameter that is no matrix, or whose rows the parts do not divide.
         """
@@ -65,6 +67,7 @@ class Muon(Optimizer):
         defaults = {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(_groups(given, weight_decay), defaults)
         self._parts: dict[Tensor, int] = {m.parameter: m.parts for m in given}
+        self._dtype = dtype
         self.found_inf: Tensor | None = None
         """As torch's fused AdamW has it: 1 skips the next steps' updates, decided on the device."""
 
@@ -128,12 +131,12 @@ class Muon(Optimizer):
             scale = _SCALE * sqrt(max(shape))
             if not parts[0].is_cuda:
                 for part in parts:
-                    part.copy_(orthogonalised(part)).mul_(scale)
+                    part.copy_(orthogonalised(part, self._dtype)).mul_(scale)
                 continue
             size = max(1, _BATCH_ELEMENTS // shape.numel())
             for start in range(0, len(parts), size):
                 batch = parts[start : start + size]
-                done = orthogonalised(torch.stack(batch)) * scale
+                done = orthogonalised(torch.stack(batch), self._dtype) * scale
                 for part, result in zip(batch, done, strict=True):
                     part.copy_(result)
 
@@ -145,8 +148,7 @@ class Muon(Optimizer):
         rows = {p: _rows(p.shape[0], world) for p, _ in work}
         sent = [[p.shape[1] * rows[p][rank] for p, _ in owned] for owned in dealt]
         received = [[p.shape[1] * rows[p][source] for p, _ in mine] for source in range(world)]
-        dtype = torch.bfloat16 if work[0][1].is_cuda else torch.float32
-        flat = torch.cat([u.to(dtype).reshape(-1) for owned in dealt for _, u in owned])
+        flat = torch.cat([u.to(self._dtype).reshape(-1) for owned in dealt for _, u in owned])
         pieces = _all_to_all(flat, sent, received, group)
         whole = [
             torch.cat([pieces[source][number].view(-1, p.shape[1]) for source in range(world)])
@@ -176,12 +178,12 @@ def _groups(matrices: list[Matrix], weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """A matrix `(rows, columns)`, or a stack `(count, rows, columns)` of them, with the same
     singular vectors and singular values near 1: 0.7 to 1.2, for the quintic Newton-Schulz iteration
-    trades accuracy for speed. Computed in bf16 on GPUs, else as it is."""
+    trades accuracy for speed. Computed, and returned, in `dtype`."""
     a, b, c = _COEFFICIENTS
-    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT

@@ -202,7 +202,7 @@ def reference(case: Case) -> Outcome:
             )
         ]
     else:
-        made = optimizers.build(model, recipe.optimizer)
+        made = optimizers.build(model, recipe.optimizer, dtype)
         for optimizer in made:
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * group["factor"]
@@ -278,7 +278,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
     threshold = 0 if case.units else 1 << 30
     mesh = mesh_of(rank, compute)
     shard(model, model.units, mesh, dtype, compute, one_unit_parameters=threshold)
-    made = optimizers.build(model, recipe.optimizer)
+    made = optimizers.build(model, recipe.optimizer, dtype)
     ema = Ema(model, recipe.ema.decay)
     called: list[bool] = []
     step = TrainStep(

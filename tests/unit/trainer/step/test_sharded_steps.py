@@ -46,6 +46,7 @@ CASES = [
     Case("recomputed-one-unit", {"activation_checkpointing": "blocks"}, units=False),
     Case("bf16", precision="bf16"),
     Case("bf16-accumulated", {"device_batch_size": 1}, sizes=(16, 16, 16), precision="bf16"),
+    Case("bf16-muon", {"sharding": "hsdp"}, optimizer="muon", precision="bf16"),
     # Tokens that pass by, and a teacher that looks at those that stay.
     Case("aligned-and-routed", {"sharding": "fsdp"}, objective=ALIGNED | ROUTED),
     Case(
