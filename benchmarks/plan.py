@@ -84,7 +84,7 @@ def troubled_day(
         cold_steps=20,
         cold_by=3.0,
     )
-    lived = live(recipe, world, Limits(BudgetSettings(duration_seconds=DAY)), ENDING, gpus)
+    lived = live(recipe, world, BudgetSettings(duration_seconds=DAY), ENDING, gpus)
     course = lived.course
     return {
         "used": (lived.seconds + ENDING) / DAY,

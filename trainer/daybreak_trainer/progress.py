@@ -89,6 +89,11 @@ class ProgressReporter:
             self._metrics.plan.decided(course)
         self._set(at_once=True, total_steps=course.known_steps)
 
+    def reaches(self, last_step: int) -> None:
+        """Of the recipe's steps, so many fit into the run's limits."""
+        if self._file is not None:
+            self._metrics.plan.reaches(last_step)
+
     def step(
         self,
         agreed: Agreed,

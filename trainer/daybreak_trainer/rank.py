@@ -49,6 +49,10 @@ class NonFiniteLossError(Exception):
     """The loss stayed NaN or infinite past the limit."""
 
 
+class LimitReachedError(Exception):
+    """Time or money was up before the recipe's last step; what was trained is committed."""
+
+
 @dataclass
 class Standing:
     """How far a rank is; what its record says beside the cause."""
@@ -83,6 +87,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (BadDataError, "BadData", ExitCode.BAD_DATA),
         (NonFiniteLossError, "NonFiniteLoss", ExitCode.NON_FINITE),
         (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
+        (LimitReachedError, "LimitReached", ExitCode.DO_NOT_RESTART),
         (ChangedError, "Changed", ExitCode.BAD_RECIPE),
         (FencedError, "Fenced", ExitCode.FAILED),
         (StorageRefusedError, "StorageRefused", ExitCode.BAD_RECIPE),

@@ -1,13 +1,15 @@
 """Plans the run while it runs: what it has measured, what is left of its limits, and what has to be
-kept for its end, turned into decisions that all ranks follow.
+kept for its end, turned into what all ranks follow. That is a `Decision` where stages have shares,
+and where they have steps, how far the run gets (`Replanner.reach`).
 
-`plan.decide` says when and what. Here are the effects: clocks, and one rank that tells the others.
+`plan.decide` and `plan.reach` say when and what. Here are the effects: clocks, and one rank that
+tells the others.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.distributed as dist
 
@@ -15,8 +17,9 @@ from daybreak_trainer.contract import EvaluationSettings
 from daybreak_trainer.evaluate.score import heldout_prompts
 from daybreak_trainer.evaluate.validate import TIMESTEPS
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.plan.decide import WARM_STEPS, Window, due, expected, replan
+from daybreak_trainer.plan.decide import WARM_STEPS, Window, average, due, expected, replan
 from daybreak_trainer.plan.limits import Limits, Spent, refuse_without_limits
+from daybreak_trainer.plan.reach import Reach, reach
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.schedule.course import Course
@@ -29,7 +32,18 @@ _STATE_BYTES, _WEIGHT_BYTES = 16, 4
 """Of a parameter: weights, two moments and average in fp32, of which the export has one."""
 _OVERHEADS = ("data_wait", "checkpoint", "evaluation")
 """Accounts of the ledger that come and go while a run trains, and tell nothing of its speed."""
-_TRAINING = (PRODUCTIVE, "rolled_back", "skipped")
+_KEPT = (PRODUCTIVE, "skipped")
+"""Of the steps that a run has come to, whether they changed weights or not."""
+_TRAINING = (*_KEPT, "rolled_back")
+
+Plan = Decision | Reach | None
+
+
+def from_first(plan: Plan) -> Plan:
+    """Rank 0's, on all ranks."""
+    box = [plan]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 class Replanner:
@@ -42,10 +56,14 @@ class Replanner:
         work: Sequence[float],
         parameters: int,
         frozen: int,
+        *,
+        tell: Callable[[Plan], Plan] = from_first,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`frozen`: parameters that are exported with the trained ones. Raises RecipeError: stages
-        have shares, and nothing says of what."""
+        """`frozen`: parameters that are exported with the trained ones; `now`: Unix time. Raises
+        RecipeError: stages have shares, and nothing says of what."""
         self._recipe, self._rank, self._work = settings.recipe, rank, tuple(work)
+        self._tell, self._now = tell, now
         self._limits = Limits.of(settings.run.budget, settings.run.deadline)
         refuse_without_limits(self._recipe, self._limits)
         power = self._recipe.ema.power
@@ -56,6 +74,9 @@ class Replanner:
             judged_passes=_judged(settings.run.evaluation, self._recipe),
             drawn_passes=_drawn(settings.run.evaluation, self._recipe),
         )
+        self.reach: Reach | None = None
+        """How far the run gets; None while that is not known, where nothing limits it, and where
+        decisions say so."""
         self._judged_seconds: float | None = None
         self._store_bytes_per_second = 0.0
         self._commit_seconds: float | None = None
@@ -83,85 +104,117 @@ class Replanner:
         """Of the whole run: what a checkpoint says, and since then at today's size."""
         return self._device_seconds + (sum(ledger.values()) - self._held) * self._rank.world
 
+    def last_step(self, course: Course) -> int:
+        """Where training ends: at the course's end, or at the limit before it."""
+        ends = course.total_steps
+        return ends if self.reach is None else min(ends, self.reach.last_step)
+
     def enter(self, step: int, ledger: Mapping[str, float]) -> None:
         """Steps are of another stage, or come after a stand-still: speed is measured afresh."""
         self._began = step
         self._started(step, ledger)
 
-    def after_step(
-        self, course: Course, state: RunState, ledger: Mapping[str, float]
-    ) -> Decision | None:
-        """The decision that is made after this step, if one is; the same on all ranks."""
-        if self._recipe.is_fixed:
+    def after_step(self, course: Course, state: RunState, ledger: Mapping[str, float]) -> Plan:
+        """What is decided or found after this step, if anything is; the same on all ranks."""
+        if not self._limits.any:
             return None
         if state.step == self._began + WARM_STEPS:
             self._started(state.step, ledger)
-        reason = due(course, state.decisions, state.step, self._began)
+        reason = due(course, self._next_step(state), state.step, self._began)
         if reason is None:
             return None
-        box: list[Decision | None] = [None]
+        plan: Plan = None
         if self._rank.is_first:
             speed = self._measured(course, state.step, ledger)
-            box = [self._decided(course, state, ledger, speed, reason)]
-        dist.broadcast_object_list(box, src=0)
+            plan = self._planned(course, state, ledger, speed, reason)
         self._started(state.step, ledger)
-        return box[0]
+        return self._told(plan)
 
-    def at_resume(
-        self, course: Course, state: RunState, ledger: Mapping[str, float]
-    ) -> Decision | None:
-        """Where an attempt goes on, by the speed that the last one had: what is over already is not
-        trained on until it is measured. The same on all ranks."""
-        if not state.decisions or state.step >= course.total_steps:
+    def at_resume(self, course: Course, state: RunState, ledger: Mapping[str, float]) -> Plan:
+        """Where an attempt goes on, or training after a roll-back, by the speed that there was
+        before: what is over already is not trained on until it is measured. The same on all
+        ranks."""
+        if not self._limits.any or state.step >= course.total_steps:
             return None
-        box: list[Decision | None] = [None]
+        plan: Plan = None
         if self._rank.is_first:
-            speed = expected(course, state.decisions[-1], state.step, self._rank.world)
-            box = [self._decided(course, state, ledger, speed, "resumed")]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+            speed = self._before(course, state, ledger)
+            if speed is not None:
+                plan = self._planned(course, state, ledger, speed, "resumed")
+            else:
+                plan = self._unmeasured(state, ledger)
+        return self._told(plan)
+
+    def _told(self, plan: Plan) -> Plan:
+        plan = self._tell(plan)
+        if isinstance(plan, Reach):
+            self.reach = plan
+        return plan
+
+    def _next_step(self, state: RunState) -> int:
+        if self._recipe.is_fixed:
+            return 0 if self.reach is None else self.reach.next_step
+        return state.decisions[-1].next_step if state.decisions else 0
 
     def _started(self, step: int, ledger: Mapping[str, float]) -> None:
-        self._marked, self._mark = step, _training(ledger)
+        self._marked, self._mark = step, _seconds(ledger, _TRAINING)
 
     def _measured(self, course: Course, step: int, ledger: Mapping[str, float]) -> float:
         """Images/s since the mark."""
-        seconds = max(1e-9, _training(ledger) - self._mark)
+        seconds = max(1e-9, _seconds(ledger, _TRAINING) - self._mark)
         return (step - self._marked) * course.stage_at(step).batch_size / seconds
 
-    def _decided(
+    def _before(self, course: Course, state: RunState, ledger: Mapping[str, float]) -> float | None:
+        """Images/s on today's ranks: the last decision's, else the average of all steps."""
+        world = self._rank.world
+        if state.decisions and not self._recipe.is_fixed:
+            known = expected(course, state.decisions[-1], state.step, world)
+            if known is not None:
+                return known
+        known = average(course, state.step, _seconds(ledger, _KEPT), self._work)
+        if known is None or not self._device_seconds:
+            return known
+        return known * world * self._held / self._device_seconds
+
+    def _unmeasured(self, state: RunState, ledger: Mapping[str, float]) -> Reach | None:
+        """Nothing was trained yet: all that can be said is that a limit is passed."""
+        limit, left = self._left(ledger)
+        return Reach(state.step, state.step, state.step, limit) if left <= 0 else None
+
+    def _left(self, ledger: Mapping[str, float]) -> tuple[str, float]:
+        """The tightest limit, and the seconds that it leaves, all ending included."""
+        spent = Spent(sum(ledger.values()), self.device_seconds(ledger), self._now())
+        return min(self._limits.left(spent, self._rank.world).items(), key=lambda item: item[1])
+
+    def _planned(
         self,
         course: Course,
         state: RunState,
         ledger: Mapping[str, float],
         measured: float,
         reason: str,
-    ) -> Decision:
-        spent = Spent(sum(ledger.values()), self.device_seconds(ledger), time.time())
-        left = self._limits.seconds(spent, self._rank.world)
-        assert left is not None  # refused at the start
-        stage, ratio = course.index_at(state.step), self._work
+    ) -> Decision | Reach:
+        limit, left = self._left(ledger)
+        stage, work = course.index_at(state.step), self._work
         ending = self._reserve.seconds(
-            measured * ratio[stage] / ratio[-1],
+            measured * work[stage] / work[-1],
             self._store_bytes_per_second or float("inf"),
             self._commit_seconds,
             self._judged_seconds,
         )
-        overheads = sum(ledger.get(account, 0.0) for account in _OVERHEADS)
-        return replan(
-            course,
-            state.decisions,
-            state.step,
-            (left - ending) / (1.0 + overheads / max(1e-9, _training(ledger))),
-            Window(measured, self._rank.world),
-            self._work,
-            reason,
-        )
+        trained = _seconds(ledger, _TRAINING)
+        overheads = _seconds(ledger, _OVERHEADS)
+        seconds = (left - ending) / (1.0 + overheads / max(1e-9, trained))
+        world = self._rank.world
+        if self._recipe.is_fixed:
+            speeds = [measured * work[stage] / other for other in work]
+            return reach(course, state.step, seconds, trained, speeds, world, limit)
+        window = Window(measured, world)
+        return replan(course, state.decisions, state.step, seconds, window, work, reason)
 
 
-def _training(ledger: Mapping[str, float]) -> float:
-    """Seconds of steps, whatever became of them."""
-    return sum(ledger.get(account, 0.0) for account in _TRAINING)
+def _seconds(ledger: Mapping[str, float], accounts: Sequence[str]) -> float:
+    return sum(ledger.get(account, 0.0) for account in accounts)
 
 
 def _judged(evaluation: EvaluationSettings, recipe: Recipe) -> float:

@@ -7,6 +7,7 @@ import logging
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.health.heartbeat import Heartbeat
 from daybreak_trainer.parallel.process_group import Rank
+from daybreak_trainer.plan.reach import Reach
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.rank import Standing
 from daybreak_trainer.schedule.course import Course
@@ -55,3 +56,19 @@ class RunContext:
         log.event("plan_decided", **decision.model_dump())
         for stage in sorted(self.course.without_steps - before):
             log.event("stage_without_steps", level=logging.WARNING, stage=stage + 1)
+
+    def reaches(self, reach: Reach) -> None:
+        """The course stays; it is said where the run will not get to its end."""
+        total = self.course.total_steps
+        fitting = min(reach.last_step, total)
+        self.progress.reaches(fitting)
+        if self.rank.is_first and fitting < total:
+            log.event(
+                "steps_do_not_fit",
+                level=logging.WARNING,
+                limit=reach.limit,
+                fitting_steps=fitting,
+                total_steps=self.course.known_steps,
+                devices=self.rank.world,
+                needed_devices=reach.devices,
+            )

@@ -24,10 +24,10 @@ from daybreak_trainer.meters import Meters
 from daybreak_trainer.parallel.agreement import Agreed, StepAgreement
 from daybreak_trainer.parallel.collector import Collector
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.rank import Standing
+from daybreak_trainer.rank import LimitReachedError, Standing
 from daybreak_trainer.rank_stop import RankStop, StopFlag
 from daybreak_trainer.recorder import Recorder, RollBackError
-from daybreak_trainer.replan import Replanner
+from daybreak_trainer.replan import Plan, Replanner
 from daybreak_trainer.restorer import Restorer
 from daybreak_trainer.run_context import RunContext
 from daybreak_trainer.saver import Saver
@@ -39,7 +39,7 @@ from daybreak_trainer.state import RunState
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.phases import StepTimer
 
-Plan = Callable[[Course, RunState, Mapping[str, float]], Decision | None]
+Planning = Callable[[Course, RunState, Mapping[str, float]], Plan]
 """What a run is to do from here on, by its ledger."""
 
 
@@ -73,7 +73,7 @@ class Trainer:
         self.planner = Replanner(
             settings,
             rank,
-            [] if self.recipe.is_fixed else self.engine.stage_work(),
+            self.engine.stage_work(),
             sum(parameter.numel() for parameter in self.engine.model.parameters()),
             self.engine.frozen_parameters,
         )
@@ -109,6 +109,8 @@ class Trainer:
 
         Raises:
             StopRequestedError: SIGTERM; the state is committed.
+            LimitReachedError: budget or deadline came before the recipe's last step; where any was
+                taken, the state is committed, exported and judged.
             BadDataError, DataUnavailableError, RecipeError, ChangedError, StorageError,
             SelfTestError, NonFiniteLossError, ExportTakenError: as their names say.
         """
@@ -117,6 +119,8 @@ class Trainer:
         self.restorer.resume(self.restart_causes)
         self.stop.heed()
         self.follow(self.planner.at_resume)
+        if not self.last_step:
+            raise self.limit_reached("nothing was trained")
         if self.is_unfinished:
             self.warm_up()
             self.stop.heed()
@@ -126,6 +130,8 @@ class Trainer:
             except RollBackError as error:
                 self.restorer.roll_back(str(error))
                 self.evaluator.due.rolled_back(self.step)
+                # The commit's plan knows nothing of the time that was lost.
+                self.follow(self.planner.at_resume)
         self.validate_finally()
         self.saver.keep_last()
         self.saver.commit()
@@ -135,11 +141,27 @@ class Trainer:
             self.step, self.state.samples, self.engine.ema.shadow, self.planner.device_seconds
         )
         self.saver.close()
+        if self.rank.is_first and self.last_step < self.context.course.total_steps:
+            # The other ranks have done their part, and are not told: none waits for the upload.
+            raise self.limit_reached("the last commit and the export are of that step")
         self.progress.done(self.ledger.seconds())
 
     @property
+    def last_step(self) -> int:
+        """Step at which training ends."""
+        return self.planner.last_step(self.context.course)
+
+    @property
     def is_unfinished(self) -> bool:
-        return self.step < self.context.course.total_steps
+        return self.step < self.last_step
+
+    def limit_reached(self, outcome: str) -> LimitReachedError:
+        assert self.planner.reach is not None  # what ended the run
+        return LimitReachedError(
+            f"{self.planner.reach.limit} was used up at step {self.step} of "
+            f"{self.context.course.known_steps or 'a run not planned yet'}: {outcome}; raise it "
+            "while a run goes on, or give the next run fewer steps, or stages shares"
+        )
 
     def test_devices(self) -> None:
         """Devices, links and storage, before a day is spent on them."""
@@ -171,7 +193,7 @@ class Trainer:
             with Collector() as garbage:
                 self.ledger.begin_steps()
                 self.meters.pause()
-                while self.step < self.context.course.ends[stage]:
+                while self.step < min(self.context.course.ends[stage], self.last_step):
                     self.act(self.one_step(batches, agreement), agreement)
                     self.follow(self.planner.after_step)
                     garbage.after_step(self.step)
@@ -246,11 +268,14 @@ class Trainer:
             self.evaluate(draws=True)
         self.saver.heed_outcomes()
 
-    def follow(self, plan: Plan) -> None:
+    def follow(self, planning: Planning) -> None:
         """Decides anew how long the run is, where that is due: all ranks at the same step."""
         context = self.context
-        if decision := plan(context.course, self.state, self.ledger.seconds()):
-            context.follow(decision)
+        plan = planning(context.course, self.state, self.ledger.seconds())
+        if isinstance(plan, Decision):
+            context.follow(plan)
+        elif plan is not None:
+            context.reaches(plan)
 
     def evaluate(self, *, draws: bool) -> None:
         """Judges the averaged weights of now, unless a rank is to stop; a collective."""

@@ -335,8 +335,9 @@ Money = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", max_length=16)]
 
 
 class Budget(ApiModel):
-    """What the whole run may use. Stages with shares are planned to fit: training, the last
-    checkpoint, export and evaluation end inside it."""
+    """What the whole run may use: training, the last checkpoint, export and evaluation end inside
+    it. Stages with shares are planned to fit. With steps that do not, the run stops at the limit
+    and fails with LimitReached; what was trained is committed and exported."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -402,12 +403,16 @@ class TrainingRunSpec(ApiModel):
         default=False,
         description="true checkpoints and releases the workers; false goes on from there.",
     )
-    budget: Budget = Field(default=Budget(), description="What the whole run may use.")
+    budget: Budget = Field(
+        default=Budget(),
+        description="What the whole run may use. Stages with shares are planned to fit; with steps "
+        "that do not, the run stops there, commits, exports and fails with LimitReached.",
+    )
     deadline: str | None = Field(
         default=None,
         json_schema_extra={"format": "date-time"},
         description="When the run must be over, export included: RFC 3339, such as "
-        '"2026-12-01T08:00:00Z".',
+        '"2026-12-01T08:00:00Z". A limit as budget is.',
     )
     workers: Workers
     data: Data

@@ -33,16 +33,23 @@ _SPARE_STEPS = 4
 """Of the slowest stage, left over: the last steps may take longer than those before them."""
 
 
-def due(course: Course, decisions: Sequence[Decision], step: int, began: int) -> str | None:
-    """Why to decide when `step` steps are done, if that is to be; `began` is the step at which this
-    attempt began. A function of what all ranks know."""
+def due(course: Course, next_step: int, step: int, began: int) -> str | None:
+    """Why to decide when `step` steps are done, if that is to be; `next_step` is the last
+    decision's, and `began` the step at which this attempt began. A function of what all ranks
+    know."""
     begin = course.begin(course.index_at(step))
     since = max(begin, began)
     if step - since < MEASURED_STEPS:
         return None
     if step - since == MEASURED_STEPS:
         return "stage" if begin >= began else "resumed"
-    return "periodic" if not decisions or step >= decisions[-1].next_step else None
+    return "periodic" if step >= next_step else None
+
+
+def next_after(step: int, whole: float, left: float, a_step: float) -> int:
+    """Step after which to decide again, with so many seconds in the whole run and left of it."""
+    period = min(_PERIOD * whole, _OF_THE_REST * left)
+    return step + max(_LEAST_STEPS, floor(period / a_step))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def replan(
     found = at(window.images_per_second)
     if decisions and _cannot_be_moved_back(course, found):
         before = expected(course, decisions[-1], step, window.ranks)
-        if before > window.images_per_second:
+        if before is not None and before > window.images_per_second:
             # Looked at again as soon as it can be told whether it stays so slow.
             again = min(found.next_step, step + MEASURED_STEPS)
             found = at(before).model_copy(update={"next_step": again})
@@ -91,13 +98,25 @@ def _cannot_be_moved_back(course: Course, found: Decision) -> bool:
     return ends or (cools and found.cooldown_begin <= found.next_step)
 
 
-def expected(course: Course, last: Decision, step: int, ranks: int) -> float:
+def expected(course: Course, last: Decision, step: int, ranks: int) -> float | None:
     """Images/s on so many ranks, by the measurement before, or what was held of a stage that had
-    none."""
+    none; None where it had no speeds."""
+    if not last.images_per_second:
+        return None
     stage = course.index_at(step)
     same = course.index_at(last.step) == stage
     speed = last.measured if same and last.measured else last.images_per_second[stage]
     return speed * _resized(last, ranks)
+
+
+def average(course: Course, step: int, seconds: float, work: Sequence[float]) -> float | None:
+    """Images/s in the stage of the next step, by the `seconds` that all steps before it took; None
+    where there was none."""
+    done = sum(
+        max(0, min(step, end) - course.begin(index)) * stage.batch_size * work[index]
+        for index, (stage, end) in enumerate(zip(course.recipe.stages, course.ends, strict=True))
+    )
+    return done / seconds / work[course.index_at(step)] if done and seconds > 0 else None
 
 
 def _resized(last: Decision, ranks: int) -> float:
@@ -113,7 +132,7 @@ def _believed(
 ) -> tuple[float, ...]:
     """Images/s of every stage after this measurement."""
     stage, measured = course.index_at(step), window.images_per_second
-    if not decisions:
+    if not decisions or not decisions[-1].images_per_second:
         return tuple(measured * work[stage] / other for other in work)
     last = decisions[-1]
     ratio, resized = measured / last.images_per_second[stage], _resized(last, window.ranks)
@@ -165,13 +184,12 @@ def decide(
     whole = sum(done) + left
     ends = _ends(course, step, _wanted(course, current, done, whole, left), a_step)
     begin = _seconds_before_end(ends, step, a_step, recipe.schedule.cooldown_share * whole)
-    period = min(_PERIOD * whole, _OF_THE_REST * left)
     return Decision(
         step=step,
         reason=reason,
         stage_ends=tuple(ends),
         cooldown_begin=begin,
-        next_step=step + max(_LEAST_STEPS, floor(period / a_step[current])),
+        next_step=next_after(step, whole, left, a_step[current]),
         images_per_second=tuple(images_per_second),
         done_seconds=tuple(done),
     )

@@ -39,19 +39,23 @@ class Limits:
         """Whether there is a limit at all."""
         return self.seconds(Spent(0.0, 0.0, 0.0), 1) is not None
 
-    def seconds(self, spent: Spent, devices: int) -> float | None:
-        """Seconds for which `devices` may be held from now on, all ending included; may be below
-        zero. None where nothing is limited."""
-        left: list[float] = []
+    def left(self, spent: Spent, devices: int) -> dict[str, float]:
+        """Seconds for which `devices` may be held from now on, all ending included, by the field
+        that says so; may be below zero."""
+        found: dict[str, float] = {}
         budget = self.budget
         if budget.duration_seconds is not None:
-            left.append(budget.duration_seconds - spent.held_seconds)
+            found["spec.budget.duration"] = budget.duration_seconds - spent.held_seconds
         if budget.max_cost is not None and budget.gpu_hour_price is not None:
             affordable = budget.max_cost / budget.gpu_hour_price * SECONDS_PER_HOUR
-            left.append((affordable - spent.device_seconds) / devices)
+            found["spec.budget.maxCost"] = (affordable - spent.device_seconds) / devices
         if self.deadline_unix_time is not None:
-            left.append(self.deadline_unix_time - spent.unix_time)
-        return min(left) if left else None
+            found["spec.deadline"] = self.deadline_unix_time - spent.unix_time
+        return found
+
+    def seconds(self, spent: Spent, devices: int) -> float | None:
+        """By the tightest of them. None where nothing is limited."""
+        return min(self.left(spent, devices).values(), default=None)
 
 
 def _unix_time(deadline: str) -> float:

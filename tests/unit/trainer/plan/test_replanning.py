@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from math import sqrt
+from math import ceil, sqrt
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +14,7 @@ from simulated_run import World, live
 
 from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.plan.limits import Limits, Spent
+from daybreak_trainer.plan.reach import reach
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 from daybreak_trainer.schedule.course import Course
@@ -34,8 +35,7 @@ def recipe(shares: list[float], cooldown: float) -> Recipe:
 
 def simulate(planned: Recipe, world: World) -> tuple[Course, tuple[Decision, ...], float]:
     """The course that was trained, the decisions, and the time it took without the ending."""
-    limits = Limits(BudgetSettings(duration_seconds=BUDGET))
-    lived = live(planned, world, limits, ENDING)
+    lived = live(planned, world, BudgetSettings(duration_seconds=BUDGET), ENDING)
     return lived.course, lived.decisions, lived.seconds
 
 
@@ -56,6 +56,8 @@ def worlds(draw: st.DrawFn) -> tuple[Recipe, World]:
         ),
         slow_from=draw(st.floats(0.1, 0.9)),
         slow_by=draw(st.floats(0.7, 1.6)),
+        data_wait=draw(st.floats(0.0, 0.2)),
+        save_seconds=draw(st.floats(0.0, 10.0)),
     )
 
 
@@ -101,6 +103,116 @@ def test_one_slow_measurement_ends_nothing(at: float) -> None:
         assert moved == pytest.approx(end, rel=0.02)
     assert disturbed.cooldown[0][0] == pytest.approx(course.cooldown[0][0], rel=0.02)
     assert 0.97 * BUDGET <= seconds + ENDING <= BUDGET
+
+
+def test_money_is_spent_whatever_the_size() -> None:
+    """On one device, on four and on two: all of it, with the ending, and no more."""
+    world = World((8.0,), (1.0,), interruptions=((0.2, 0.01, 4), (0.4, 0.01, 2)))
+    budget = BudgetSettings(gpu_hour_price=3600.0, max_cost=BUDGET)
+    lived = live(recipe([1.0], 0.2), world, budget, ENDING)
+    assert 0.97 * BUDGET <= lived.device_seconds + 2 * ENDING <= BUDGET
+
+
+def test_a_deadline_counts_what_no_budget_does() -> None:
+    """Time in queues."""
+    world = World((4.0,), (1.0,), interruptions=((0.3, 0.0, 1), (0.6, 0.0, 1)), queued=0.1)
+    deadline = "1970-01-01T05:33:20Z"  # BUDGET
+    lived = live(recipe([1.0], 0.2), world, BudgetSettings(), ENDING, deadline=deadline)
+    assert 0.97 * BUDGET <= lived.now + ENDING <= BUDGET
+    assert lived.seconds == pytest.approx(lived.now - 0.2 * BUDGET)
+
+
+def test_saves_and_evaluations_are_expected_to_go_on() -> None:
+    """A fifth of the time here: the plan knows from its first decisions on."""
+    world = World((4.0,), (1.0,), data_wait=0.05, save_every=40, save_seconds=8.0)
+    world = replace(world, evaluate_every=100, evaluation_seconds=60.0)
+    course, decisions, seconds = simulate(recipe([1.0], 0.2), world)
+    assert 0.97 * BUDGET <= seconds + ENDING <= BUDGET
+    early = next(decision for decision in decisions if decision.step > 300)
+    assert early.total == pytest.approx(course.total_steps, rel=0.05)
+
+
+def test_a_commit_that_takes_longer_than_the_store_promised_gets_its_time() -> None:
+    """What is kept for the end grows with what was measured: by 1.5 times the difference."""
+    planned, world = recipe([1.0], 0.2), World((4.0,), (1.0,))
+    _, _, usual = simulate(planned, world)
+    _, _, slow = simulate(planned, replace(world, commit_seconds=400.0))
+    promised = (ENDING - 5.0) / 1.5 * 16 / 20  # of commit and export, 16 bytes a parameter of 20
+    assert usual - slow == pytest.approx(1.5 * (400.0 - promised), abs=8.0)
+
+
+def test_a_run_goes_back_and_ends_in_time() -> None:
+    """Two times 45 steps near the end are trained again, in time that others then have not: the
+    commit's own plan knows nothing of it."""
+    world = World((20.0,), (1.0,), save_every=50, rollbacks=(0.5, 0.975))
+    lived = live(recipe([1.0], 0.2), world, BudgetSettings(duration_seconds=BUDGET), ENDING)
+    assert 0.95 * BUDGET <= lived.seconds + ENDING <= BUDGET
+    assert [d.reason for d in lived.decisions].count("resumed") >= 2
+
+
+@pytest.mark.parametrize("every", [1, 7, 19])
+def test_a_run_that_is_always_preempted_too_soon_to_measure_ends_in_time(every: int) -> None:
+    """It has the speed of the steps that it came to."""
+    world = World((4.0, 8.0), (1.0, 2.0), preempted_every=every, start_seconds=20.0)
+    lived = live(recipe([0.5, 0.5], 0.2), world, BudgetSettings(duration_seconds=BUDGET), ENDING)
+    assert 0.9 * BUDGET <= lived.seconds + ENDING <= BUDGET + 20.0
+    assert 0 < lived.course.ends[0] < lived.course.total_steps == lived.step
+
+
+def test_a_limit_that_is_passed_before_the_first_step_is_heeded() -> None:
+    """Nothing is measured, and nothing has to be."""
+    world = World((4.0,), (1.0,), interruptions=((0.0, 1.1, 1),))
+    lived = live(recipe([1.0], 0.2), world, BudgetSettings(duration_seconds=BUDGET), ENDING)
+    assert (lived.step, lived.decisions) == (0, ())
+    assert lived.reach is not None
+    assert lived.reach.limit == "spec.budget.duration"
+
+
+def fixed(*steps: int) -> Recipe:
+    return resolve(
+        {
+            "preset": "smoke",
+            "stages": [{"resolution": 16, "batchSize": 8, "steps": number} for number in steps],
+            "schedule": {"warmupSteps": 0, "cooldownShare": 0.2},
+        }
+    )
+
+
+@pytest.mark.parametrize("every", [None, 7])
+def test_steps_that_do_not_fit_end_at_the_limit(every: int | None) -> None:
+    """The course stays the recipe's. After the first measurement it is known how many of them fit,
+    and on how many devices all would: 18,000 s here on one that has half of it left."""
+    planned, budget = fixed(1000, 2000), BudgetSettings(gpu_hour_price=3600.0, max_cost=9000.0)
+    world = World((4.0, 7.0), (4.0, 7.0), (0.9, 1.1), preempted_every=every)
+    lived = live(planned, world, budget, ENDING)
+    assert lived.course == Course.of(planned)
+    assert lived.decisions == ()
+    assert lived.step == pytest.approx(1000 + (9000 - ENDING - 4000) / 7, abs=4)
+    assert lived.seconds + ENDING <= 9000
+    assert lived.reach is not None
+    assert lived.reach.limit == "spec.budget.maxCost"
+
+
+def test_how_far_a_course_of_steps_gets_is_said_early() -> None:
+    """By what each stage's steps take."""
+    course = Course.of(fixed(1000, 2000))
+    found = reach(course, 20, 8920.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
+    assert found.last_step == 1000 + (8920 - 980 * 4) // 7
+    assert found.devices == ceil(2 * (980 * 4 + 2000 * 7) / 8920)
+    ample = reach(course, 20, 20_000.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
+    assert (ample.last_step, ample.devices) == (3000, 2)
+    over = reach(course, 20, -1.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
+    assert (over.last_step, over.devices) == (20, None)
+
+
+def test_steps_that_fit_are_all_taken() -> None:
+    """And not one fewer, where the limit is near."""
+    world = World((4.0,), (1.0,))
+    lived = live(fixed(1000), world, BudgetSettings(duration_seconds=4000.5 + ENDING), ENDING)
+    assert lived.step == 1000
+    assert lived.reach is not None
+    free = live(fixed(1000), world, BudgetSettings(), ENDING)
+    assert (free.step, free.reach) == (1000, None)
 
 
 def test_the_end_keeps_time_for_all_that_follows_the_last_step() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rank_runs import Bench
 
-from daybreak_trainer.contract import ExitCode, HealthSettings
+from daybreak_trainer.contract import BudgetSettings, ExitCode, HealthSettings
 from daybreak_trainer.prepare.prepare import prepare
 from daybreak_trainer.recipe import resolve
 
@@ -59,6 +59,21 @@ def test_many_bad_steps_take_the_run_back_and_past_their_data(bench: Bench, firs
         n * BATCH + ((end - 8) * BATCH if n >= 8 else 0) for n in range(STEPS)
     ]
     assert (state.samples, state.data.samples) == (STEPS * BATCH, (STEPS + end - 8) * BATCH)
+
+
+def test_what_a_roll_back_cost_is_planned_for(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """With shares of a budget the rest of the run is decided anew where it goes on from: the
+    commit's plan, if it has one, counts on time that is gone."""
+    prepare("digits", tmp_path / "dataset", count=64)
+    stages = [{"resolution": 16, "share": 1.0, "batchSize": BATCH}]
+    recipe = resolve({"preset": "smoke", "stages": stages})
+    bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, recipe)
+    budget, bad = BudgetSettings(duration_seconds=1e7), positions(range(10, 10 + LIMIT))
+    codes = bench.attempt(1, 1, 14, poisoned=bad, budget=budget, **EVERY_FOUR_STEPS)
+    assert codes == [ExitCode.CHECKPOINTED]
+    assert [(d.step, d.reason) for d in bench.commit(1).state.decisions] == [(8, "resumed")]
 
 
 def test_what_goes_on_after_a_roll_back_ends_the_run(bench: Bench) -> None:

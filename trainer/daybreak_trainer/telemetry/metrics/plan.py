@@ -1,4 +1,5 @@
-"""What a run with a budget has decided about its length. Rank 0 sets these at every decision."""
+"""What a run with a budget has decided about its length, or found out about it. Rank 0 sets these
+whenever it does."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ class PlanMetrics:
             "planned_images_per_second", "Speed that the plan counts on, by stage.", "stage"
         )
         self._cooldown = run_gauge("planned_cooldown_step", "Step at which the cooldown begins.")
+        self._last_step = run_gauge("planned_last_step", "Step at which the run ends.")
 
     def decided(self, course: Course) -> None:
         for index, speed in enumerate(course.images_per_second):
@@ -20,3 +22,8 @@ class PlanMetrics:
             self._speed.labels(str(index + 1)).set(speed)
         if course.cooldown:
             self._cooldown.set(course.cooldown[0][0])
+        self._last_step.set(course.total_steps)
+
+    def reaches(self, last_step: int) -> None:
+        """Stages have steps, of which so many fit into the limits."""
+        self._last_step.set(last_step)
