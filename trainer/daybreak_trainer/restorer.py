@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from daybreak_trainer.checkpoint.layout import Commit
+from daybreak_trainer.checkpoint.lineage import Search
 from daybreak_trainer.checks import StepChecks
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.health.heartbeat import Phase
@@ -18,6 +19,7 @@ from daybreak_trainer.recorder import Recorder
 from daybreak_trainer.replan import Replanner
 from daybreak_trainer.run_context import RunContext
 from daybreak_trainer.saver import Saver
+from daybreak_trainer.schedule.carry import carried
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.telemetry import log
 from daybreak_trainer.telemetry.ledger import process_started
@@ -49,7 +51,7 @@ class Restorer:
             context.standing.skipped_checkpoints = tuple(search.skipped)
             self._checkpointer.begin(search)
             if (commit := search.commit) is not None:
-                self._take_over(commit)
+                self._take_over(commit, search)
             self._saver.keeper.resumed(context.state)
             self._engine.reserve(fresh=commit is None)
         self._resume_accounts(commit)
@@ -64,13 +66,22 @@ class Restorer:
             self._planner.evaluated(found.seconds)
             context.progress.validated(found)
 
-    def _take_over(self, commit: Commit) -> None:
+    def _take_over(self, commit: Commit, search: Search) -> None:
         context = self._context
         context.journal = self._engine.load(commit)
         context.state.restore(commit.state)
-        context.course = Course.of(context.settings.recipe, context.state.decisions)
+        self._take_course(search)
         self._checks.resumed(commit.state)
         context.standing.step, context.standing.samples = context.step, context.state.samples
+
+    def _take_course(self, search: Search) -> None:
+        """As the commit's decisions have it; where it was made with another recipe, as they are to
+        be understood by the one of now."""
+        context = self._context
+        recipe, state = context.settings.recipe, context.state
+        if "recipe" in search.changed:
+            state.decisions = carried(search.recipe, recipe, state.decisions, state.step)
+        context.course = Course.of(recipe, state.decisions)
 
     def _resume_accounts(self, commit: Commit | None) -> None:
         """Time and devices that the run had spent before this process."""
@@ -104,7 +115,7 @@ class Restorer:
             context.journal = self._engine.load(commit)
         passed = context.state.roll_back(commit.state, reason)
         self._saver.keeper.resumed(context.state)
-        context.course = Course.of(context.settings.recipe, context.state.decisions)
+        self._take_course(search)
         self._recorder.rolled_back()
         self._saver.is_owed = True  # what was passed over is to stay so whatever happens next
         context.ledger.rolled_back(commit.step)

@@ -30,11 +30,11 @@ def describe(
     was."""
     found: dict[str, list[str]] = {}
     if commit.recipe_hash != recipe_hash:
-        found["recipe"] = _explained(_document(checkpoint, RECIPE), recipe) or [
+        found["recipe"] = _explained(document(checkpoint, RECIPE), recipe) or [
             f"hash: {commit.recipe_hash} -> {recipe_hash}"
         ]
     if commit.dataset_fingerprint != dataset_fingerprint:
-        found["data"] = _explained(_document(checkpoint, DATA), data) or [
+        found["data"] = _explained(document(checkpoint, DATA), data) or [
             f"fingerprint: {commit.dataset_fingerprint} -> {dataset_fingerprint}"
         ]
     return found
@@ -80,10 +80,11 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     return {name: text for part, item in parts for name, text in _flat(item, part).items()}
 
 
-def _document(checkpoint: Storage, name: str) -> dict[str, Any]:
-    """A damaged or missing file explains nothing, and is found when the files are verified."""
+def document(checkpoint: Storage, name: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint. A damaged or missing file explains nothing, and is found when
+    the files are verified."""
     try:
-        document = json.loads(checkpoint.read(name))
+        found = json.loads(checkpoint.read(name))
     except (FileNotFoundError, ValueError):
         return {}
-    return document if isinstance(document, dict) else {}
+    return found if isinstance(found, dict) else {}

@@ -20,6 +20,7 @@ from daybreak_trainer.checkpoint.layout import (
     ATTEMPT,
     COMMIT,
     FORMAT,
+    RECIPE,
     Attempt,
     Commit,
     CommitPoint,
@@ -38,6 +39,8 @@ class Search:
     """One sentence for each checkpoint passed over."""
     changed: dict[str, list[str]] = field(default_factory=dict)
     """What differs from the commit and was accepted, by kind (`recipe`, `data`)."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The commit's, where that is another; empty where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def searching(
             search.skipped.append(f"{name} was passed over: {problem}")
             continue
         search.commit, search.changed = commit, changed
+        if "recipe" in changed:
+            search.recipe = changes.document(checkpoint, RECIPE)
         return search
     return search
 

@@ -55,6 +55,30 @@ def test_decisions_are_followed_by_what_goes_on_from_them(
     assert (tmp_path / "run" / "models").is_dir()
 
 
+def test_steps_that_do_not_fit_end_with_a_commit_an_export_and_the_limit(
+    fork_server: ForkServerContext, tmp_path: Path
+) -> None:
+    """The first rank says why the run is not complete; the others have done their part. The commit
+    can be gone on from with shares, which begin where it stands."""
+    prepare("digits", tmp_path / "dataset", count=40)
+    stages = [{"resolution": 16, "steps": 200, "batchSize": 4}]
+    recipe = resolve({"preset": "smoke", "stages": stages, "schedule": {"warmupSteps": 2}})
+    bench = Bench(tmp_path / "run", tmp_path / "dataset", fork_server, recipe)
+    ample, spent = BudgetSettings(duration_seconds=1e7), BudgetSettings(duration_seconds=1e-3)
+    assert bench.attempt(1, 1, 3, budget=ample) == [ExitCode.CHECKPOINTED]
+    step = bench.commit(1).step
+    assert bench.attempt(2, 2, budget=spent) == [ExitCode.DO_NOT_RESTART, ExitCode.DONE]
+    assert f"spec.budget.duration was used up at step {step} of 200" in bench.said(2, 0)
+    assert (tmp_path / "run" / "models").is_dir()
+    bench.recipe = RECIPE
+    changes = {"accept_changes": ("recipe",), "budget": ample}
+    assert bench.attempt(3, 1, step + 1, **changes) == [ExitCode.CHECKPOINTED]
+    state = bench.commit(3).state
+    assert [(d.step, d.reason) for d in state.decisions] == [(0, "recipe"), (step, "resumed")]
+    assert state.decisions[1].measured > 0
+    assert [line.size for line in bench.journal(3)] == [4] * state.step
+
+
 def test_shares_without_a_budget_are_refused(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
