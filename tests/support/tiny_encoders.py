@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM, T5Config, T5EncoderModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 from daybreak_trainer.models.tokenizers import word_tokenizer
 
@@ -37,4 +45,21 @@ def save_qwen(folder: Path, words: list[str]) -> Path:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     word_tokenizer(words, 64).save_pretrained(folder)
+    return folder
+
+
+def save_endless_qwen(folder: Path) -> Path:
+    """With Qwen's own kind of tokenizer, one token a byte, which puts no end token behind a text:
+    of the empty prompt it makes nothing."""
+    alphabet = sorted(ByteLevel.alphabet())
+    save_qwen(folder, alphabet)
+    (folder / "vocab.json").write_text(json.dumps({c: n for n, c in enumerate(alphabet)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    Qwen2TokenizerFast(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    ).save_pretrained(folder)
     return folder

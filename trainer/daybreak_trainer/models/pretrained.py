@@ -51,13 +51,14 @@ def is_unreachable(error: BaseException | None) -> bool:
     return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
 
 
-def frozen(kind: Any, source: str) -> nn.Module:
+def frozen(kind: Any, source: str, **options: Any) -> nn.Module:
     """A model of transformers of class `kind`, with all weights that it needs, not to be trained.
+    `options` go over its configuration.
 
     Raises:
         ValueError: weights are missing.
     """
-    model, found = kind.from_pretrained(source, output_loading_info=True)
+    model, found = kind.from_pretrained(source, output_loading_info=True, **options)
     # transformers draws what is missing at random and goes on. A pooler is not used here, and many
     # encoders were saved without theirs.
     missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)

@@ -22,7 +22,38 @@ def load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, frozen(_encoder_class(config), path)
+    _make_a_prompt_of_nothing(tokenizer)
+    kind, options = _encoder_class(config)
+    return tokenizer, frozen(kind, path, **options)
+
+
+def _make_a_prompt_of_nothing(tokenizer: Any) -> None:
+    """Where a tokenizer makes no token of the empty prompt, as Qwen's, its end token follows every
+    text from here on, in what is exported too.
+
+    Attention over no token at all is nobody's rule: torch puts out zero, and diffusers' Sana, which
+    adds -10,000 to scores, the mean over the padding. Guidance would be by another prompt than the
+    one that was trained.
+
+    Raises:
+        ValueError: the tokenizer cannot be changed.
+    """
+    end = tokenizer.eos_token or tokenizer.pad_token
+    if end is None or tokenizer("")["input_ids"]:
+        return
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "its tokenizer makes no token of the empty prompt and cannot be given one; save it as "
+            "a fast tokenizer (tokenizer.json)"
+        )
+    from tokenizers import processors
+
+    rules = tokenizer.backend_tokenizer
+    ending = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
+    )
+    before = rules.post_processor
+    rules.post_processor = ending if before is None else processors.Sequence([before, ending])
 
 
 def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -39,12 +70,16 @@ def tokenizer_checksum(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(xxhash.xxh3_128(text.encode()).hexdigest())
 
 
-def _encoder_class(config: Any) -> Any:
-    """The class to load: the encoder alone of an encoder-decoder, else the base model.
+def _encoder_class(config: Any) -> tuple[Any, dict[str, Any]]:
+    """The class to load and what it is to be told: the encoder alone of an encoder-decoder, else
+    the base model.
 
-    By name, not by `is_encoder_decoder`: a saved T5 encoder says it is none.
+    By name, not by `is_encoder_decoder`: a saved T5 encoder says it is none. And T5Gemma's encoder
+    class refuses the configuration of a model that still says it is one.
     """
     import transformers
 
     base = type(config).__name__.removesuffix("Config")
-    return getattr(transformers, f"{base}EncoderModel", None) or transformers.AutoModel
+    if (alone := getattr(transformers, f"{base}EncoderModel", None)) is not None:
+        return alone, {"is_encoder_decoder": False}
+    return transformers.AutoModel, {}

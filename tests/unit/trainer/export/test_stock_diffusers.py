@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 from tiny_autoencoders import save_kl
-from tiny_encoders import save_t5
+from tiny_encoders import save_endless_qwen, save_t5
 from tokenizers.normalizers import NFC
 from transformers import AutoTokenizer
 
@@ -133,6 +133,22 @@ def test_sana_is_trained_on_the_text_that_its_pipeline_reads(tmp_path: Path) -> 
     cased, _ = replace(tower, lower_case=False).embed([" A Red circle "])
     assert not torch.equal(cased, states)
     assert not tiny_models.trained(tiny_models.recipe_of("prx-pixel-v", tmp_path))[1].lower_case
+
+
+@pytest.mark.parametrize("kind", ["sana-pixel", "prx-pixel-v"])
+def test_guidance_is_by_the_empty_prompt_that_was_trained(kind: str, tmp_path: Path) -> None:
+    """Of a tokenizer that makes no token of it too: the exported pipeline reads the end token that
+    training put there, and no denoiser attends to nothing."""
+    folder = save_endless_qwen(tmp_path / "qwen")
+    given = tiny_models.recipe_of(kind, tmp_path).model_dump(mode="json")
+    text = {"kind": "pretrained", "path": str(folder), "max_tokens": 8, "caption_dropout": 0.1}
+    recipe = Recipe.model_validate(given | {"text": text})
+    weights, tower, _ = tiny_models.trained(recipe)
+    states, mask = tower.embed([""])
+    drawn = stock.of(build_pipeline(recipe, weights, tower)).encode([""], "", False)
+    assert mask.sum() == 1
+    assert torch.equal(drawn.mask.bool(), mask)
+    torch.testing.assert_close(drawn.states[mask], states[mask])
 
 
 def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> None:

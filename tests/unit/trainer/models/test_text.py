@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file, save_file
+from tiny_encoders import save_endless_qwen
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
@@ -25,7 +26,11 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
 )
+
+from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
 from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
@@ -54,9 +59,15 @@ def t5() -> T5Config:
     return T5Config(vocab_size=6, d_model=24, d_kv=4, d_ff=32, num_layers=1, num_heads=4)
 
 
+def t5gemma() -> T5GemmaConfig:
+    half = T5GemmaModuleConfig(**SMALL, num_key_value_heads=2, head_dim=4)
+    return T5GemmaConfig(encoder=half, decoder=half, vocab_size=6)
+
+
 ENCODERS: dict[str, Callable[[], torch.nn.Module]] = {
     "T5 encoder": lambda: T5EncoderModel(t5()),
     "T5": lambda: T5ForConditionalGeneration(t5()),
+    "T5Gemma": lambda: T5GemmaForConditionalGeneration(t5gemma()),
     "CLIP text": lambda: CLIPTextModel(
         CLIPTextConfig(**SMALL, max_position_embeddings=16, bos_token_id=1, eos_token_id=2)
     ),
@@ -133,6 +144,19 @@ def test_without_a_pad_token_the_end_token_pads(tmp_path: Path) -> None:
     assert tower.tokenizer.pad_token == END
     assert mask[0].tolist() == [True, True] + [False] * 6
     assert set(ids[0, 2:].tolist()) == {tower.tokenizer.eos_token_id}
+
+
+def test_the_empty_prompt_is_a_prompt_of_a_tokenizer_that_ends_nothing(tmp_path: Path) -> None:
+    """Qwen's: its end token goes behind every text, cut or not, and the tokenizer that is exported
+    does so too."""
+    tower = build(pretrained(save_endless_qwen(tmp_path / "qwen")), [], seed=0)
+    _, mask = tower.tokenize(["", "red", "a red circle"], CPU)
+    assert mask.sum(dim=1).tolist() == [1, 4, 8]
+    tower.tokenizer.save_pretrained(tmp_path / "exported")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    end = exported.eos_token_id
+    assert exported(["", "red"])["input_ids"] == tower.tokenizer(["", "red"])["input_ids"]
+    assert exported("a red circle", max_length=8, truncation=True)["input_ids"][-1] == end
 
 
 def _rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
