@@ -6,7 +6,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from daybreak_trainer.recipe.base import Positive, PositiveInt, RecipeModel, Source
+from daybreak_trainer.recipe.base import (
+    Positive,
+    PositiveInt,
+    RecipeModel,
+    Source,
+    heads_that_divide,
+)
+
+_ROTARY = 4
+"""Two axes, each of pairs of numbers."""
 
 
 class Denoiser(RecipeModel):
@@ -60,12 +69,21 @@ class Denoiser(RecipeModel):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
+        multiple = _ROTARY if self.kind == "prx" else 1
+        if self.hidden_size % multiple:
+            raise ValueError(
+                f"hiddenSize ({self.hidden_size}) must be a multiple of {multiple} for the two "
+                "rotary axes of its heads"
+            )
+        fit = heads_that_divide(self.hidden_size, self.heads, multiple)
         if self.hidden_size % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide hiddenSize ({self.hidden_size})")
-        if self.kind == "prx" and (self.hidden_size // self.heads) % 4:
+            raise ValueError(
+                f"heads ({self.heads}) must divide hiddenSize ({self.hidden_size}): take {fit}"
+            )
+        if (self.hidden_size // self.heads) % multiple:
             raise ValueError(
                 f"hiddenSize / heads is {self.hidden_size // self.heads}; the two rotary axes need "
-                "a multiple of 4"
+                f"a multiple of {multiple}: take {fit} heads"
             )
         return self
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from daybreak_trainer.recipe.base import (
     Count,
+    Decay,
     NotNegative,
     Positive,
     PositiveInt,
@@ -28,9 +29,9 @@ class Optimizer(RecipeModel):
     adamw_learning_rate: Positive | None = Field(
         default=None, description="muon: the rate of adamw's part; null for learningRate."
     )
-    momentum: Share = Field(default=0.95, description="muon: decay of its Nesterov momentum.")
-    beta1: Share = Field(description="adamw: decay of the mean gradient.")
-    beta2: Share = Field(description="adamw: decay of the mean squared gradient.")
+    momentum: Decay = Field(default=0.95, description="muon: decay of its Nesterov momentum.")
+    beta1: Decay = Field(description="adamw: decay of the mean gradient.")
+    beta2: Decay = Field(description="adamw: decay of the mean squared gradient.")
     epsilon: Positive = Field(description="adamw: added to the divisor.")
     weight_decay: NotNegative = Field(
         description="Decoupled decay of matrices, a step, times the learning rate."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from daybreak_trainer.recipe.model import Recipe
+    from daybreak_trainer.recipe.objective import Objective
 
 _TOLERANCE = 1e-6
 _LPIPS_SIDE = 16
@@ -15,9 +16,13 @@ _SANA_SIDE = 32
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ValueError with the first thing that does not fit."""
-    for problem in problems(recipe):
-        raise ValueError(problem)
+    """Raises ValueError with everything that does not fit."""
+    found = list(problems(recipe))
+    if len(found) > 1:
+        listed = " ".join(f"({number}) {problem}." for number, problem in enumerate(found, 1))
+        raise ValueError(f"{len(found)} things do not fit. {listed}")
+    if found:
+        raise ValueError(found[0])
 
 
 def problems(recipe: Recipe) -> Iterator[str]:
@@ -36,9 +41,7 @@ def _stages(recipe: Recipe) -> Iterator[str]:
                 f"stages[{number}].resolution ({stage.resolution}) must be a multiple of "
                 + _of_what(recipe)
             )
-    first = recipe.stages[0]
-    if first.warmup_steps:
-        yield "stages[0].warmupSteps: the first stage's warm-up is schedule.warmupSteps; leave it 0"
+    yield from _warm_up(recipe)
     shares = [stage.share for stage in recipe.stages if stage.share is not None]
     if shares and len(shares) < len(recipe.stages):
         yield (
@@ -49,6 +52,17 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield f"stages: their shares add up to {sum(shares):g}; make it 1"
     if recipe.schedule.cooldown_share >= 1.0:
         yield "schedule.cooldownShare: 1 leaves no time to train at the full rate; lower it"
+
+
+def _warm_up(recipe: Recipe) -> Iterator[str]:
+    if recipe.stages[0].warmup_steps:
+        yield "stages[0].warmupSteps: the first stage's warm-up is schedule.warmupSteps; leave it 0"
+    warm_up, total = recipe.schedule.warmup_steps, sum(stage.steps or 0 for stage in recipe.stages)
+    if recipe.is_fixed and warm_up >= total:
+        yield (
+            f"schedule.warmupSteps ({warm_up}) must be below the run's {total} steps, or it would "
+            "end before its learning rate has risen; lower it, or give stages more steps"
+        )
 
 
 def _of_what(recipe: Recipe) -> str:
@@ -83,18 +97,27 @@ def _blocks(recipe: Recipe) -> Iterator[str]:
         )
     if routing is not None and masking is not None:
         yield "objective: routing and masking both leave tokens out; set one of them to null"
-    if alignment is not None and alignment.projector == "conv":
-        if masking is not None and alignment.layer >= masking.mixer_depth:
-            yield (
-                "objective.alignment.projector: conv needs all tokens and objective.masking drops "
-                f"some; use mlp, or a layer below {masking.mixer_depth}"
-            )
-        if routing is not None and routing.first <= alignment.layer <= routing.last:
-            yield (
-                f"objective.alignment.layer ({alignment.layer}) lies among the routed blocks "
-                f"{routing.first} to {routing.last}, where tokens are missing and projector: conv "
-                f"needs them all; use mlp, or a layer below {routing.first}"
-            )
+    yield from dict.fromkeys(
+        problem for stage in recipe.stages for problem in _missing_tokens(objective.in_stage(stage))
+    )
+
+
+def _missing_tokens(objective: Objective) -> Iterator[str]:
+    """Of a stage's objective: a convolution wants all tokens of the grid."""
+    routing, alignment, masking = objective.routing, objective.alignment, objective.masking
+    if alignment is None or alignment.projector != "conv":
+        return
+    if masking is not None and alignment.layer >= masking.mixer_depth:
+        yield (
+            "objective.alignment.projector: conv needs all tokens and objective.masking drops "
+            f"some; use mlp, a layer below {masking.mixer_depth}, or stages without one of both"
+        )
+    if routing is not None and routing.first <= alignment.layer <= routing.last:
+        yield (
+            f"objective.alignment.layer ({alignment.layer}) lies among the routed blocks "
+            f"{routing.first} to {routing.last}, where tokens are missing and projector: conv "
+            f"needs them all; use mlp, a layer outside of these, or stages without one of both"
+        )
 
 
 def _sizes_for_lpips(recipe: Recipe) -> Iterator[str]:

@@ -6,7 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from daybreak_trainer.recipe.base import Positive, PositiveInt, RecipeModel, Share, Source
+from daybreak_trainer.recipe.base import (
+    Positive,
+    PositiveInt,
+    RecipeModel,
+    Share,
+    Source,
+    heads_that_divide,
+)
 
 _FEWEST_PIECES = 320
 
@@ -84,13 +91,19 @@ class Text(RecipeModel):
                 )
             return self
         if self.path:
-            raise ValueError("kind: joint trains its own encoder and takes no path")
+            raise ValueError(
+                "kind: joint trains its own encoder and takes no path; set path: null, or "
+                "kind: pretrained"
+            )
         if self.precomputed:
             raise ValueError("precomputed needs kind: pretrained; a joint encoder changes")
         if not (self.hidden_size and self.depth and self.heads):
             raise ValueError("kind: joint needs hiddenSize, depth and heads")
         if self.hidden_size % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide hiddenSize ({self.hidden_size})")
+            raise ValueError(
+                f"heads ({self.heads}) must divide hiddenSize ({self.hidden_size}): take "
+                + heads_that_divide(self.hidden_size, self.heads)
+            )
         if self.vocabulary == "pieces" and (self.vocabulary_size or 0) < _FEWEST_PIECES:
             raise ValueError(
                 f"vocabulary: pieces needs vocabularySize, at least {_FEWEST_PIECES} (256 bytes, "

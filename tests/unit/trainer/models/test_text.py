@@ -29,7 +29,6 @@ from transformers import (
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
 )
-
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
 from daybreak_trainer import rank

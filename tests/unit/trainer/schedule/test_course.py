@@ -32,10 +32,11 @@ def factors(course: Course) -> list[float]:
 WARMUPS, SHARES, LENGTHS = st.integers(0, 80), st.floats(0, 0.99), st.integers(1, 300)
 
 
-@given(warmup=WARMUPS, share=SHARES, total=LENGTHS)
-def test_it_rises_then_falls_within_its_bounds(warmup: int, share: float, total: int) -> None:
+@given(warmup=WARMUPS, share=SHARES, longer=LENGTHS)
+def test_it_rises_then_falls_within_its_bounds(warmup: int, share: float, longer: int) -> None:
     """Positive in every step, or one would be lost; a step changes it by one warm-up step, or by
     the first of the root's steps, which is its steepest."""
+    total = warmup + longer
     course = factors(Course.of(recipe(warmup, share, {"steps": total})))
     assert all(0 < factor <= 1 for factor in course)
     start = int(total - share * total)
