@@ -46,7 +46,7 @@ if [ "${1:-}" = "--test-tools" ]; then
   fi
   .venv/bin/python tests/support/versitygw.py >/dev/null ||
     fail "the S3 server of the tests could not be built; what Go said is above"
-  .venv/bin/python tests/support/google_server.py >/dev/null ||
+  .venv/bin/python tests/support/fake_gcs.py >/dev/null ||
     fail "the Cloud Storage server of the tests could not be built; what Go said is above"
   exit 0
 fi

@@ -1,4 +1,4 @@
-"""What every test may use: the fixtures `devcluster`, `namespace`, `s3`, `own_s3`, `gs`
-and `own_gs`."""
+"""What every test may use: the fixtures `devcluster` and `namespace`, and those of
+`bucket_fixtures`."""
 
-pytest_plugins = ["daybreak_devcluster.pytest_plugin", "s3_server", "google_server"]
+pytest_plugins = ["daybreak_devcluster.pytest_plugin", "bucket_fixtures"]

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class GoProgram:
             if not target.exists():
                 self._build(target, report)
         return target
+
+    def print_path(self) -> None:
+        """The program of a file that is run by itself."""
+        try:
+            print(self.find(lambda line: print(line, file=sys.stderr, flush=True)))
+        except StepError as error:
+            sys.exit(f"error: {error}")
 
     def _build(self, target: Path, report: Report) -> None:
         with (

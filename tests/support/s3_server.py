@@ -1,26 +1,16 @@
-"""A real S3 server on loopback, which a test may freeze, kill and bring back.
-
-`s3` is shared by the whole test session and stays well; `own_s3` is a test's own, to be hurt.
-"""
+"""A real S3 server on loopback: versitygw."""
 
 import json
-import os
 import secrets
-import signal
-import socket
 import subprocess
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import boto3
-import pytest
+from bucket_server import BucketServer, Json
+from s3_proxy import Exchange
 from versitygw import VERSITYGW
-
-_READY_SECONDS = 20.0
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,74 +21,29 @@ class Keys:
     secret: str
 
 
-class S3Server:
-    """versitygw over a folder; runs while the `with` block does."""
+class S3Server(BucketServer):
+    """versitygw over a folder; after `kill` and `start` what it held is there."""
+
+    program, scheme = VERSITYGW, "s3"
+    part_bytes = 5 << 20
+    write_operation = "put_object"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         for name in ("data", "users"):
             (folder / name).mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        super().__init__(folder / "log")
         self.root = Keys("root-key", secrets.token_hex(8))
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def _arguments(self) -> list[str]:
+        return [
+            *("--port", f"127.0.0.1:{self._port}", "--quiet"),
+            *("--iam-dir", str(self._folder / "users"), "--iam-cache-disable"),
+            *("posix", str(self._folder / "data")),
+        ]
 
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.thaw()
-            self.kill()
-
-    # --- its life -------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Starts it on its port, also after `kill`; what it held is there."""
-        environment = {
-            "ROOT_ACCESS_KEY": self.root.key,
-            "ROOT_SECRET_KEY": self.root.secret,
-        }
-        with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    str(VERSITYGW.find(print)),
-                    *("--port", f"127.0.0.1:{self._port}", "--quiet"),
-                    *("--iam-dir", str(self._folder / "users"), "--iam-cache-disable"),
-                    *("posix", str(self._folder / "data")),
-                ],
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=log,
-            )
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-                return
-            except OSError:
-                text = (self._folder / "log").read_text()
-                assert self._process.poll() is None, f"versitygw ended: {text}"
-                assert time.monotonic() < deadline, f"versitygw does not listen: {text}"
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        """SIGKILL: connections break and new ones are refused."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def freeze(self) -> None:
-        """SIGSTOP: connections stay, and nothing is read or answered."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+    def _environment(self) -> dict[str, str]:
+        return {"ROOT_ACCESS_KEY": self.root.key, "ROOT_SECRET_KEY": self.root.secret}
 
     # --- its users and buckets ------------------------------------------------------------------
 
@@ -118,10 +63,19 @@ class S3Server:
         keys = keys or self.root
         return {"key": keys.key, "secret": keys.secret, "endpoint_url": self.url}
 
-    def new_bucket(self) -> str:
-        name = f"bucket-{secrets.token_hex(4)}"
-        self.client().create_bucket(Bucket=name)
-        return name
+    def secret(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": self.root.key,
+            "AWS_SECRET_ACCESS_KEY": self.root.secret,
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def small_parts(self) -> Json:
+        return {"default_block_size": self.part_bytes}
+
+    def _make(self, bucket: str) -> None:
+        self.client().create_bucket(Bucket=bucket)
 
     def folder(self, bucket: str) -> Path:
         """Where the bucket's objects lie; a file that is put there is one."""
@@ -156,23 +110,16 @@ class S3Server:
         policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
         self.client().put_bucket_policy(Bucket=bucket, Policy=policy)
 
+    # --- how it speaks --------------------------------------------------------------------------
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the server, where it has to be, before any test's time limit runs."""
-    asks = any({"s3", "own_s3"} & set(getattr(i, "fixturenames", ())) for i in session.items)
-    if asks and not session.config.option.collectonly:
-        VERSITYGW.find(session.config.get_terminal_writer().line)
+    def throttle(self, exchange: Exchange) -> None:
+        exchange.answer(503, "SlowDown")
 
+    def fail(self, exchange: Exchange) -> None:
+        exchange.answer(500, "InternalError")
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """One server for all tests; each makes buckets of its own."""
-    with S3Server(tmp_path_factory.mktemp("s3") / "server") as server:
-        yield server
+    def reads(self, exchange: Exchange) -> bool:
+        return exchange.method == "GET" and "list-type=" not in exchange.path
 
-
-@pytest.fixture
-def own_s3(tmp_path: Path) -> Iterator[S3Server]:
-    """A server for one test alone."""
-    with S3Server(tmp_path / "s3-server") as server:
-        yield server
+    def ends_upload(self, exchange: Exchange) -> bool:
+        return exchange.method == "POST" and "uploadId=" in exchange.path

@@ -3,11 +3,7 @@
 `python tests/support/versitygw.py` fills the user's cache and prints the path.
 """
 
-import sys
-
 from go_program import GoProgram
-
-from daybreak_devcluster.steps import StepError
 
 VERSITYGW = GoProgram(
     name="versitygw",
@@ -18,7 +14,4 @@ VERSITYGW = GoProgram(
 )
 
 if __name__ == "__main__":
-    try:
-        print(VERSITYGW.find(lambda line: print(line, file=sys.stderr, flush=True)))
-    except StepError as error:
-        sys.exit(f"error: {error}")
+    VERSITYGW.print_path()

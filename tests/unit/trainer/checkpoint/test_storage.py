@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from google_server import GoogleServer
+from bucket_server import BucketServer
 from hypothesis import given
 from hypothesis import strategies as st
-from s3_server import S3Server
 
 from daybreak_trainer.checkpoint.layout import FileRecord
 from daybreak_trainer.checkpoint.storage import (
@@ -27,12 +26,9 @@ from daybreak_trainer.checkpoint.storage import (
 
 @pytest.fixture(params=["local", "memory", "s3", "gs"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "s3":
-        server: S3Server = request.getfixturevalue("s3")
-        return Storage(f"s3://{server.new_bucket()}/folder", server.options())
-    if request.param == "gs":
-        google: GoogleServer = request.getfixturevalue("gs")
-        return Storage(f"gs://{google.new_bucket()}/folder", google.options())
+    if request.param in ("s3", "gs"):
+        server: BucketServer = request.getfixturevalue(request.param)
+        return Storage(f"{request.param}://{server.new_bucket()}/folder", server.options())
     return Storage(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from google_server import GoogleServer
 from rank_runs import Bench
-from samples import opened
 
 from daybreak_trainer.checkpoint.layout import CommitPoint
 from daybreak_trainer.checkpoint.storage import Storage
@@ -23,19 +22,6 @@ def put(gs: GoogleServer, folder: Path, url: str) -> None:
     place = Storage(url, gs.options())
     for file in folder.iterdir():
         place.write(file.name, file.read_bytes())
-
-
-def test_a_dataset_in_a_bucket_is_the_dataset(gs: GoogleServer, tmp_path: Path) -> None:
-    """Same fingerprint, same samples, shard by shard."""
-    url = f"gs://{gs.new_bucket()}/datasets/digits"
-    put(gs, tmp_path / "digits", url)
-    here, local = opened(tmp_path / "digits", tmp_path / "unused")
-    there, remote = opened(url, tmp_path / "cache", gs.options())
-    assert there.fingerprint == here.fingerprint
-    assert len(remote) == len(local) == 40
-    for one, other in zip(local, remote, strict=True):
-        assert (one.caption, one.id) == (other.caption, other.id)
-        assert (one.image == other.image).all()
 
 
 @pytest.mark.training

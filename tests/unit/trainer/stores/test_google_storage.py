@@ -1,5 +1,5 @@
-"""Storage on Cloud Storage's JSON API: large files in parts, and what goes wrong in between is
-passed over or said, in bounded time; never is half a file visible."""
+"""What is Cloud Storage's own about storage there: uploads that go on where they broke off, tokens,
+compression. What holds for every bucket is in `test_bucket_storage`."""
 
 from __future__ import annotations
 
@@ -7,76 +7,35 @@ import gc
 import gzip
 import json
 import re
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from google_server import GoogleServer, TokenServer
+from google_server import GoogleServer, UploadStatus
+from google_tokens import TokenServer
 from s3_proxy import CutError, Exchange, Hook, S3Proxy, nothing
 
 from daybreak_trainer.checkpoint.storage import Storage, StorageError, StorageRefusedError
 from daybreak_trainer.stores.errors import is_passing
 from daybreak_trainer.stores.patience import Patience
 
-PART = 1 << 18
-HASTY = Patience(connect_seconds=0.5, silence_seconds=1.0, total_seconds=1.0)
+PART = GoogleServer.part_bytes
 
 
 def content(size: int) -> bytes:
     return bytes(number % 251 for number in range(1 << 12)) * (size >> 12) + bytes(size % (1 << 12))
 
 
-def storage(
-    server: GoogleServer, bucket: str, patience: Patience | None = None, **options: Any
-) -> Storage:
-    given = server.options() | {"block_size": PART} | options
-    return Storage(f"gs://{bucket}/folder", given, patience)
+def storage(server: GoogleServer, bucket: str, **options: Any) -> Storage:
+    given = server.options() | server.small_parts() | options
+    return Storage(f"gs://{bucket}/folder", given)
 
 
-def refuse(exchange: Exchange, status: int, reason: str, message: str) -> None:
-    """As the JSON API does; the server sees nothing of the request."""
-    exchange.status, exchange.headers = status, {"Content-Type": "application/json"}
-    error = {"code": status, "message": message, "errors": [{"reason": reason}]}
-    exchange.content = json.dumps({"error": error}).encode()
-
-
-class UploadStatus:
-    """Knows how far uploads have come, which the server does not: before it, as the API says
-    (Content-Range `bytes */...`), and takes only as much of a part as it is told."""
-
-    def __init__(self) -> None:
-        self.stored = 0
-        self.asked = 0
-
-    def before(self, exchange: Exchange) -> None:
-        if (span := exchange.asked.get("Content-Range")) is None:
-            return
-        if span.startswith("bytes */") and self.stored:
-            self.asked += 1
-            exchange.status, exchange.headers = 308, {"Range": f"bytes=0-{self.stored - 1}"}
-
-    def after(self, exchange: Exchange) -> None:
-        span = re.match(r"bytes \d+-(\d+)/", exchange.asked.get("Content-Range", ""))
-        if span is not None and exchange.status in (200, 308):
-            self.stored = int(span.group(1)) + 1
-
-
-@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART, 3 * PART + 7])
-def test_the_store_has_what_was_written(gs: GoogleServer, size: int) -> None:
-    """At every edge between one request and several parts: nothing had to be read back, because
-    the checksum is the one that was foretold."""
-    data = content(size)
-    with S3Proxy(gs.url) as proxy:
-        place = storage(gs, gs.new_bucket(), endpoint_url=proxy.url)
-        with place.create("a shard/ü?#%") as stream:
-            for start in range(0, size, 150_000):
-                stream.write(memoryview(data)[start : start + 150_000])
-        assert not [request for request in proxy.seen if "alt=media" in request]
-        assert place.record("a shard/ü?#%") == stream.record()
-        assert place.read("a shard/ü?#%") == data
-        assert place.read_range("a shard/ü?#%", size, size + 5) == b""
-        assert place.read_range("a shard/ü?#%", max(0, size - 3), size + 5) == data[-3:]
+def test_nothing_is_read_past_the_end(gs: GoogleServer) -> None:
+    """The API refuses such a range, and refuses every range of an empty file."""
+    place = storage(gs, gs.new_bucket())
+    place.write("shard", b"weights")
+    place.write("empty", b"")
+    assert place.read_range("shard", 7, 12) == place.read_range("empty", 0, 5) == b""
 
 
 def test_an_upload_that_is_dropped_is_not_visible(gs: GoogleServer) -> None:
@@ -124,35 +83,26 @@ def through(gs: GoogleServer, before: Hook, after: Hook = nothing) -> tuple[S3Pr
     return proxy, storage(gs, gs.new_bucket(), endpoint_url=proxy.url)
 
 
-def test_every_third_request_fails(gs: GoogleServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Throttled, broken and failing in turn: all of it is asked for again, and a part is sent from
-    where the store has it. The log says so, without the address of an upload, which anyone could
-    write to."""
-    status = UploadStatus()
+def test_an_upload_goes_on_from_where_it_broke_off(
+    gs: GoogleServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is asked how far it came. The log tells of it, without the address of the upload,
+    which anyone could write to."""
+    status, cut = UploadStatus(), []
 
-    def fail(exchange: Exchange) -> None:
-        if exchange.number % 9 == 2:
-            refuse(exchange, (429, 403)[exchange.number % 2], "rateLimitExceeded", "slow down")
-        elif exchange.number % 9 == 5:
+    def lose(exchange: Exchange) -> None:
+        status.after(exchange)
+        if exchange.status == 308 and len(cut) < 2:
+            cut.append(exchange.path)
             raise CutError
-        elif exchange.number % 9 == 8:
-            refuse(exchange, 503, "backendError", "later")
-        else:
-            status.before(exchange)
 
-    proxy, place = through(gs, fail, status.after)
+    proxy, place = through(gs, status.before, lose)
     with proxy:
-        record = place.write("a/one", content(6 * PART + 9))
-        place.write("a/two", b"2")
-        assert place.record("a/one") == record
-        assert place.read("a/two") == b"2"
-        assert place.files() == ["a/one", "a/two"]
-        assert place.folders() == ["a"]
-        place.remove("a")
-        assert place.files() == []
+        record = place.write("shard", content(6 * PART + 9))
+        assert place.record("shard") == record
     assert status.asked
     logged = [vars(record) for record in caplog.records]
-    assert any(f"{place.url}/a/one" in str(entry) for entry in logged)
+    assert any(f"{place.url}/shard" in str(entry) for entry in logged)
     assert "upload_id" in str(proxy.seen)
     assert "upload_id" not in str(logged)
 
@@ -177,26 +127,6 @@ def test_half_a_part_is_gone_on_from(gs: GoogleServer) -> None:
     assert halves == 4
 
 
-def test_a_lost_answer_to_a_finished_upload_is_no_failure(gs: GoogleServer) -> None:
-    """The object is there, its answer never came, and the upload is not known any more."""
-    cut = []
-
-    def lose(exchange: Exchange) -> None:
-        if (
-            exchange.method == "PUT"
-            and not exchange.asked["Content-Range"].endswith("*")
-            and not cut
-        ):
-            cut.append(exchange.path)
-            raise CutError
-
-    proxy, place = through(gs, nothing, lose)
-    with proxy:
-        record = place.write("shard", content(PART + 3))
-        assert cut
-        assert place.record("shard") == record
-
-
 def test_a_store_that_has_something_else_is_found_out(gs: GoogleServer) -> None:
     """As many bytes, but others: the checksum tells, and the content is looked at."""
 
@@ -206,22 +136,6 @@ def test_a_store_that_has_something_else_is_found_out(gs: GoogleServer) -> None:
     proxy, place = through(gs, flip)
     with proxy, pytest.raises(StorageError, match=r"folder/shard: .* has other bytes \(xxh64"):
         place.write("shard", b"weights")
-
-
-def test_an_answer_that_breaks_off_is_asked_for_again(gs: GoogleServer) -> None:
-    """A short answer is not the file."""
-    cut = []
-
-    def breaks(exchange: Exchange) -> None:
-        if "alt=media" in exchange.path and not cut:
-            cut.append(exchange.path)
-            exchange.cut_after = 5
-
-    proxy, place = through(gs, nothing, breaks)
-    with proxy:
-        place.write("shard", b"0123456789")
-        assert place.read("shard") == b"0123456789"
-        assert cut
 
 
 def test_answers_may_be_compressed_and_objects_too(gs: GoogleServer) -> None:
@@ -243,49 +157,6 @@ def test_answers_may_be_compressed_and_objects_too(gs: GoogleServer) -> None:
         assert place.record("a/shard") == record
         assert place.files() == ["a/shard"]
         assert not place.exists("b")
-
-
-def test_a_frozen_server_is_given_up(own_gs: GoogleServer) -> None:
-    """Connections stay open and nothing comes: the URL and the operation are said, in time; what
-    was begun is not visible later."""
-    bucket = own_gs.new_bucket()
-    storage(own_gs, bucket).write("there", b"1")
-    place = storage(own_gs, bucket, HASTY)
-    own_gs.freeze()
-    calls: list[tuple[str, Callable[[], object]]] = [
-        ("write", lambda: place.write("a", content(3 * PART))),
-        ("read", lambda: place.read("there")),
-        ("list", place.files),
-    ]
-    for operation, call in calls:
-        started = time.monotonic()
-        with pytest.raises(StorageError, match=f"{place.url}.*: cannot {operation}: .*no answer"):
-            call()
-        assert time.monotonic() - started < 10
-    own_gs.thaw()
-    assert storage(own_gs, bucket).files() == ["there"]
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda s: s.read("x"),
-        lambda s: s.exists("x"),
-        lambda s: s.files(),
-        lambda s: s.folders(),
-        lambda s: s.write("x", b""),
-        lambda s: s.write("x", content(2 * PART)),
-        lambda s: s.remove("x"),
-    ],
-)
-def test_a_missing_bucket_is_neither_empty_nor_made(
-    gs: GoogleServer, call: Callable[[Storage], object]
-) -> None:
-    """A run must not begin afresh because its bucket's name has a slip in it."""
-    place = storage(gs, "no-such-bucket")
-    for _ in range(2):
-        with pytest.raises(StorageError, match="NoSuchBucket: there is no bucket no-such-bucket"):
-            call(place)
 
 
 def test_a_service_account_signs_its_requests(gs: GoogleServer) -> None:

@@ -1,4 +1,4 @@
-"""Sharded checkpoints and datasets on S3 are what they are on a volume."""
+"""Sharded checkpoints on S3 are what they are on a volume."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from s3_server import S3Server
-from samples import opened
 
 from daybreak_trainer.checkpoint import dcp
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.checkpoint.together import Together
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.prepare.prepare import prepare
-from daybreak_trainer.stores.options import options_for
 
 SCRIPT = Path(__file__).with_name("dcp_rank.py")
 RANKS = 2
@@ -68,25 +65,3 @@ def test_ranks_save_the_same_to_s3_as_to_a_volume(
         assert torch.equal(state["weight"], torch.arange(4_200_000.0).reshape(6_000, 700))
         assert torch.equal(state["odd"], torch.arange(7.0))
         assert state["step"] == 7
-
-
-def test_a_dataset_in_a_bucket_is_the_dataset(s3: S3Server, tmp_path: Path) -> None:
-    """With credentials as AWS names them: same fingerprint, same samples, shard by shard."""
-    prepare("digits", tmp_path / "digits", count=40, shard_bytes=1 << 13)
-    url = f"s3://{s3.new_bucket()}/datasets/digits"
-    place = Storage(url, s3.options())
-    for file in (tmp_path / "digits").iterdir():
-        place.write(file.name, file.read_bytes())
-    secret = {
-        "AWS_ACCESS_KEY_ID": s3.root.key,
-        "AWS_SECRET_ACCESS_KEY": s3.root.secret,
-        "AWS_ENDPOINT_URL": s3.url,
-        "AWS_REGION": "us-east-1",
-    }
-    here, local = opened(tmp_path / "digits", tmp_path / "unused")
-    there, remote = opened(url, tmp_path / "cache", options_for(url, secret))
-    assert there.fingerprint == here.fingerprint
-    assert len(remote) == len(local) == 40
-    for one, other in zip(local, remote, strict=True):
-        assert (one.caption, one.id) == (other.caption, other.id)
-        assert (one.image == other.image).all()
