@@ -9,7 +9,9 @@ tells the others.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median_high
 
 import torch.distributed as dist
 
@@ -35,6 +37,8 @@ _OVERHEADS = ("data_wait", "checkpoint", "evaluation")
 _KEPT = (PRODUCTIVE, "skipped")
 """Of the steps that a run has come to, whether they changed weights or not."""
 _TRAINING = (*_KEPT, "rolled_back")
+_COMMITS = 5
+"""So many of the last ones say how long the last of all will take."""
 
 Plan = Decision | Reach | None
 
@@ -79,7 +83,8 @@ class Replanner:
         decisions say so."""
         self._judged_seconds: float | None = None
         self._store_bytes_per_second = 0.0
-        self._commit_seconds: float | None = None
+        self._commits: deque[float] = deque(maxlen=_COMMITS)
+        """Seconds that the last ones took."""
         self._began, self._marked, self._mark = 0, 0, 0.0
         """The mark is of the clock without overheads."""
         self._device_seconds, self._held = 0.0, 0.0
@@ -90,7 +95,13 @@ class Replanner:
 
     def committed(self, seconds: float) -> None:
         """A save took so long, from its begin to its commit."""
-        self._commit_seconds = max(seconds, self._commit_seconds or 0.0)
+        self._commits.append(seconds)
+
+    @property
+    def commit_seconds(self) -> float | None:
+        """What a commit takes: the median of the last ones, the longer of two, so that a store's
+        bad moment shortens no plan, and one that has become slow is believed; None before one."""
+        return median_high(self._commits) if self._commits else None
 
     def evaluated(self, seconds: float) -> None:
         """The last evaluation took so long."""
@@ -199,7 +210,7 @@ class Replanner:
         ending = self._reserve.seconds(
             measured * work[stage] / work[-1],
             self._store_bytes_per_second or float("inf"),
-            self._commit_seconds,
+            self.commit_seconds,
             self._judged_seconds,
         )
         trained = _seconds(ledger, _TRAINING)

@@ -6,19 +6,24 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil, sqrt
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_run import World, live
 
-from daybreak_trainer.contract import BudgetSettings
+from daybreak_trainer.contract import BudgetSettings, RunSettings, StreamSettings
+from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.plan.limits import Limits, Spent
 from daybreak_trainer.plan.reach import reach
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
+from daybreak_trainer.replan import Replanner
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.schedule.decision import Decision
+from daybreak_trainer.settings import Settings
 
 BUDGET, ENDING = 20_000.0, 100.0
 
@@ -222,6 +227,31 @@ def test_the_end_keeps_time_for_all_that_follows_the_last_step() -> None:
     assert reserve.seconds(1.0, 100.0) == pytest.approx(1.5 * (16 + 10 + 20 + 10) + 5)
     assert reserve.seconds(1.0, 100.0, 4.0, 50.0) == pytest.approx(1.5 * (4 + 10 + 50 + 10) + 5)
     assert reserve.seconds(1.0, 100.0, 4.0, 3.0) == pytest.approx(1.5 * (4 + 10 + 20 + 10) + 5)
+
+
+def test_one_slow_commit_distorts_no_plan(tmp_path: Path) -> None:
+    """Of the last five the median counts, and of two the longer: a store that has become slow is
+    believed with its third slow commit, one that is well again with its third quick one."""
+    run = RunSettings(
+        name="run",
+        namespace="ns",
+        uid="u",
+        attempt=1,
+        nodes=1,
+        master_address="127.0.0.1",
+        master_port=1,
+        recipe_hash="r",
+        streams=(StreamSettings(url="d", role="data-0"),),
+        checkpoint_url="c",
+    )
+    settings = Settings(run, 0, resolve({"preset": "smoke"}), tmp_path, tmp_path)
+    planner = Replanner(settings, Rank(0, 1, torch.device("cpu")), [], parameters=1, frozen=0)
+    assert planner.commit_seconds is None
+    found = []
+    for seconds in (2.0, 600.0, 3.0, 2.0, 2.0, 60.0, 60.0, 60.0, 2.0, 2.0, 2.0):
+        planner.committed(seconds)
+        found.append(planner.commit_seconds)
+    assert found == [2.0, 600.0, 3.0, 3.0, 2.0, 3.0, 3.0, 60.0, 60.0, 60.0, 2.0]
 
 
 def test_the_tightest_limit_wins() -> None:
