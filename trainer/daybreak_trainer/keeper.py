@@ -1,8 +1,8 @@
 """Keeps the power-function averages in the course of a run, for `daybreak ema`.
 
 They are due whenever another of `recipe.ema.power.snapshots` equal parts of the run's samples is
-done, by the course as it stands; and at the end. Copies are made between two steps, the store is
-written beside training.
+done since they were kept last, by the course as it stands; and at the end. Copies are made between
+two steps, the store is written beside training.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ class Keeper:
         self._engine, self._power = engine, engine.power
         self._running: Future[tuple[SnapshotRef, ...]] | None = None
         self._documents: dict[str, bytes] = {}
+        self._last = 0
+        """Step of the last ones, whatever the store made of them: a store that fails is not tried
+        again with every step."""
 
     def resumed(self, state: RunState) -> None:
         """After a resume or a roll-back: averages of steps that are gone are none of the run's."""
         self._running = None
+        self._last = state.snapshots[-1].point.step if state.snapshots else 0
         if self._power is not None:
             self._engine.checkpointer.list_kept(state.snapshots)
 
-    def after_step(self, state: RunState, course: Course, size: int) -> None:
-        """Begins to keep them where they are due; the step was on `size` samples."""
+    def after_step(self, state: RunState, course: Course) -> None:
+        """Begins to keep them where they are due."""
         if self._power is None:
             return
-        total = course.samples_at(course.total_steps)
         assert self._engine.recipe.ema.power is not None  # as the average
         parts = self._engine.recipe.ema.power.snapshots
-        if is_due(course.samples_at(state.step), size, total, parts):
+        if is_due(state.step, self._last, course, parts):
             self._keep(state)
 
     def at_end(self, state: RunState) -> None:
@@ -63,6 +66,7 @@ class Keeper:
         samples = int(self._power.samples)
         if not samples:  # no step has had a finite gradient yet
             return
+        self._last = state.step
         self._running = self._engine.checkpointer.keep(
             state.step,
             samples,
@@ -84,7 +88,10 @@ class Keeper:
         return self._documents
 
 
-def is_due(done: int, size: int, total: int, parts: int) -> bool:
-    """Whether another of so many equal parts of `total` samples is done with the last `size` of
-    `done`; every step decides for itself, so nothing of it need be remembered."""
-    return done * parts // total > (done - size) * parts // total
+def is_due(step: int, last: int, course: Course, parts: int) -> bool:
+    """Whether another of so many equal parts of the course's samples is done after `step` steps
+    than was after `last`, when averages were kept last. Parts that pass at once (the course was cut
+    short, an attempt went on behind one) are one snapshot, and none is missed."""
+    total = course.samples_at(course.total_steps)
+    done, before = (course.samples_at(number) * parts // total for number in (step, last))
+    return done > before

@@ -48,9 +48,8 @@ class Saver:
         and notes whether a save is."""
         context = self._context
         if self._engine.power is not None:
-            size = context.course.stage_at(context.step - 1).batch_size
             with context.ledger.during("checkpoint"), self.counting_bytes():
-                self.keeper.after_step(context.state, context.course, size)
+                self.keeper.after_step(context.state, context.course)
         if self._due.by_steps(context.step) or any(agreed.checkpoint_due for agreed in done):
             self.is_owed = True
 
