@@ -133,15 +133,25 @@ def place_of(run: Storage, snapshot: SnapshotRef) -> Storage:
 
 
 def read_manifest(run: Storage, snapshot: SnapshotRef) -> Manifest:
-    """Raises StorageError where a file of the snapshot is not what was written: all are read."""
+    """Raises StorageError where a file of the snapshot is not what was written, for all are read,
+    or the manifest names one that is not in its folder."""
     place = place_of(run, snapshot)
     try:
         manifest = Manifest.unseal(place.read(MANIFEST))
     except (FileNotFoundError, ValueError) as error:
         raise StorageError(f"{place.url}/{MANIFEST} cannot be read: {error}") from None
+    for name in manifest.files:
+        if not _is_inside(name):
+            raise StorageError(f"{place.url}/{MANIFEST} names a file outside of its folder: {name}")
     if problems := verify.damages(place, manifest.files, sorted(manifest.files)):
         raise StorageError(f"{place.url}: {problems[0]}")
     return manifest
+
+
+def _is_inside(name: str) -> bool:
+    """Whether it is a file of the snapshot's own folder, whatever store that is in. A text tower's
+    files lie in a folder in there, so a slash alone is no fault."""
+    return "\\" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def read_average(place: Storage, number: int) -> dict[str, Tensor]:
