@@ -299,6 +299,7 @@ def _open(stream: Stream, counters: DataCounters, policy: RetryPolicy) -> _Datas
         buckets=digest(repr(sorted(card.buckets.items())).encode()) if card.buckets else None,
         source=card.source,
         licence=card.licence,
+        resolution=card.resolution,
     )
     buckets = _buckets(card, shards, f"{store.url}/{CARD}")
     return _Dataset(card, shards, skips, buckets, store, description)

@@ -22,6 +22,9 @@ class StreamDescription(Message):
     source: str = ""
     licence: str = ""
     """As its card says."""
+    resolution: int | None = None
+    """Of its images, pixels: stages of this resolution draw from it. None where a description was
+    written before that was told."""
 
 
 class CorpusDescription(Message):
@@ -33,8 +36,9 @@ class CorpusDescription(Message):
 
     @property
     def fingerprint(self) -> str:
-        """The same wherever the same bytes lie: addresses are no part of it."""
-        told = {"url", "source", "licence"}
+        """The same wherever the same bytes lie: addresses are no part of it. A resolution follows
+        from them."""
+        told = {"url", "source", "licence", "resolution"}
         parts = [stream.model_dump_json(exclude=told) for stream in self.streams]
         if self.validation_samples:
             parts.append(f"validation {self.validation_samples}")

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from daybreak_trainer.contract import Evaluation
-from daybreak_trainer.data.description import CorpusDescription
+from daybreak_trainer.data.corpus import source_of
+from daybreak_trainer.data.description import CorpusDescription, StreamDescription
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.telemetry.ledger import PRODUCTIVE
 
@@ -73,7 +74,7 @@ def _body(recipe: Recipe, about: About) -> Iterator[str]:
         yield f"![Drawn from prompts]({about.grid})"
     yield "## Drawing\n\n```python\n" + sampling_code(recipe, about.dtype) + "```"
     yield from _drawing_notes(recipe)
-    yield "## Training data\n\n" + _data(about.corpus)
+    yield "## Training data\n\n" + _data(recipe, about.corpus)
     if about.evaluation is not None:
         yield "## Evaluation\n\n" + _evaluation(about.evaluation)
     if about.seconds:
@@ -154,21 +155,33 @@ def _drawing_notes(recipe: Recipe) -> Iterator[str]:
         yield "`SanaPipeline` puts prompts into lower case, as captions were in training."
 
 
-def _data(corpus: CorpusDescription) -> str:
-    total = sum(stream.weight for stream in corpus.streams)
+def _data(recipe: Recipe, corpus: CorpusDescription) -> str:
+    """Every stream of the run, whichever stages draw from it. Shares are of what those draw."""
     rows = [
-        "| Source | Licence | Samples | Share | Hash of the index (xxh3-128) |",
-        "|---|---|---|---|---|",
+        "| Source | Licence | Stages | Samples | Share | Hash of the index (xxh3-128) |",
+        "|---|---|---|---|---|---|",
     ]
     for stream in corpus.streams:
+        stages = _drawing_stages(recipe, corpus, stream)
+        beside = [other for other in corpus.streams if other.resolution == stream.resolution]
+        share = stream.weight / sum(other.weight for other in beside) if stages else 0.0
         rows.append(
             f"| {stream.source or stream.url} | {stream.licence or 'not stated'} | "
-            f"{stream.samples:,} | {stream.weight / total:.1%} | `{stream.index}` |"
+            f"{stages or 'none'} | {stream.samples:,} | {share:.1%} | `{stream.index}` |"
         )
     rows += ["", f"Fingerprint of all of it: `{corpus.fingerprint}`."]
     if corpus.validation_samples:
         rows.append(f"{corpus.validation_samples:,} samples were held out of training.")
     return "\n".join(rows)
+
+
+def _drawing_stages(recipe: Recipe, corpus: CorpusDescription, stream: StreamDescription) -> str:
+    """Of a stream, in words; empty where no stage draws from it."""
+    there = {one.resolution for one in corpus.streams if one.resolution is not None}
+    if stream.resolution is None or len(there) == 1:
+        return "all"
+    sides = dict.fromkeys(stage.resolution for stage in recipe.stages)
+    return ", ".join(f"{side} px" for side in sides if source_of(side, there) == stream.resolution)
 
 
 def _evaluation(found: Evaluation) -> str:

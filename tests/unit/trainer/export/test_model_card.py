@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from daybreak_trainer.data.description import CorpusDescription, StreamDescripti
 from daybreak_trainer.export.model_card import About, model_card, sampling_code
 from daybreak_trainer.export.pipeline import build_pipeline, save_folder
 from daybreak_trainer.export.publish import ExportCard, publish
+from daybreak_trainer.recipe import resolve
 
 ABOUT = About(
     name="digits",
@@ -71,12 +73,35 @@ def test_it_says_what_the_run_knows(tmp_path: Path) -> None:
     assert front["pipeline_tag"] == "text-to-image"
     for said in (
         "19,200 training samples in 300 steps",
-        "| digits | CC0 | 64 | 100.0% | `abc` |",
+        "| digits | CC0 | all | 64 | 100.0% | `abc` |",
         "held for 1.00 h, 50.0%",
         "8.00 device-hours (CPU), 20.00 at 2.5 an hour",
         "**0.900** of 10 images",
         recipe.hash,
         '"preset": "smoke"',
+    ):
+        assert said in card
+
+
+def test_it_lists_the_data_of_every_stage() -> None:
+    """Of all resolutions, each stream with its share of what the stages draw that it is for; and
+    what is there and was never drawn from."""
+    sides = [(16, 3.0), (16, 1.0), (64, 5.0), (128, 1.0)]
+    streams = tuple(
+        StreamDescription(
+            url="u", weight=weight, index="i", shards=1, samples=9, source=f"s{n}", resolution=side
+        )
+        for n, (side, weight) in enumerate(sides)
+    )
+    stage = {"steps": 1, "batchSize": 4}
+    stages = [{**stage, "resolution": side} for side in (16, 32, 64)]
+    recipe = resolve({"preset": "smoke", "stages": stages})
+    card = model_card(recipe, replace(ABOUT, corpus=CorpusDescription(streams=streams)))
+    for said in (
+        "| s0 | not stated | 16 px | 9 | 75.0% |",
+        "| s1 | not stated | 16 px | 9 | 25.0% |",
+        "| s2 | not stated | 32 px, 64 px | 9 | 100.0% |",
+        "| s3 | not stated | none | 9 | 0.0% |",
     ):
         assert said in card
 
