@@ -28,6 +28,7 @@ from daybreak_trainer.checkpoint.lineage import Expected
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
+from daybreak_trainer.data.captions import most_drawn
 from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
 from daybreak_trainer.data.embeddings import null_text
@@ -201,7 +202,7 @@ class Engine:
         cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
         index = course.index_at(state.step)
         stage = self.recipe.stages[index]
-        size, captions = stage.batch_size, stage.captions or self.recipe.text.captions
+        size, captions = stage.batch_size, self.recipe.captions(stage)
         # Where the end is not fixed it may come later than is decided now: the trainer closes the
         # loader at the end, and no sample is lost, for positions travel with batches.
         steps = (
@@ -227,13 +228,14 @@ class Engine:
     def read_validation(
         self, stage: int, read: Callable[[int], None]
     ) -> tuple[ValidationBatch, ...]:
-        """This rank's part of the samples that are held out, as a stage has them; `read` hears how
-        many are here."""
+        """This rank's part of the samples that are held out, as a stage has them, each with the
+        caption that the stage draws most (`most_drawn`); `read` hears how many are here."""
         run, rank, corpus = self.settings.run, self.rank, self.stages[stage]
+        caption = most_drawn(self.recipe.captions(self.recipe.stages[stage]))
         cache = NodeCache(self._cache_folder, run.cache_bytes, self.counters)
         shards = Shards(corpus, cache, self.counters, processes=rank.local_world)
         try:
-            return read_validation(corpus, shards, rank.rank, rank.world, read)
+            return read_validation(corpus, shards, rank.rank, rank.world, read, caption)
         finally:
             shards.close()
 

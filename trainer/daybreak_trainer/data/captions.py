@@ -26,6 +26,12 @@ def chosen(captions: Sequence[Caption], seed: int, positions: npt.NDArray[np.int
     return [captions[place].column for place in places]
 
 
+def most_drawn(captions: Sequence[Caption]) -> str:
+    """The column that has most weight, of equals the first: the one that validation reads, for a
+    sample must be judged with the same caption every time."""
+    return max(captions, key=lambda caption: caption.weight).column
+
+
 def _uniform(seed: int, position: int) -> float:
     """In 0..1, without 1."""
     return (sample_hash(seed, position, _USE) >> 11) / 2.0**53

@@ -13,6 +13,7 @@ from daybreak_trainer.data.card import bucket_size
 from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.errors import DataUnavailableError
 from daybreak_trainer.data.holdout import HeldOut, Indices
+from daybreak_trainer.data.index import CAPTION
 from daybreak_trainer.data.order import rank_slice
 from daybreak_trainer.data.shards import Shards
 
@@ -38,9 +39,15 @@ class ValidationBatch:
 
 
 def read_validation(
-    corpus: Corpus, shards: Shards, rank: int, world: int, read: Callable[[int], None]
+    corpus: Corpus,
+    shards: Shards,
+    rank: int,
+    world: int,
+    read: Callable[[int], None],
+    caption: str = CAPTION,
 ) -> tuple[ValidationBatch, ...]:
-    """This rank's part of all validation samples; `read` hears how many are here.
+    """This rank's part of all validation samples, with the captions of the column `caption`; `read`
+    hears how many are here.
 
     Raises:
         ShardError, DataUnavailableError: as in training.
@@ -48,14 +55,14 @@ def read_validation(
     found: list[ValidationBatch] = []
     done = 0
     for held_out in corpus.validation:
-        found.append(_read(corpus, shards, held_out, rank, world))
+        found.append(_read(corpus, shards, held_out, rank, world, caption))
         done += len(found[-1].numbers)
         read(done)
     return tuple(found)
 
 
 def _read(
-    corpus: Corpus, shards: Shards, held_out: HeldOut, rank: int, world: int
+    corpus: Corpus, shards: Shards, held_out: HeldOut, rank: int, world: int, caption: str
 ) -> ValidationBatch:
     total = len(held_out.numbers)
     part = rank_slice(total, rank, world)
@@ -78,9 +85,9 @@ def _read(
         values = {name: column[row] for name, column in bytes_of.items()}
         file = shards.get(shard)
         try:
-            captions.append(file.read(sample, values, stored))
+            captions.append(file.read(sample, values, stored, caption))
         except DataUnavailableError:
-            captions.append(shards.again(shard, file).read(sample, values, stored))
+            captions.append(shards.again(shard, file).read(sample, values, stored, caption))
     return ValidationBatch(
         numbers=held_out.numbers[part],
         tensors={name: torch.from_numpy(array) for name, array in arrays.items()},

@@ -17,7 +17,7 @@ from daybreak_trainer.recipe.denoiser import Denoiser, Latent
 from daybreak_trainer.recipe.objective import Objective
 from daybreak_trainer.recipe.optimizer import Ema, Optimizer, Schedule
 from daybreak_trainer.recipe.stages import Sampling, Stage
-from daybreak_trainer.recipe.text import Text
+from daybreak_trainer.recipe.text import Caption, Text
 
 
 class Recipe(RecipeModel):
@@ -55,10 +55,14 @@ class Recipe(RecipeModel):
         downsampling = 1 if self.latent is None else self.latent.downsampling
         return downsampling * self.denoiser.patch_size
 
+    def captions(self, stage: Stage) -> tuple[Caption, ...]:
+        """Those of a sample that are drawn from in a stage."""
+        return stage.captions or self.text.captions
+
     @property
     def caption_columns(self) -> tuple[str, ...]:
         """Columns of the data that captions are drawn from, in any stage."""
-        mixes = [stage.captions or self.text.captions for stage in self.stages]
+        mixes = [self.captions(stage) for stage in self.stages]
         return tuple(dict.fromkeys(caption.column for mix in mixes for caption in mix))
 
     def tokens(self, height: int, width: int) -> int:

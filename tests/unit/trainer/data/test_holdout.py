@@ -15,6 +15,7 @@ from mds_folders import latent, name_of, write_latents
 from daybreak_trainer.data.errors import DatasetError
 from daybreak_trainer.data.holdout import LARGEST_SHARE, shares, tails
 from daybreak_trainer.data.validation import read_validation
+from daybreak_trainer.prepare.prepare import prepare
 
 
 @given(sizes=st.lists(st.integers(1, 5000), min_size=1, max_size=9), wanted=st.integers(0, 3000))
@@ -56,6 +57,12 @@ def streams(tmp_path: Path) -> tuple[Path, Path]:
     return folders
 
 
+def held_out(corpus: Any, shards: Any) -> list[tuple[Any, int]]:
+    (bucket,) = corpus.validation
+    places = zip(bucket.shards.tolist(), bucket.samples.tolist(), strict=True)
+    return [(shards.get(shard), number) for shard, number in places]
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_training_and_validation_share_no_sample(
     reader: Callable[..., Any], streams: tuple[Path, Path], world: int
@@ -83,6 +90,24 @@ def test_training_and_validation_share_no_sample(
         shards.close()
     assert sorted(validated) == list(range(len(held_out - skipped)))
     assert set(validated.values()) == held_out - skipped
+
+
+def test_validation_reads_the_captions_of_a_column(
+    reader: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of the samples that are held out, the same ones whichever it is."""
+    prepare("shapes", tmp_path / "shapes", count=40, shard_bytes=1 << 12)
+    corpus, shards = reader(tmp_path / "shapes", validation_samples=4).shards()
+    long, short = (
+        [file.read(number, {}, (0, 0), column) for file, number in held_out(corpus, shards)]
+        for column in ("caption", "caption_short")
+    )
+    assert len(long) == 4
+    assert long != short
+    for column, expected in (("caption", long), ("caption_short", short)):
+        (batch,) = read_validation(corpus, shards, 0, 1, lambda _: None, column)
+        assert list(batch.captions) == expected
+    shards.close()
 
 
 def test_what_is_held_out_is_part_of_the_data(
