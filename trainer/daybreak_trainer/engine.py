@@ -308,6 +308,17 @@ class Engine:
         )
         log_backend(call, self.rank.device, self.dtype)
 
+    def enter(self, stage: int) -> None:
+        """Steps from here on are of this stage. Frozen networks that neither it nor a later one
+        needs are let go.
+
+        Raises:
+            RecipeError, HubUnreachableError: one that was let go is needed again after a roll-back,
+                and cannot be loaded.
+        """
+        self.step.seers = self.step.seers.for_stages(self.recipe, stage, self.rank.device)
+        self.step.enter(stage)
+
     def stage_work(self) -> list[float]:
         """FLOPs of training on an image of each stage, at its largest bucket. Leaves the step in
         the last stage."""

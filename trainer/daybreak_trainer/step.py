@@ -94,8 +94,8 @@ class TrainStep:
         null_text: Tensor | None = None,
         power: PowerEma | None = None,
     ) -> None:
-        """`seers` are what the recipe's objective needs (`losses.load`); `null_text` as
-        `PromptReader` has it."""
+        """`seers` are what the recipe's objective needs (`losses.load`), and may be replaced before
+        a stage is entered; `null_text` as `PromptReader` has it."""
         self._recipe, self._model = recipe, model
         self._prompts = PromptReader(recipe.text, text, rank.device, dtype, null_text)
         self._optimizers, self._ema, self._power = optimizers, ema, power
@@ -103,7 +103,7 @@ class TrainStep:
         self._device_batch_size = device_batch_size
         self._before_update = before_update
         self._phases = phases if phases is not None else Untimed()
-        self._seers = seers
+        self.seers = seers
         self.enter(0)
 
     def enter(self, stage: int) -> None:
@@ -113,7 +113,7 @@ class TrainStep:
         cast(TextToImage, self._model).enter(recipe, stage)
         self._tricks = Tricks.of(recipe, recipe.stages[stage])
         self._parts = StageLosses(
-            self._objective, self._seers, recipe.pixels_per_token, self._rank.device
+            self._objective, self.seers, recipe.pixels_per_token, self._rank.device
         )
 
     @property

@@ -204,7 +204,7 @@ class Trainer:
     def enter(self, stage: int) -> None:
         """What a stage changes but for its data, which its loader brings."""
         course = self.context.course
-        self.engine.step.enter(stage)
+        self.engine.enter(stage)
         self.planner.enter(self.step, self.ledger.seconds())
         self.progress.stage(stage, course)
         self.progress.phase("Training")

@@ -16,7 +16,7 @@ from daybreak_trainer.objectives.draws import Draws
 from daybreak_trainer.objectives.perceptual import Distance
 from daybreak_trainer.objectives.teachers import Teacher
 from daybreak_trainer.recipe import Recipe
-from daybreak_trainer.recipe.objective import Objective, Perceptual
+from daybreak_trainer.recipe.objective import Alignment, Objective, Perceptual
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +31,32 @@ class Seers:
         """Of the features that hidden states are aligned with."""
         return None if self.teacher is None else self.teacher.width
 
+    def for_stages(self, recipe: Recipe, since: int, device: torch.device) -> Seers:
+        """What the stages from `since` on need, for a large vision transformer in bf16 is 0.6 GB:
+        of these what they need, and where that is not all (a roll-back led to an earlier stage)
+        what `load` finds.
 
-def load(recipe: Recipe, device: torch.device) -> Seers:
-    """What some stage of the recipe needs, a teacher that two of them name once. They stay on the
-    device after their last stage: a large vision transformer in bf16 is 0.6 GB, and the shapes of
-    all stages are rehearsed before the first step.
+        Raises:
+            As `load`.
+        """
+        aligned, parts = _needed(recipe, since)
+        kept = tuple(pair for pair in self.distances if pair[0] in parts)
+        if (aligned is not None and self.teacher is None) or len(kept) < len(parts):
+            return load(recipe, device, since)
+        return Seers(None if aligned is None else self.teacher, kept)
+
+
+def load(recipe: Recipe, device: torch.device, since: int = 0) -> Seers:
+    """What some stage of the recipe needs, from the stage `since` on, a teacher that two of them
+    name once. At the start of an attempt that is all of them, for the shapes of all stages are
+    rehearsed before the first step; stages that need them no longer let them go
+    (`Seers.for_stages`).
 
     Raises:
         RecipeError: one cannot be loaded; the message names the field and the remedy.
         HubUnreachableError: a repository does not answer.
     """
-    stages = [recipe.objective.in_stage(stage) for stage in recipe.stages]
-    aligned = next((stage.alignment for stage in stages if stage.alignment is not None), None)
+    aligned, parts = _needed(recipe, since)
     known: dict[str, Teacher] = {}
     teacher = None
     if aligned is not None:
@@ -51,9 +65,20 @@ def load(recipe: Recipe, device: torch.device) -> Seers:
     distances = tuple(
         (part, perceptual.load(f"recipe.objective.perceptual[{number}]", part, device, known))
         for number, part in enumerate(recipe.objective.perceptual)
-        if any(part in stage.perceptual for stage in stages)
+        if part in parts
     )
     return Seers(teacher, distances)
+
+
+def _needed(recipe: Recipe, since: int) -> tuple[Alignment | None, list[Perceptual]]:
+    """What some stage from `since` on is aligned with, and the distances that one minimises."""
+    stages = [recipe.objective.in_stage(stage) for stage in recipe.stages[since:]]
+    aligned = next((stage.alignment for stage in stages if stage.alignment is not None), None)
+    return aligned, [
+        part
+        for part in recipe.objective.perceptual
+        if any(part in stage.perceptual for stage in stages)
+    ]
 
 
 @dataclass(frozen=True, eq=False)

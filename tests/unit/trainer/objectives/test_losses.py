@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +171,39 @@ def test_only_what_a_stage_needs_is_loaded_and_once(tmp_path: Path) -> None:
     assert looks(alignment=False) == 3 * once
     assert looks() == 4 * once
     assert looks(alignment=False, perceptual=False) == 0
+
+
+def test_what_no_later_stage_needs_is_let_go(tmp_path: Path) -> None:
+    """A teacher stays as long as it aligns or compares in a stage that is to come; then nothing
+    holds it. A roll-back to a stage that had it loads it again, once."""
+    teacher().model.save_pretrained(tmp_path)
+    source = str(tmp_path)
+    seen = {"kind": "features", "teacher": source, "weight": 0.1, "size": 16}
+    given = {"alignment": ALIGNED | {"teacher": source}, "perceptual": [seen]}
+    one = {"resolution": 16, "steps": 1, "batchSize": 4}
+    off = {"alignment": False, "perceptual": False}
+    stages = [one | off, one, one | {"perceptual": False}, one | off, one | off]
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "objective": given,
+            "stages": stages,
+            "denoiser": {"patchSize": 4, "depth": 2},
+        }
+    )
+    seers = load(recipe, CPU)
+    assert seers.teacher is not None
+    held = weakref.ref(seers.teacher.model)
+    for stage, distances in ((0, 1), (1, 1), (2, 0)):
+        seers = seers.for_stages(recipe, stage, CPU)
+        assert seers.teacher is not None
+        assert seers.teacher.model is held()
+        assert len(seers.distances) == distances
+    seers = seers.for_stages(recipe, 3, CPU)
+    assert (seers.teacher, seers.distances) == (None, ())
+    gc.collect()
+    assert held() is None
+    back = seers.for_stages(recipe, 1, CPU)
+    (pair,) = back.distances
+    assert isinstance(pair[1], FeatureDistance)
+    assert pair[1].teacher is back.teacher is not None
