@@ -147,6 +147,7 @@ class Finisher:
             price=run.budget.gpu_hour_price,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
             evaluation=evaluation,
+            validation=self._progress.validation,
             grid=SAMPLES_FILE if (folder / SAMPLES_FILE).exists() else "",
         )
         (folder / CARD).write_text(model_card(recipe, about))

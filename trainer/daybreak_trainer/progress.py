@@ -161,6 +161,12 @@ class ProgressReporter:
             self._metrics.validated(found)
         self._set(at_once=True, validation=found)
 
+    @property
+    def validation(self) -> Validation | None:
+        """The last one; None where there was none."""
+        found = self._progress.validation
+        return found if found is not None and (found.loss is not None or found.metrics) else None
+
     def done(self, ledger: Mapping[str, float]) -> None:
         """Nothing is left to do."""
         if self._file is not None:

@@ -55,9 +55,10 @@ class Saver:
 
     def save(self) -> None:
         """Begins to save, unless gradients are bad just now: the run may have to go back to before
-        they were, and a commit of today's weights would be where it finds itself."""
+        they were, and a commit of today's weights would be where it finds itself. The last step's
+        commit comes when its weights were judged, and holds what they came to."""
         context = self._context
-        if self._checks.bad_steps:
+        if self._checks.bad_steps or context.step >= self._planner.last_step(context.course):
             return
         with context.ledger.during("checkpoint"), self.counting_bytes():
             self.keeper.settle(context.state)

@@ -194,8 +194,9 @@ class Trainer:
                 self.ledger.begin_steps()
                 self.meters.pause()
                 while self.step < min(self.context.course.ends[stage], self.last_step):
-                    self.act(self.one_step(batches, agreement), agreement)
-                    self.follow(self.planner.after_step)
+                    done = self.one_step(batches, agreement)
+                    self.follow(self.planner.after_step)  # which says if this was the last step
+                    self.act(done, agreement)
                     garbage.after_step(self.step)
                 self.recorder.agreed(agreement.drain())
         finally:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import xxhash
 from torch import Tensor
 
 from daybreak_trainer.checkpoint import dcp, lineage, retention, snapshots, verify
@@ -261,15 +262,18 @@ class Checkpointer:
     def save_now(self, state: TrainState, tensors: Mapping[str, Any], journal: Journal) -> Commit:
         """Saves and returns when the commit is real; `poll` tells its outcome too.
 
-        A commit of this very step that is there, or in flight, is not made again.
+        A commit of this very step that is there, or in flight, is not made again, unless an earlier
+        attempt made it and journal or snapshots have grown since: an attempt that finds nothing
+        left to train adds what the last step's weights were judged at. One of this attempt would
+        have to be removed first, and stands as it is.
 
         Raises:
             StorageError: it could not be saved; the previous commit stands.
             RanksLostError: a rank is gone.
         """
         self._saves.wait()
-        if self.latest is not None and self.latest.step == state.step:
-            return self.latest
+        if (latest := self.latest) is not None and self._holds(latest, state, journal):
+            return latest
         self.save(state, tensors, journal)
         self._saves.wait()
         outcome = self._saves.last
@@ -278,6 +282,20 @@ class Checkpointer:
             assert outcome.failure is not None  # one of the two
             raise outcome.failure
         return outcome.commit
+
+    def _holds(self, commit: Commit, state: TrainState, journal: Journal) -> bool:
+        """Whether the commit will do for this state. A collective: rank 0's journal is the one that
+        is saved."""
+        if commit.step != state.step:
+            return False
+        if commit.attempt == self._attempt:
+            return True
+        if commit.state.snapshots != state.snapshots:
+            return False
+        found = commit.files[HISTORY].xxh64
+        return self._together.run_on_first(
+            "compare journals", lambda: xxhash.xxh64(journal.encode()).hexdigest() == found
+        )
 
     def moved(self) -> int:
         """Changes as long as the store of any rank takes or gives bytes: a sign of progress while

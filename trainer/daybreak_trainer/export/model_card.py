@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from daybreak_trainer.contract import Evaluation
+from daybreak_trainer.contract import Evaluation, Validation
 from daybreak_trainer.data.corpus import source_of
 from daybreak_trainer.data.description import CorpusDescription, StreamDescription
+from daybreak_trainer.evaluate.metrics.scores import described
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.telemetry.ledger import PRODUCTIVE
 
@@ -40,6 +41,8 @@ class About:
     device: str = ""
     """What one of them is."""
     evaluation: Evaluation | None = None
+    validation: Validation | None = None
+    """The last one of the run."""
     grid: str = ""
     """File of drawn samples, if any."""
 
@@ -77,6 +80,8 @@ def _body(recipe: Recipe, about: About) -> Iterator[str]:
     yield "## Training data\n\n" + _data(recipe, about.corpus)
     if about.evaluation is not None:
         yield "## Evaluation\n\n" + _evaluation(about.evaluation)
+    if about.validation is not None:
+        yield "## Validation\n\n" + _validation(about.validation)
     if about.seconds:
         yield "## Cost\n\n" + _cost(about)
     yield (
@@ -196,6 +201,20 @@ def _evaluation(found: Evaluation) -> str:
         accuracy = found.judge_accuracy.get(tag)
         rows.append(f"| {tag} | {value:.3f} | {'' if accuracy is None else f'{accuracy:.3f}'} |")
     return "\n".join(rows)
+
+
+def _validation(found: Validation) -> str:
+    lines = []
+    if found.loss is not None:
+        bins = ", ".join(f"{value:.4f} in {name}" for name, value in found.bins.items())
+        lines.append(
+            f"- velocity loss {found.loss:.4f} on {found.samples:,} samples, by t ({bins}; 0 is "
+            "data)"
+        )
+    lines += [f"- {line}" for line in described(found.metrics)]
+    return f"On samples that were held out of training, after {found.step:,} steps:\n\n" + (
+        "\n".join(lines)
+    )
 
 
 def _cost(about: About) -> str:

@@ -14,7 +14,15 @@ from saved_run import EXPECTED, SHARD, Run, journal
 
 from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.changes import ChangedError
-from daybreak_trainer.checkpoint.layout import ATTEMPT, COMMIT, DATA, RECIPE, DataPosition
+from daybreak_trainer.checkpoint.layout import (
+    ATTEMPT,
+    COMMIT,
+    DATA,
+    RECIPE,
+    CommitPoint,
+    DataPosition,
+)
+from daybreak_trainer.contract import Validation
 
 
 def test_training_goes_on_while_a_save_is_written(run: Run, rules: list[Rule]) -> None:
@@ -81,6 +89,25 @@ def test_a_save_of_the_same_step_is_not_made_again(run: Run) -> None:
     assert commit.step == 3
     assert [outcome.step for outcome in checkpointer.poll()] == [3]
     assert checkpointer.save_now(run.at(4), run.tensors, journal(4)).step == 4
+
+
+def test_what_came_after_the_last_step_is_committed_too(run: Run) -> None:
+    """An attempt that goes on from the last step adds an evaluation to the journal: it commits the
+    step as its own. With nothing to add the commit that is there will do."""
+    run.started(1).save_now(run.at(3), run.tensors, journal(3))
+    second = run.started(2)
+    assert second.latest is not None
+    grown = second.load(second.latest, run.tensors)
+    assert second.save_now(run.at(3), run.tensors, grown).attempt == 1
+    grown.append(Validation(step=3, loss=0.25))
+    commit = second.save_now(run.at(3), run.tensors, grown)
+    assert (commit.attempt, commit.parent) == (2, CommitPoint(attempt=1, step=3))
+    assert second.save_now(run.at(3), run.tensors, grown) == commit
+    third = run.started(3)
+    assert third.latest == commit
+    resumed = third.load(commit, run.tensors)
+    assert [found.loss for found in resumed.evaluations()] == [0.25]
+    assert third.save_now(run.at(3), run.tensors, resumed) == commit
 
 
 def test_a_roll_back_past_a_damaged_commit(run: Run) -> None:

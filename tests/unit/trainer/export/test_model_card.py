@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from daybreak_cli.main import app
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.contract import Evaluation
+from daybreak_trainer.contract import Evaluation, MetricScore, Validation
 from daybreak_trainer.data.description import CorpusDescription, StreamDescription
 from daybreak_trainer.export.model_card import About, model_card, sampling_code
 from daybreak_trainer.export.pipeline import build_pipeline, save_folder
@@ -43,6 +43,22 @@ ABOUT = About(
     device="CPU",
     evaluation=Evaluation(
         benchmark="digits", step=300, alignment=0.9, alignment_by_tag={"one": 0.9}, images=10
+    ),
+    validation=Validation(
+        step=300,
+        samples=256,
+        loss=0.25,
+        bins={"0-0.3": 0.5},
+        metrics=(
+            MetricScore(
+                name="fid",
+                value=12.5,
+                extractor="inception",
+                standard=True,
+                images=256,
+                reference_images=256,
+            ),
+        ),
     ),
 )  # fmt: skip
 
@@ -77,6 +93,9 @@ def test_it_says_what_the_run_knows(tmp_path: Path) -> None:
         "held for 1.00 h, 50.0%",
         "8.00 device-hours (CPU), 20.00 at 2.5 an hour",
         "**0.900** of 10 images",
+        "held out of training, after 300 steps",
+        "velocity loss 0.2500 on 256 samples, by t (0.5000 in 0-0.3; 0 is data)",
+        "- fid 12.5 (inception",
         recipe.hash,
         '"preset": "smoke"',
     ):

@@ -135,9 +135,12 @@ def test_what_found_nothing_left_to_train_is_judged_in_its_last_stage(
             stopped = bench.attempt(1, ranks=1, stop_at=stop_at, evaluation=evaluation)
             assert stopped == [ExitCode.CHECKPOINTED]
             assert evaluations(bench, 1) == []
-        assert bench.attempt(2, ranks=1, evaluation=evaluation) == [ExitCode.DONE]
+        # The last step is due for a commit, and committed once, when it was judged.
+        done = bench.attempt(2, ranks=1, evaluation=evaluation, checkpoint_interval_steps=5)
+        assert done == [ExitCode.DONE]
         found = told(bench, 2).validation
         assert found is not None
+        assert evaluations(bench, 2) == [found]
         losses.append(found.loss)
     assert losses[0] == losses[1]
 
