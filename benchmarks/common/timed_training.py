@@ -138,7 +138,7 @@ class _Cell:
         # A median of rates: what a busy machine does to a few steps is not the arm's doing.
         last = self.recipe.stages[-1].batch_size
         rate = last / float(np.median(times[-_SPEED_STEPS:]))
-        weights = export.gathered(self.engine.ema.shadow)
+        weights = dict(export.Gathered(self.engine.ema.shadow))
         loss, (alignment, by_tag) = self._validated(weights), self._judged(weights)
         return Outcome(alignment, by_tag, loss, rate, len(times), samples)
 

@@ -2,6 +2,12 @@
 
 The export is what gets judged, built as a user would load it. All ranks draw, on their devices;
 what follows is the first rank's alone, and the others end: no device waits for an upload.
+
+What a node holds for it, beside what training left there: on each rank that draws one pipeline, in
+the export's precision, on that rank's device. Weights are gathered on the devices too, tensor by
+tensor, into the pipelines' own. So with GPUs the host holds the pipeline of the first rank alone,
+while it is written, and for a moment each rank's autoencoder; on CPUs it holds as many pipelines as
+ranks draw. A frozen text encoder moves, and is held once.
 """
 
 from __future__ import annotations
@@ -106,18 +112,23 @@ class Finisher:
 
     def _pipeline(self, shadow: dict[str, Tensor], images: int) -> Any:
         """On this rank's device; None where none of so many images is this rank's to draw, for it
-        would be a whole model more in the node's memory."""
+        would be a whole model more in its memory."""
         self._progress.phase("Exporting")
         self._heartbeat.enter(Phase.EXPORTING)
-        needed = self._rank.is_first or self._rank.rank < images
-        weights = export.gathered(shadow, kept=needed)
-        if not needed:
+        weights = export.Gathered(shadow)
+        if not (self._rank.is_first or self._rank.rank < images):
+            weights.pass_by()
             return None
         pipeline: Any = export.build_pipeline(
-            self._settings.recipe, weights, self._text, self._fresh_autoencoder()
+            self._settings.recipe,
+            weights,
+            self._text,
+            self._fresh_autoencoder(),
+            device=self._rank.device,
+            dtype=export.DTYPES[self._settings.run.export_dtype],
         )
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(self._rank.device, export.DTYPES[self._settings.run.export_dtype])
+        return pipeline
 
     def _fresh_autoencoder(self) -> Autoencoder | None:
         """Training's own may have become less precise than the export is to be."""

@@ -17,12 +17,13 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models.autoencoder import Autoencoder
@@ -31,6 +32,7 @@ from daybreak_trainer.recipe import Recipe, RecipeError
 
 RECIPE_FILE = "recipe.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_CPU = torch.device("cpu")
 
 
 def check(recipe: Recipe, autoencoder: Autoencoder | None) -> None:
@@ -50,26 +52,31 @@ def build_pipeline(
     weights: Mapping[str, Tensor],
     tower: TextTower,
     autoencoder: Autoencoder | None = None,
+    *,
+    device: torch.device = _CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """The pipeline with `weights` (names of `TextToImage`), on the CPU, in fp32. A frozen encoder
-    is not copied: the tower's own becomes the pipeline's, and goes where that goes.
+    """The pipeline with `weights` (names of `TextToImage`) on a device, in a precision. They are
+    taken one after the other, each once, straight into its own, so a mapping may make them as they
+    are asked for. A frozen encoder and the autoencoder are not copied: they become the pipeline's,
+    and go where that goes.
 
     Raises:
         KeyError: a weight of the model is missing.
     """
     import diffusers
 
-    denoiser = denoisers.build(recipe, tower.hidden_size)
-    _fill(denoiser, weights, "denoiser.")
+    encoder = _encoder(tower, device, dtype)
+    of_denoiser = _but_the_encoders(weights, encoder if tower.trained else None)
     tokenizer = copy.deepcopy(tower.tokenizer)
     tokenizer.model_max_length = recipe.text.max_tokens  # to which the pipelines cut and pad
     parts: dict[str, Any] = {
-        "transformer": denoiser.to_stock(),
+        "transformer": denoisers.stock(recipe, tower.hidden_size, of_denoiser, device, dtype),
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=recipe.sampling.shift),
-        "text_encoder": _encoder(tower, weights),
+        "text_encoder": encoder,
         "tokenizer": tokenizer,
     }
-    vae = None if autoencoder is None else autoencoder.module
+    vae = None if autoencoder is None else autoencoder.module.to(device, dtype)
     if recipe.denoiser.kind == "sana":
         return diffusers.SanaPipeline(**parts, vae=vae)
     parts["default_sample_size"] = recipe.stages[-1].resolution
@@ -82,24 +89,34 @@ def build_pipeline(
     )
 
 
-def _encoder(tower: TextTower, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A frozen encoder itself, which computes in bf16 on a GPU while training, for it may be larger
-    than the denoiser; of a trained one a copy with its averaged weights."""
+def _encoder(tower: TextTower, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A frozen encoder itself, for it may be larger than the denoiser; of a trained one the same
+    without its weights."""
     if not tower.trained:
-        return tower.encoder.to("cpu", torch.float32)
+        return tower.encoder.to(device, dtype)
     from transformers import AutoModel
 
     config: Any = tower.encoder.config
     encoder: nn.Module = AutoModel.from_config(config)
-    _fill(encoder, weights, "text_encoder.")
-    return encoder.eval()
+    return encoder.to(device, dtype).eval()
 
 
 @torch.no_grad()
-def _fill(module: Any, weights: Mapping[str, Tensor], prefix: str) -> None:
+def _but_the_encoders(
+    weights: Mapping[str, Tensor], encoder: nn.Module | None
+) -> Iterator[tuple[str, Tensor]]:
+    """The denoiser's, by their names there; those of the text encoder are filled in on the way, and
+    what is trained beside the model stays behind."""
     # By parameter: a state dict would list tied weights twice.
-    for name, parameter in module.named_parameters():
-        parameter.copy_(weights[prefix + name])
+    missing = {} if encoder is None else dict(encoder.named_parameters())
+    for name, value in weights.items():
+        part, _, rest = name.partition(".")
+        if part == "denoiser":
+            yield rest, value
+        elif part == "text_encoder":
+            missing.pop(rest).copy_(value)
+    if missing:
+        raise KeyError(f"text_encoder.{next(iter(missing))}")
 
 
 def save_folder(pipeline: Any, recipe: Recipe, folder: Path, dtype: str = "fp32") -> None:
@@ -121,14 +138,25 @@ def drop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def gathered(shadow: Mapping[str, Tensor], kept: bool = True) -> dict[str, Tensor]:
-    """Full tensors on the CPU from sharded ones; a collective. A rank that does not keep them has
-    none, and no memory taken for them."""
-    from torch.distributed.tensor import DTensor
+class Gathered(Mapping[str, Tensor]):
+    """Full tensors of sharded ones, each gathered when it is asked for, on the device where its
+    shards are: a collective, so all ranks ask for the same ones in the same order. Nothing is
+    kept."""
 
-    full = {}
-    for name, value in shadow.items():
-        tensor = value.full_tensor() if isinstance(value, DTensor) else value
-        if kept:
-            full[name] = tensor.detach().to("cpu", torch.float32)
-    return full
+    def __init__(self, shards: Mapping[str, Tensor]) -> None:
+        self._shards = shards
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._shards[name].detach()
+        return value.full_tensor() if isinstance(value, DTensor) else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shards)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def pass_by(self) -> None:
+        """Takes part for a rank that needs none of them."""
+        for _ in self.values():
+            pass

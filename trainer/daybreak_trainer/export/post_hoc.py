@@ -125,7 +125,8 @@ def export(chosen: Plan, scratch: Path, target: Storage, name: str, dtype: str) 
     recipe = parse(json.loads((beside / RECIPE).read_text()))
     tower = read_tower(recipe, beside)
     vae = None if recipe.latent is None else autoencoder.build(recipe.latent)
-    made = pipeline.build_pipeline(recipe, put_together(chosen), tower, vae)
+    of = pipeline.DTYPES[dtype]
+    made = pipeline.build_pipeline(recipe, put_together(chosen), tower, vae, dtype=of)
     pipeline.save_folder(made, recipe, folder, dtype)
     snapshot, _ = chosen.last
     corpus = CorpusDescription.model_validate_json((beside / DATA).read_text())

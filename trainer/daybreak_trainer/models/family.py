@@ -7,7 +7,7 @@ lists them); its formula of FLOPs stands in `flops.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -55,7 +55,12 @@ class Denoiser(Protocol):
     def learning_rate_factors(self) -> dict[str, float]:
         """On AdamW's learning rate, by parameter name; 1 for those that are not there."""
 
-    def to_stock(self) -> nn.Module:
-        """The diffusers transformer of these weights, with none of our code: a copy."""
+    def stock(self) -> nn.Module:
+        """The diffusers transformer of this shape, with none of our code and with no weights: on
+        the meta device."""
+
+    def spelled_out(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """`weights` by this module's names, in the order of its parameters, by those of the stock
+        transformer: one at a time, for together they may be all that the host has room for."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...

@@ -5,9 +5,9 @@ What it trains loads into stock `diffusers.PRXTransformer2DModel`, with none of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -164,25 +164,25 @@ class Prx(PRXTransformer2DModel):  # type: ignore[misc]
             if parameter.ndim == 2 and not name.startswith(inputs)
         }
 
-    def to_stock(self) -> nn.Module:
-        stock: nn.Module = PRXTransformer2DModel.from_config(dict(self.config))
-        stock.load_state_dict(self._spelled_out())
-        return stock.eval()
+    def stock(self) -> nn.Module:
+        with torch.device("meta"):
+            stock: nn.Module = PRXTransformer2DModel.from_config(dict(self.config))
+        return stock
 
-    @torch.no_grad()
-    def _spelled_out(self) -> dict[str, Any]:
-        """Weights by their stock names: a shared modulation becomes one for each block, whose rows
-        have its gains."""
-        weights: dict[str, Any] = dict(self.state_dict())
-        shared = self.shared_modulation
-        if shared is not None:
-            for name in ("shared_modulation.weight", "shared_modulation.bias"):
-                del weights[name]
-            for number in range(len(self.blocks)):
-                gain = weights.pop(f"blocks.{number}.modulation.gain")
-                weights[f"blocks.{number}.modulation.lin.weight"] = gain[:, None] * shared.weight
-                weights[f"blocks.{number}.modulation.lin.bias"] = gain * shared.bias
-        return weights
+    def spelled_out(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """A shared modulation becomes one for each block, whose rows have its gains."""
+        shared: dict[str, Tensor] = {}
+        gains: dict[str, Tensor] = {}
+        for name, value in weights:
+            if name.startswith("shared_modulation."):
+                shared[name.removeprefix("shared_modulation.")] = value
+            elif name.endswith(".modulation.gain"):
+                gains[name.removesuffix("gain")] = value
+            else:
+                yield name, value
+        for block, gain in gains.items():
+            yield f"{block}lin.weight", gain[:, None] * shared["weight"]
+            yield f"{block}lin.bias", gain * shared["bias"]
 
 
 def build(recipe: Recipe, channels: int, text_hidden_size: int) -> Prx:

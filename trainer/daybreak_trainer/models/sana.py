@@ -9,9 +9,11 @@ Euler steps of `FlowMatchEulerDiscreteScheduler` on pixels in -1..1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.transformers.sana_transformer import (
     SanaTransformer2DModel,
@@ -210,10 +212,13 @@ class Sana(SanaTransformer2DModel):  # type: ignore[misc]
             if not name.endswith("scale_shift_table")
         }
 
-    def to_stock(self) -> nn.Module:
-        stock: nn.Module = SanaTransformer2DModel.from_config(dict(self.config))
-        stock.load_state_dict(self.state_dict())
-        return stock.eval()
+    def stock(self) -> nn.Module:
+        with torch.device("meta"):
+            stock: nn.Module = SanaTransformer2DModel.from_config(dict(self.config))
+        return stock
+
+    def spelled_out(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        yield from weights
 
 
 def _is_matrix(parameter: Tensor) -> bool:

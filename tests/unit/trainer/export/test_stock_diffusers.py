@@ -3,6 +3,8 @@ diffusers draws is what Daybreak drew and judged."""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_autoencoders import save_kl
 from tiny_encoders import save_endless_qwen, save_t5
 from tokenizers.normalizers import NFC
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from daybreak_trainer.evaluate import stock
@@ -158,6 +161,55 @@ def test_sana_takes_the_autoencoder_that_its_pipeline_takes(tmp_path: Path) -> N
     kl = recipe.latent.model_copy(update={"autoencoder": str(save_kl(tmp_path / "kl"))})
     with pytest.raises(RecipeError, match=r"AutoencoderKL.*AutoencoderDC alone.*kind: prx"):
         check(recipe, autoencoder.build(kl))
+
+
+class Counted(Mapping[str, Tensor]):
+    """Weights that are made when they are asked for, as from shards, and how many there are."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights, self._made = weights, list[weakref.ref[Tensor]]()
+        self.most = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        made = self._weights[name].clone()
+        self._made = [one for one in (*self._made, weakref.ref(made)) if one() is not None]
+        self.most = max(self.most, len(self._made))
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_whole_model_lies_beside_the_pipeline(shared: bool, tmp_path: Path) -> None:
+    """Weights are taken one by one and let go, but for the small ones that a shared modulation is
+    spelled out from; in bf16 they are fp32's, rounded once."""
+    recipe = tiny_models.recipe_of("prx-pixel-x", tmp_path)
+    denoiser = recipe.denoiser.model_copy(update={"shared_modulation": shared})
+    recipe = recipe.model_copy(update={"denoiser": denoiser})
+    weights, tower, _ = tiny_models.trained(recipe)
+    assert len(weights) > 50
+    whole = build_pipeline(recipe, weights, tower)
+    counted = Counted(weights)
+    half = build_pipeline(recipe, counted, tower, dtype=torch.bfloat16)
+    assert counted.most <= (3 + recipe.denoiser.depth + 2 if shared else 3)
+    for part in ("transformer", "text_encoder"):
+        expected = dict(getattr(whole, part).named_parameters())
+        for name, value in getattr(half, part).named_parameters():
+            assert torch.equal(value, expected[name].bfloat16()), name
+
+
+def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:
+    """Not a model with numbers of no meaning."""
+    recipe = tiny_models.recipe_of("prx-pixel-x", tmp_path)
+    weights, tower, _ = tiny_models.trained(recipe)
+    for name in (next(iter(weights)), next(n for n in weights if n.startswith("text_encoder."))):
+        rest = {other: value for other, value in weights.items() if other != name}
+        with pytest.raises(KeyError, match=name.removeprefix("denoiser.")):
+            build_pipeline(recipe, rest, tower)
 
 
 def test_weights_are_written_as_asked(tmp_path: Path) -> None:

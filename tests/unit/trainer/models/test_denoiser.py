@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import LATENT, Inputs, fresh, inputs, recipe_of, stirred
+from small_networks import LATENT, TEXT_WIDTH, Inputs, fresh, inputs, recipe_of, stirred
 from torch import Tensor, nn
 
+from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models.rope import places, stretches
 from daybreak_trainer.models.text_to_image import TextToImage
 from daybreak_trainer.recipe import Recipe
@@ -55,7 +56,8 @@ def test_the_denoiser_is_the_stock_model(recipe: Recipe) -> None:
     """With padded captions and images of two sides: the image, and the gradients of all weights
     that stock diffusers has by the same name; a shared modulation is spelled out for it."""
     model = stirred(recipe)
-    stock = model.denoiser.to_stock()
+    weights = model.denoiser.named_parameters()
+    stock = denoisers.stock(recipe, TEXT_WIDTH, weights, torch.device("cpu"), torch.float32)
     assert type(stock).__module__.startswith("diffusers.")
     # 32 x 32 pixels' worth of tokens, half as high and twice as wide: a bucket of the last stage.
     given = inputs(recipe, height=16, width=64)
