@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from daybreak_trainer.evaluate.batches import Images, decoded, rows_at_once
 from daybreak_trainer.evaluate.euler import guided, integrate, velocity
 from daybreak_trainer.evaluate.sampler import noise_seed
-from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.models.text import Conditioner
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
 
@@ -29,7 +29,7 @@ from daybreak_trainer.recipe import Recipe
 class Drawer:
     recipe: Recipe
     model: nn.Module
-    text: TextTower
+    text: Conditioner
     rank: Rank
     dtype: torch.dtype
     """That the model computes in."""

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from daybreak_trainer.evaluate.batches import Images
 from daybreak_trainer.evaluate.comparison import Comparison
 from daybreak_trainer.evaluate.draw import Drawer
 from daybreak_trainer.evaluate.due import EvaluationDue
+from daybreak_trainer.evaluate.encoded import EncodedPrompts
 from daybreak_trainer.evaluate.grid import save_grid
 from daybreak_trainer.evaluate.metrics.extractors import load_extractors
 from daybreak_trainer.evaluate.metrics.scores import described
@@ -41,6 +43,7 @@ from daybreak_trainer.evaluate.score import (
 from daybreak_trainer.evaluate.validate import ValidationLoss, validation_loss
 from daybreak_trainer.health.heartbeat import Heartbeat, Phase
 from daybreak_trainer.models.autoencoder import Autoencoder
+from daybreak_trainer.models.text import Conditioner
 from daybreak_trainer.stores.errors import StorageError
 from daybreak_trainer.telemetry import log
 
@@ -80,6 +83,10 @@ class RunEvaluator:
             self._prompts = tuple(heldout_prompts(self._settings.benchmark))
         self._read: tuple[int, tuple[ValidationBatch, ...]] | None = None
         self._rows = min(_ROWS, run.compute.device_batch_size or _ROWS)
+        self._encoded: EncodedPrompts | None = None
+        """Where the encoder is kept for the export alone."""
+        if engine.recipe.text.precomputed:
+            self._encoded = EncodedPrompts(engine.text, self._rank.device, engine.dtype)
 
     @property
     def validates(self) -> bool:
@@ -101,6 +108,7 @@ class RunEvaluator:
         started = time.monotonic()
         self._heartbeat.enter(Phase.EVALUATING)
         batches = self._batches(stage)
+        self._hold(batches)
         self._engine.checkpointer.before_update()  # which may still copy the weights
         with averaged(self._engine.model, self._engine.ema), self._decoder_on_device():
             loss = self._loss(batches)
@@ -111,6 +119,16 @@ class RunEvaluator:
         if self._rank.is_first:
             _say(found)
         return found
+
+    def _hold(self, batches: Sequence[ValidationBatch]) -> None:
+        """Has all prompts of an evaluation encoded, the empty one of guidance too."""
+        if self._encoded is not None:
+            captions = (caption for batch in batches for caption in batch.captions)
+            self._encoded.hold(chain(captions, self._texts, ("",)), self._moved)
+
+    @property
+    def _text(self) -> Conditioner:
+        return self._engine.text if self._encoded is None else self._encoded
 
     def _moved(self, done: int) -> None:
         """After each pass of the model, which all ranks make together."""
@@ -133,7 +151,7 @@ class RunEvaluator:
         engine = self._engine
         return validation_loss(
             engine.model,
-            engine.text,
+            self._text,
             engine.recipe,
             batches,
             self._clean,
@@ -169,20 +187,24 @@ class RunEvaluator:
         return Drawer(
             engine.recipe,
             engine.model,
-            engine.text,
+            self._text,
             self._rank,
             engine.dtype,
             self._rows,
             _pixels(self._autoencoder),
         )
 
-    def _grid(self, step: int, resolution: int) -> dict[str, float]:
-        """Draws and writes the grid; the benchmark's score by tag, on the first rank."""
+    @property
+    def _texts(self) -> list[str]:
+        """Of all images that are drawn for prompts: the benchmark's first."""
         given = self._settings
-        texts = [p.prompt for p in self._prompts]
-        texts += [
+        return [p.prompt for p in self._prompts] + [
             given.prompts[n % len(given.prompts)] for n in range(given.images) if given.prompts
         ]
+
+    def _grid(self, step: int, resolution: int) -> dict[str, float]:
+        """Draws and writes the grid; the benchmark's score by tag, on the first rank."""
+        given, texts = self._settings, self._texts
         if not texts:
             return {}
         size = (resolution, resolution)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from daybreak_trainer.data.holdout import Indices
 from daybreak_trainer.data.validation import ValidationBatch
-from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.models.text import Conditioner
 from daybreak_trainer.objectives.validation import dense_losses
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.recipe import Recipe
@@ -51,7 +51,7 @@ class _Rows:
 
 def validation_loss(
     model: nn.Module,
-    text: TextTower,
+    text: Conditioner,
     recipe: Recipe,
     batches: Sequence[ValidationBatch],
     clean: Clean,

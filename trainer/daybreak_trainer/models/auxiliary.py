@@ -44,6 +44,11 @@ class Fusion(nn.Module):
     learned token in place of deep states that are not there.
 
     It starts as the mean of both, with which a path of zero gates changes no token's direction.
+
+    The published method ends with a short stage of all tokens, and so does a recipe here
+    (`recipe.rules`). Its authors keep the fusion in that stage and when they draw; stock diffusers
+    has none, and no weights of a block can stand for it, because a later block does not see the
+    shallow states. So the last stage goes without it at once, and learns to.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -7,6 +7,7 @@ out, `(batch, 1, tokens, tokens)`, which transformers takes as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -20,10 +21,10 @@ _ROWS, _TOKENS = 2, 8
 
 
 def encode(
-    encoder: nn.Module, input_ids: Tensor, mask: Tensor, form: MaskForm = "padding"
+    encoder: Callable[..., Any], input_ids: Tensor, mask: Tensor, form: MaskForm = "padding"
 ) -> Tensor:
     """Hidden states of the captions, `(batch, tokens, hidden)`; ids and `mask`, which is True at
-    real tokens, are `(batch, tokens)`."""
+    real tokens, are `(batch, tokens)`. `encoder` is a module, or calls one."""
     attended = mask if form == "padding" else _spelt_out(mask, causal=form == "causal")
     hidden: Tensor = encoder(input_ids=input_ids, attention_mask=attended)["last_hidden_state"]
     return hidden

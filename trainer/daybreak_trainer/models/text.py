@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,15 @@ from daybreak_trainer.models.padding import Padding
 from daybreak_trainer.models.pretrained import checksum, loaded
 from daybreak_trainer.models.tokenizers import piece_tokenizer, word_tokenizer
 from daybreak_trainer.recipe.text import Text
+
+
+class Conditioner(Protocol):
+    """What draws and judges asks of it."""
+
+    def condition(
+        self, captions: Sequence[str], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        """What `TextToImage.forward` takes of captions, outside of a training step."""
 
 
 @dataclass(frozen=True)

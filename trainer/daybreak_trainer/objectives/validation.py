@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from daybreak_trainer.models.text import TextTower
+from daybreak_trainer.models.text import Conditioner
 from daybreak_trainer.objectives import flow
 from daybreak_trainer.objectives.draws import sample_seed
 from daybreak_trainer.recipe.objective import Objective
@@ -39,7 +39,7 @@ class ValidationBatch(Protocol):
 @torch.no_grad()
 def dense_losses(
     model: nn.Module,
-    text: TextTower,
+    text: Conditioner,
     objective: Objective,
     batch: ValidationBatch,
     timesteps: Sequence[float],

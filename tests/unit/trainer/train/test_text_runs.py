@@ -10,7 +10,8 @@ import pytest
 from rank_runs import Bench
 from tiny_encoders import save_t5
 
-from daybreak_trainer.contract import ExitCode
+from daybreak_trainer.checkpoint import history
+from daybreak_trainer.contract import EvaluationSettings, ExitCode
 from daybreak_trainer.prepare.datasets import prepare_datasets
 from daybreak_trainer.prepare.embeddings import Embedder, EmbeddingColumn
 from daybreak_trainer.recipe import Recipe, resolve
@@ -61,23 +62,32 @@ def test_stored_embeddings_train_as_captions_encoded_in_every_step_do(
     fork_server: ForkServerContext, tmp_path: Path
 ) -> None:
     """Of two columns of captions, one drawn for each sample, padded to the longest: the same losses
-    but for the rounding of what is stored, on two ranks as on one; a run ends with its export. Data
-    of another encoder is refused before the first step."""
+    but for the rounding of what is stored, on two ranks as on one, in training as where its weights
+    are judged; a run ends with its export. Data of another encoder is refused before the first
+    step."""
     encoder, data = save_t5(tmp_path / "t5", WORDS), tmp_path / "data"
     embedder = Embedder(str(encoder), TOKENS, "bf16")
     added = [EmbeddingColumn(embedder, name) for name in COLUMNS]
     prepare_datasets("shapes", data, [16], added=added, count=40, shard_bytes=1 << 12)
     stored = Bench(tmp_path / "stored", data, fork_server, recipe(encoder, precomputed=True))
-    assert stored.attempt(1, ranks=2) == [ExitCode.DONE] * 2
+    judged = EvaluationSettings(
+        validation_samples=4, interval_steps=3, prompts=("a red circle",), images=2
+    )
+    assert stored.attempt(1, ranks=2, evaluation=judged) == [ExitCode.DONE] * 2
     encoded = Bench(tmp_path / "encoded", data, fork_server, recipe(encoder))
-    assert encoded.attempt(1, ranks=1, stop_at=4) == [ExitCode.CHECKPOINTED]
+    stopped = encoded.attempt(1, ranks=1, stop_at=4, evaluation=judged)
+    assert stopped == [ExitCode.CHECKPOINTED]
+    third, last = history.load(stored.last(1)).evaluations()
+    (other,) = history.load(encoded.last(1)).evaluations()
+    assert (third.step, other.step, last.step) == (3, 3, 6)
+    assert third.loss == pytest.approx(other.loss, rel=_STORED_TOLERANCE)
     lines = encoded.journal(1)
     losses = [line.loss for line in lines]
     others = [line.loss for line in stored.journal(1)][: len(losses)]
     assert len(losses) == 6
     assert losses == pytest.approx(others, rel=_STORED_TOLERANCE)
     assert losses != others
-    other = recipe(save_t5(tmp_path / "other", WORDS, seed=1), precomputed=True)
-    refused = Bench(tmp_path / "refused", data, fork_server, other)
+    foreign = recipe(save_t5(tmp_path / "other", WORDS, seed=1), precomputed=True)
+    refused = Bench(tmp_path / "refused", data, fork_server, foreign)
     assert refused.attempt(1, ranks=1) == [ExitCode.BAD_DATA]
     assert "prepare the data with the recipe's encoder" in refused.said(1, 0)
