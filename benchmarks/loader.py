@@ -34,8 +34,9 @@ from streaming.base.util import clean_stale_shared_memory
 from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
-from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.shards import Shards
 

@@ -144,9 +144,10 @@ class Distances:
     def _samples(self) -> tuple[Images, list[str]]:
         """Images of one size and their captions, of the bucket that has most."""
         from daybreak_trainer.data.cache import NodeCache
-        from daybreak_trainer.data.corpus import Stream, open_corpus
         from daybreak_trainer.data.counters import DataCounters
+        from daybreak_trainer.data.dataset import Stream
         from daybreak_trainer.data.index import IMAGE
+        from daybreak_trainer.data.open_corpus import open_corpus
         from daybreak_trainer.data.shards import Shards
         from daybreak_trainer.data.validation import read_validation
 

@@ -12,7 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
 from daybreak_operator.children.names import config_name, selector
-from daybreak_operator.decide import EventNote
+from daybreak_operator.draft import EventNote
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 

@@ -17,7 +17,8 @@ from daybreak_operator.act import act, stored
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Cache, Key
 from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError
-from daybreak_operator.decide import Decision, EventNote, decide
+from daybreak_operator.decide import Decision, decide
+from daybreak_operator.draft import EventNote
 from daybreak_operator.observe import Observer
 
 _log = logging.getLogger(__name__)

@@ -8,42 +8,27 @@ status and does it all again, or the new one and goes on from there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import (
     TERMINAL,
-    CheckpointStatus,
-    Condition,
-    EvaluationStatus,
-    ExportStatus,
     FailureStatus,
     Phase,
-    ProgressStatus,
-    StageStatus,
     TrainingRunStatus,
     WorkersStatus,
 )
 from daybreak_operator.children import names
 from daybreak_operator.children.config import config_map, service
 from daybreak_operator.children.job import job
+from daybreak_operator.draft import Draft, EventNote
 from daybreak_operator.failures import Failure, classify
 from daybreak_operator.observation import JobView, Observation, PodView
-from daybreak_trainer.contract import CheckpointRef, Progress, rfc3339
+from daybreak_trainer.contract import rfc3339
 
 _POLL_SECONDS = 1.0
 _MISSING_RETRY_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class EventNote:
-    """An Event to record once: the same reason and message for one attempt is one Event."""
-
-    kind: Literal["Normal", "Warning"]
-    reason: str
-    message: str
-    attempt: int
 
 
 @dataclass(frozen=True)
@@ -59,32 +44,9 @@ class Decision:
     """When to look again though nothing happens."""
 
 
-@dataclass
-class _Draft:
-    """The next status and its events, while they are being decided."""
-
-    observation: Observation
-    values: dict[str, Any] = field(default_factory=dict)
-    events: list[EventNote] = field(default_factory=list)
-
-    def note(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        attempt = self.values.get("attempt", self.observation.run.status.attempt)
-        self.events.append(EventNote(kind, reason, message, attempt))
-
-    def status(self) -> TrainingRunStatus:
-        run = self.observation.run
-        changed = run.status.model_copy(
-            update={**self.values, "observed_generation": run.generation}
-        )
-        return changed.model_copy(update={"conditions": _conditions(run, changed, self)})
-
-    reason: str = ""
-    message: str = ""
-
-
 def decide(seen: Observation) -> Decision | None:
     """What to do now; None for a run that is being deleted, which the garbage collector clears."""
-    run, draft = seen.run, _Draft(seen)
+    run, draft = seen.run, Draft(seen)
     if run.deleting:
         return None
     if run.status.phase in TERMINAL:
@@ -101,7 +63,7 @@ def decide(seen: Observation) -> Decision | None:
 # --- no Job ------------------------------------------------------------------------------------
 
 
-def _without_job(draft: _Draft) -> Decision:
+def _without_job(draft: Draft) -> Decision:
     seen = draft.observation
     run, recipe = seen.run, seen.recipe
     assert recipe is not None  # decided before
@@ -124,7 +86,7 @@ def _without_job(draft: _Draft) -> Decision:
     )
 
 
-def _next_attempt(draft: _Draft) -> Decision:
+def _next_attempt(draft: Draft) -> Decision:
     seen = draft.observation
     assert seen.recipe is not None  # decided before
     attempt = 1 + max([seen.run.status.attempt, *(j.attempt for j in seen.jobs)])
@@ -144,7 +106,7 @@ def _next_attempt(draft: _Draft) -> Decision:
 # --- a Job -------------------------------------------------------------------------------------
 
 
-def _with_job(draft: _Draft, current: JobView) -> Decision:
+def _with_job(draft: Draft, current: JobView) -> Decision:
     seen = draft.observation
     run = seen.run
     pods = tuple(pod for pod in seen.pods if pod.attempt == current.attempt)
@@ -155,7 +117,7 @@ def _with_job(draft: _Draft, current: JobView) -> Decision:
     )
     zero = next((pod for pod in pods if pod.index == 0), None)
     told = zero.termination if zero is not None else None
-    _take(draft, (told.progress if told else None) or seen.progress)
+    draft.take((told.progress if told else None) or seen.progress)
     if current.worker_zero_done or (zero is not None and zero.phase == "Succeeded"):
         return _complete(draft)
     if current.deleting or _was_counted(run):
@@ -173,7 +135,7 @@ def _with_job(draft: _Draft, current: JobView) -> Decision:
     return Decision(draft.status(), events=tuple(draft.events), again_seconds=_POLL_SECONDS)
 
 
-def _running(draft: _Draft, current: JobView, pods: tuple[PodView, ...]) -> None:
+def _running(draft: Draft, current: JobView, pods: tuple[PodView, ...]) -> None:
     progress = draft.observation.progress
     if current.suspended:
         draft.values["phase"] = "Queued"
@@ -190,7 +152,7 @@ def _running(draft: _Draft, current: JobView, pods: tuple[PodView, ...]) -> None
         draft.reason, draft.message = "Starting", stuck or "workers are starting"
 
 
-def _complete(draft: _Draft) -> Decision:
+def _complete(draft: Draft) -> Decision:
     seen = draft.observation
     draft.values |= {"phase": "Complete", "completion_time": rfc3339(seen.now, "seconds")}
     progress = draft.values.get("progress") or seen.run.status.progress
@@ -207,12 +169,12 @@ def _complete(draft: _Draft) -> Decision:
     return Decision(draft.status(), events=tuple(draft.events))
 
 
-def _failed(draft: _Draft, failure: Failure) -> Decision:
+def _failed(draft: Draft, failure: Failure) -> Decision:
     """Records why the attempt ended; the Job is deleted when that is stored."""
     seen = draft.observation
     run = seen.run
-    _take(draft, failure.progress)
-    _take_checkpoint(draft, failure.checkpoint)
+    draft.take(failure.progress)
+    draft.take_checkpoint(failure.checkpoint)
     draft.values["last_failure"] = FailureStatus(
         reason=failure.reason,
         message=failure.message,
@@ -245,7 +207,7 @@ def _was_counted(run: TrainingRun) -> bool:
     return failure is not None and failure.attempt == run.status.attempt
 
 
-def _leaving(draft: _Draft, current: JobView) -> Decision:
+def _leaving(draft: Draft, current: JobView) -> Decision:
     """The attempt's end is on record, or its Job is going: see it gone."""
     suspended = draft.observation.run.spec.suspend
     draft.values["phase"] = draft.observation.run.status.phase
@@ -260,7 +222,7 @@ def _leaving(draft: _Draft, current: JobView) -> Decision:
     )
 
 
-def _stop(draft: _Draft, current: JobView, reason: str, message: str) -> Decision:
+def _stop(draft: Draft, current: JobView, reason: str, message: str) -> Decision:
     draft.values["phase"] = "Suspended" if reason == "Suspending" else "Restarting"
     draft.reason, draft.message = reason, message
     return Decision(
@@ -274,7 +236,7 @@ def _stop(draft: _Draft, current: JobView, reason: str, message: str) -> Decisio
 # --- ends --------------------------------------------------------------------------------------
 
 
-def _fail(draft: _Draft, reason: str, message: str) -> Decision:
+def _fail(draft: Draft, reason: str, message: str) -> Decision:
     draft.values |= {
         "phase": "Failed",
         "completion_time": rfc3339(draft.observation.now, "seconds"),
@@ -284,13 +246,13 @@ def _fail(draft: _Draft, reason: str, message: str) -> Decision:
     return Decision(draft.status(), events=tuple(draft.events))
 
 
-def _settled(draft: _Draft, phase: Phase, reason: str, message: str) -> Decision:
+def _settled(draft: Draft, phase: Phase, reason: str, message: str) -> Decision:
     draft.values["phase"] = phase
     draft.reason, draft.message = reason, message
     return Decision(draft.status(), events=tuple(draft.events))
 
 
-def _waiting(draft: _Draft, reason: str, message: str) -> Decision:
+def _waiting(draft: Draft, reason: str, message: str) -> Decision:
     draft.values["phase"] = draft.observation.run.status.phase
     draft.reason, draft.message = reason, message
     return Decision(draft.status(), again_seconds=_POLL_SECONDS)
@@ -300,87 +262,3 @@ def _gang_alive(seen: Observation) -> bool:
     """An earlier attempt's pods at work, or Jobs that are not gone yet. Pods that have ended hold
     nothing; those of a Job that was deleted without them stay for ever."""
     return any(not pod.over for pod in seen.pods) or any(job.deleting for job in seen.jobs)
-
-
-# --- what the workers say ------------------------------------------------------------------------
-
-
-def _take(draft: _Draft, progress: Progress | None) -> None:
-    run = draft.observation.run
-    if progress is None or progress.run_uid != run.uid:
-        return
-    before = run.status.progress
-    first = before.first_step_time if before else None
-    total = progress.total_steps
-    draft.values["progress"] = ProgressStatus(
-        step=progress.step,
-        total_steps=total,
-        samples=progress.samples,
-        percent=100 * progress.step // total if total else 0,
-        images_per_second=_figure(progress.images_per_second, ".0f"),
-        loss=_figure(progress.loss, ".4g"),
-        estimated_completion_time=progress.estimated_completion_time,
-        training_seconds=_figure(progress.training_seconds, ".1f"),
-        first_step_time=first or progress.first_step_at,
-    )
-    if progress.stage is not None:
-        draft.values["stage"] = StageStatus(
-            name=progress.stage.name, index=progress.stage.index, of=progress.stage.of
-        )
-    _take_checkpoint(draft, progress.checkpoint)
-    if progress.export_url is not None:
-        draft.values["export"] = ExportStatus(url=progress.export_url)
-    if progress.evaluation is not None:
-        told = progress.evaluation
-        draft.values["evaluation"] = EvaluationStatus(
-            benchmark=told.benchmark,
-            alignment=f"{told.alignment:.3f}",
-            alignment_by_tag={tag: f"{v:.3f}" for tag, v in told.alignment_by_tag.items()},
-            judge_accuracy={tag: f"{v:.3f}" for tag, v in told.judge_accuracy.items()},
-            images=told.images,
-        )
-    for sentence in progress.skipped_checkpoints:
-        draft.note("Warning", "CheckpointSkipped", sentence)
-
-
-def _take_checkpoint(draft: _Draft, told: CheckpointRef | None) -> None:
-    if told is not None:
-        draft.values["checkpoint"] = CheckpointStatus(step=told.step, time=told.time, url=told.url)
-
-
-def _figure(value: float | None, form: str) -> str | None:
-    return format(value, form) if value is not None else None
-
-
-# --- conditions ----------------------------------------------------------------------------------
-
-
-def _conditions(
-    run: TrainingRun, status: TrainingRunStatus, draft: _Draft
-) -> tuple[Condition, ...]:
-    """Running, Complete, Failed, Suspended; a condition's time moves when its status does."""
-    before = {condition.type: condition for condition in run.status.conditions}
-    truths = {
-        "Running": status.phase == "Running",
-        "Complete": status.phase == "Complete",
-        "Failed": status.phase == "Failed",
-        "Suspended": status.phase == "Suspended",
-    }
-    reason = draft.reason or status.phase
-    conditions = []
-    for kind, is_true in truths.items():
-        old = before.get(kind)
-        value: Literal["True", "False"] = "True" if is_true else "False"
-        about = is_true or kind == "Running"
-        since = old.last_transition_time if old is not None and old.status == value else None
-        conditions.append(
-            Condition(
-                type=kind,
-                status=value,
-                reason=reason if about else f"Not{kind}",
-                message=draft.message if about else "",
-                last_transition_time=since or rfc3339(draft.observation.now, "seconds"),
-                observed_generation=run.generation,
-            )
-        )
-    return tuple(conditions)

@@ -18,8 +18,9 @@ from faulty_data_store import FaultyFolder, FaultyStore
 
 from daybreak_trainer.data import pace
 from daybreak_trainer.data.cache import NodeCache
-from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shards import Shards
 
 PART_BYTES = 2048

@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.card import bucket_size
-from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shards import Shards
 
 

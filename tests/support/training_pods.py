@@ -18,8 +18,9 @@ from daybreak_trainer.checkpoint import history, verify
 from daybreak_trainer.checkpoint.layout import COMMIT, Commit, CommitPoint, DataPosition
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.contract import ExitCode, Progress, StreamSettings
-from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.health.heartbeat import Beat, read
 from daybreak_trainer.recipe import resolve
 

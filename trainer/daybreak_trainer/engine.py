@@ -29,10 +29,12 @@ from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.captions import most_drawn
-from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.embeddings import null_text
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards

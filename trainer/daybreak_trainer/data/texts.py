@@ -5,14 +5,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from daybreak_trainer.data.card import DatasetCard, TextEmbeddings
+from daybreak_trainer.data.corpus import Shard
 from daybreak_trainer.data.embeddings import column
 from daybreak_trainer.data.errors import DatasetError
-
-if TYPE_CHECKING:
-    from daybreak_trainer.data.corpus import Shard
 
 
 def vocabulary(cards: Sequence[DatasetCard]) -> dict[str, int]:

@@ -23,10 +23,12 @@ import numpy as np
 
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.card import CARD, INDEX, DatasetCard, bucket_size
-from daybreak_trainer.data.corpus import Corpus, Shard, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus, Shard
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError, ShardError
 from daybreak_trainer.data.index import HASH, FileRecord
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shard import ShardFile, verify
 from daybreak_trainer.data.shards import Shards
 

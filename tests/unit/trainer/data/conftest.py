@@ -13,8 +13,10 @@ from faulty_data_store import FaultyFolder, FaultyStore
 from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import Batch, StepPlan
 from daybreak_trainer.data.cache import NodeCache
-from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters, DataCounts
+from daybreak_trainer.data.dataset import Stream
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards

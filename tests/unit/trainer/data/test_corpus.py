@@ -14,9 +14,10 @@ from mds_folders import name_of, write_latents
 from PIL import Image
 from streaming import LocalDataset, MDSWriter
 
-from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError, ShardError
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shard import ShardFile
 from daybreak_trainer.prepare.prepare import prepare
 

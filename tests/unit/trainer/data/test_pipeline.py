@@ -19,7 +19,7 @@ from mds_folders import name_of, write_latents
 
 from daybreak_trainer.checkpoint.layout import DataPosition
 from daybreak_trainer.data.batch import Batch, StepPlan
-from daybreak_trainer.data.corpus import Stream
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import ShardError
 from daybreak_trainer.data.feed import DeviceFeed
 from daybreak_trainer.data.order import rank_slice

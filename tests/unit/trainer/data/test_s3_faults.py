@@ -13,7 +13,7 @@ from mds_folders import name_of, write_latents
 from s3_proxy import CutError, Exchange, Hook, S3Proxy, nothing
 from s3_server import Keys, S3Server
 
-from daybreak_trainer.data.corpus import Stream
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError, DataUnavailableError
 from daybreak_trainer.data.retry import RetryPolicy
 

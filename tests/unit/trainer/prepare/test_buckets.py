@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from daybreak_trainer.data.cache import NodeCache
-from daybreak_trainer.data.corpus import Stream, open_corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.prepare import buckets
 from daybreak_trainer.prepare.prepare import prepare

@@ -14,9 +14,11 @@ from daybreak_trainer.data import embeddings as stored
 from daybreak_trainer.data.batch import Batch, StepPlan
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.card import Precision
-from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.pipeline import Loader
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.models.padding import Padding

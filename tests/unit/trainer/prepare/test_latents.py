@@ -16,9 +16,11 @@ from tiny_autoencoders import CHANNELS, save_kl
 
 from daybreak_trainer.data.cache import NodeCache
 from daybreak_trainer.data.card import bucket_size
-from daybreak_trainer.data.corpus import Corpus, Stream, open_corpus
+from daybreak_trainer.data.corpus import Corpus
 from daybreak_trainer.data.counters import DataCounters
+from daybreak_trainer.data.dataset import Stream
 from daybreak_trainer.data.errors import DatasetError
+from daybreak_trainer.data.open_corpus import open_corpus
 from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.models.autoencoder import Autoencoder, load
 from daybreak_trainer.prepare import rewrite as rewriting
