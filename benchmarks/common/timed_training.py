@@ -131,7 +131,9 @@ class _Cell:
             side: Scenes(np.load(path, mmap_mode="r"), captions) for side, path in pictures.items()
         }
         self.vocabulary = Counter(word for caption in captions for word in caption.split())
-        self.engine = Engine(recipe, rank, ComputeSettings(), vocabulary=self.vocabulary)
+        self.engine = Engine(
+            recipe, rank, ComputeSettings(), vocabulary=self.vocabulary, dtype=torch.float32
+        )
 
     def run(self, seconds: float) -> Outcome:
         times, samples = self._trained(seconds)
