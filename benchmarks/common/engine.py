@@ -73,13 +73,11 @@ class Engine:
         compute: ComputeSettings,
         phases: Phases | None = None,
         vocabulary: Mapping[str, int] | Iterable[str] = WORDS,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        """`dtype` is what it computes in; None: what the recipe says."""
         self.recipe, self.rank, self.compute = recipe, rank, compute
         with rank.device:  # a large model is drawn in seconds there, and in minutes on a CPU
             self.model, self.text = text_to_image.build(recipe, vocabulary)
-        self.dtype = dtype or compute_dtype(recipe.precision, rank.device)
+        self.dtype = compute_dtype(recipe.precision, rank.device)
         shard(self.model, self.model.units, mesh_of(rank, compute), self.dtype, compute)
         self.optimizers = optimizers.build(self.model, recipe.optimizer, self.dtype)
         self.ema = Ema(self.model, recipe.ema.decay)

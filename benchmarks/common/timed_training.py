@@ -131,9 +131,7 @@ class _Cell:
             side: Scenes(np.load(path, mmap_mode="r"), captions) for side, path in pictures.items()
         }
         self.vocabulary = Counter(word for caption in captions for word in caption.split())
-        self.engine = Engine(
-            recipe, rank, ComputeSettings(), vocabulary=self.vocabulary, dtype=torch.float32
-        )
+        self.engine = Engine(recipe, rank, ComputeSettings(), vocabulary=self.vocabulary)
 
     def run(self, seconds: float) -> Outcome:
         times, samples = self._trained(seconds)
