@@ -25,7 +25,7 @@ class Draws:
     """Of a batch, on the device: reading them would wait for the step before."""
 
     timesteps: Tensor
-    """`(batch,)`, fp32, in 0..1."""
+    """`(batch,)`, fp32, from 0 to below 1."""
     noise: Tensor
     """`(batch, channels, height, width)`, fp32, standard deviation `objective.noise_scale`."""
     drop_caption: Tensor
@@ -66,7 +66,7 @@ def draw(
         torch.randn(shape, generator=generator, out=noise[row])
         if scores is not None:
             torch.rand(tokens, generator=generator, out=scores[row])
-    moments = uniforms[:, 0]
+    moments = uniforms[:, 0].double()  # a part and a number below 1 may be the next part in fp32
     if objective.stratified:
         parts = torch.from_numpy(strata(seed, positions, whole))
         if device.type == "cuda":

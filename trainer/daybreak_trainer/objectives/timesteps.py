@@ -12,19 +12,23 @@ from daybreak_trainer.recipe.objective import Objective
 _STRATA_STREAM = 0x737472617461  # "strata": keeps this use of the seed apart from any other
 _EDGE = 2.0**-25
 """Half of what a uniform fp32 number is rounded to."""
+_BELOW_ONE = 1.0 - 2.0**-24
+"""The largest fp32 number below 1."""
 
 
 def timesteps(objective: Objective, uniforms: Tensor) -> Tensor:
-    """`(batch,)` in 0..1, of `uniforms` `(batch,)`: the smallest of these, as many as
-    `timestep_uniform_share`, give uniform timesteps, the others logit-normal ones by its quantiles
-    (SD3, arXiv 2403.03206, section 3.1), and these are shifted. Uniform ones are not: they are
-    there for the timesteps that the shift leaves out (PRX)."""
+    """`(batch,)` from 0 to below 1, fp32, of `uniforms` `(batch,)`: the smallest of these, as many
+    as `timestep_uniform_share`, give uniform timesteps, the others logit-normal ones by its
+    quantiles (SD3, arXiv 2403.03206, section 3.1), and these are shifted. Uniform ones are not:
+    they are there for the timesteps that the shift leaves out (PRX)."""
     share = objective.timestep_uniform_share
+    uniforms = uniforms.double()  # in fp32 the upper edge would be 1, whose quantile is infinite
     uniform = uniforms / max(share, _EDGE)
     quantiles = ((uniforms - share) / max(1.0 - share, _EDGE)).clamp(_EDGE, 1.0 - _EDGE)
     normal = torch.special.ndtri(quantiles)
     logit_normal = torch.sigmoid(objective.timestep_mean + objective.timestep_std * normal)
-    return torch.where(uniforms < share, uniform, shifted(logit_normal, objective.timestep_shift))
+    found = torch.where(uniforms < share, uniform, shifted(logit_normal, objective.timestep_shift))
+    return found.float().clamp_max(_BELOW_ONE)
 
 
 def shifted(moments: Tensor, shift: float) -> Tensor:

@@ -67,10 +67,23 @@ def test_a_share_is_uniform_and_the_others_are_shifted(share: float, shift: floa
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_the_edges_are_numbers(share: float) -> None:
-    """Uniforms reach 0, and in fp32 almost 1."""
+    """Uniforms reach 0, and in fp32 almost 1; a timestep is never 1, and a logit-normal one is what
+    the last quantile that fp32 has says, five and a half deviations out."""
     edges = torch.tensor([0.0, 2.0**-24, 1.0 - 2.0**-24, 1.0])
-    t = timesteps(objective(timestep_uniform_share=share), edges)
-    assert bool(((t >= 0) & (t <= 1)).all())
+    t = timesteps(objective(timestep_uniform_share=share, timestep_mean=0.0), edges)
+    assert t.dtype == torch.float32
+    assert bool(((t >= 0) & (t < 1)).all())
+    if share < 1:
+        assert bool((torch.logit(t[-2:].double()) < 5.6 * BASE.timestep_std + 2).all())
+
+
+def test_the_last_part_of_many_ends_below_one() -> None:
+    """Stratified: of a batch so large that fp32 cannot tell its last part from 1."""
+    size = 2**15
+    last = size - 1 + (1 - 2.0**-24)
+    assert torch.tensor(float(size - 1)) + torch.tensor(1 - 2.0**-24) == size, "as fp32 has it"
+    t = timesteps(objective(timestep_uniform_share=0.0), torch.tensor([last]).double() / size)
+    assert float(t) < 1
 
 
 @settings(deadline=None, max_examples=50)
