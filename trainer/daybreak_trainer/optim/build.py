@@ -50,14 +50,15 @@ def _adamw(
     parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float], recipe: Optimizer
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101), with weight decay on matrices only: gains and biases have no scale
-    to hold down. The decay does not follow muP's factors."""
+    to hold down, nor has a table of them. The decay does not follow muP's factors."""
     rate = 1.0
     if recipe.kind == "muon" and recipe.adamw_learning_rate is not None:
         rate = recipe.adamw_learning_rate / recipe.learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         factor = factors.get(name, 1.0)
-        decay = recipe.weight_decay / factor if parameter.ndim >= 2 else 0.0
+        is_matrix = parameter.ndim >= 2 and name.endswith("weight")  # not Sana's scale_shift_table
+        decay = recipe.weight_decay / factor if is_matrix else 0.0
         groups.setdefault((rate * factor, decay), []).append(parameter)
     return torch.optim.AdamW(
         [

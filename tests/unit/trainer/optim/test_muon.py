@@ -129,6 +129,26 @@ def test_mup_slows_down_matrices_and_not_their_decay() -> None:
     assert found["denoiser.img_in.bias"] == (pytest.approx(0.2), 0.0)
 
 
+def test_only_matrices_decay() -> None:
+    """Sana's tables of shifts and scales have two dimensions and are none."""
+    recipe = resolve(
+        {
+            "preset": "smoke",
+            "denoiser": {"kind": "sana"},
+            "objective": {"prediction": "v"},
+            "optimizer": {"weightDecay": 0.1},
+        }
+    )
+    model, _ = text_to_image.build(recipe, ["a"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    (adamw,) = optimizers.build(model, recipe.optimizer, torch.float32)
+    kept = {names[id(p)] for g in adamw.param_groups if not g["weight_decay"] for p in g["params"]}
+    tables = {name for name in names.values() if name.endswith("scale_shift_table")}
+    vectors = {name for name, p in model.named_parameters() if p.ndim < 2}
+    assert len(tables) == recipe.denoiser.depth + 1
+    assert kept == tables | vectors
+
+
 class _Toy(nn.Module):
     """Rows that three ranks cannot share evenly, and a matrix of which one rank holds nothing."""
 
