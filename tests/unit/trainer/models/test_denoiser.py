@@ -85,14 +85,16 @@ def test_padding_changes_nothing(kind: str) -> None:
         torch.testing.assert_close(drawn[0], other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["prx", "sana"])
+@pytest.mark.parametrize("kind", ["prx", "prx shared", "sana"])
 @pytest.mark.parametrize("start", ["standard", "depth-scaled", "mup"])
 @pytest.mark.parametrize("zeros", ["all", "gates"])
 def test_blocks_start_as_the_identity_and_the_output_as_zero(
     kind: str, start: str, zeros: str
 ) -> None:
     """Whatever weights start from; with the gates alone at zero, shift and scale are not."""
-    recipe = recipe_of(kind, denoiser={"initialisation": start, "zeroModulation": zeros})
+    shared = {"sharedModulation": True} if kind == "prx shared" else {}
+    changes = {"initialisation": start, "zeroModulation": zeros, **shared}
+    recipe = recipe_of(kind.removesuffix(" shared"), denoiser=changes)
     model, given = fresh(recipe), inputs(recipe)
     denoiser = model.denoiser
     tokens, context = denoiser.enter(given.noised, given.timesteps, given.text, given.mask)
@@ -100,7 +102,11 @@ def test_blocks_start_as_the_identity_and_the_output_as_zero(
         assert torch.equal(denoiser.through(number, tokens, context), tokens)
     assert not given.of(model).output.any()
     parameters = dict(denoiser.named_parameters())
-    linear = {"prx": "blocks.0.modulation.lin.weight", "sana": "time_embed.linear.weight"}[kind]
+    linear = {
+        "prx": "blocks.0.modulation.lin.weight",
+        "prx shared": "shared_modulation.weight",
+        "sana": "time_embed.linear.weight",
+    }[kind]
     moved = [bool(part.any()) for part in parameters[linear].chunk(6)]
     assert moved == ([False] * 6 if zeros == "all" else [True, True, False] * 2)
 

@@ -254,6 +254,8 @@ def _mean_loss(
     loss = flow.loss_per_sample(
         recipe.objective, found.output, clean, draws.noise, draws.timesteps, found.kept
     ).mean()
+    if recipe.objective.contrast:
+        loss = loss - recipe.objective.contrast * _contrast(recipe, found.output, clean, draws)
     if (aligned := recipe.objective.alignment) is not None:
         teacher = seers_of(recipe).teacher
         assert teacher is not None
@@ -268,6 +270,20 @@ def _mean_loss(
     return loss
 
 
+def _contrast(recipe: Recipe, output: Tensor, clean: Tensor, draws: Any) -> Tensor:
+    """Mean square distance to the velocity of the sample before, on the same of four ranks."""
+    t = draws.timesteps[:, None, None, None]
+    x_t = (1 - t) * clean + t * draws.noise
+    found = (x_t - output.float()) / t.clamp_min(recipe.objective.timestep_floor)
+    total = torch.zeros(())
+    for rank in range(4):
+        part = rank_slice(len(clean), rank, 4)
+        if part.stop - part.start > 1:
+            others = (draws.noise - clean)[part].roll(1, dims=0)
+            total = total + (found[part] - others).square().mean(dim=(1, 2, 3)).sum()
+    return total / len(clean)
+
+
 # --- several ranks ------------------------------------------------------------------------------
 
 
@@ -280,6 +296,8 @@ def sharded(case: Case, rank: Rank) -> Outcome:
     shard(model, model.units, mesh, dtype, compute, one_unit_parameters=threshold)
     made = optimizers.build(model, recipe.optimizer, dtype)
     ema = Ema(model, recipe.ema.decay)
+    aligned = recipe.objective.in_stage(recipe.stages[0]).alignment is not None
+    used = [p for n, p in model.named_parameters() if aligned or "projector" not in n]
     called: list[bool] = []
     step = TrainStep(
         recipe,
@@ -292,7 +310,7 @@ def sharded(case: Case, rank: Rank) -> Outcome:
         CleanReader(recipe, None, CPU, dtype),
         device_batch_size=compute.device_batch_size,
         seers=seers_of(recipe),
-        before_update=lambda: called.append(all(p.grad is not None for p in model.parameters())),
+        before_update=lambda: called.append(all(p.grad is not None for p in used)),
     )
     forwards: list[None] = []
     if compute.compile == "none":

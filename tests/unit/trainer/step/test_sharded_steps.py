@@ -63,10 +63,14 @@ CASES = [
         denoiser="sana",
     ),
     Case("velocity-masked", {"sharding": "hsdp"}, objective=MASKED, optimizer="muon"),
+    # A rank's samples are each other's negatives; one that is alone has none.
+    Case("contrast", {"sharding": "fsdp"}, sizes=(8, 5, 8), objective={"contrast": 0.05}),
     Case("bad-adamw", sizes=(8, 8, 8, 8), bad=(1, 2)),
     Case("bad-first", sizes=(8, 8), bad=(0, 3)),
     Case("bad-muon", {"device_batch_size": 1}, sizes=(8, 8, 8), optimizer="muon", bad=(1, 0)),
 ]
+
+OFF = {"alignment": ALIGNED["alignment"] | {"weight": 0.0}}
 
 COMPILED = [
     Case("compiled", {"compile": "blocks"}, sizes=(8, 5, 8), rehearse=True),
@@ -114,7 +118,8 @@ def outcomes(
 
 @pytest.fixture(scope="module")
 def found(fork_server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return outcomes(fork_server, tmp_path_factory.mktemp("steps"), CASES)
+    off = Case("aligned-by-nothing", {"sharding": "fsdp"}, objective=OFF)
+    return outcomes(fork_server, tmp_path_factory.mktemp("steps"), [*CASES, off])
 
 
 def strayed(case: Any, mine: Any, plain: Any) -> tuple[float, float]:
@@ -148,6 +153,15 @@ def test_the_ranks_take_the_steps_of_one_process(case: Any, found: Any) -> None:
     """Losses, gradient norms, weights and averages; a bad step changes nothing on any rank, to the
     bit, and the next one is fine; a checkpoint's names do not tell how it was computed."""
     agree(case, found[case.name])
+
+
+def test_an_alignment_of_no_weight_is_none(found: Any) -> None:
+    """REPA with weight 0: what is exported learns what it learns without, to the bit."""
+    plain, off = found["fsdp"], found["aligned-by-nothing"]
+    assert off.losses == plain.losses
+    assert off.weights.keys() > plain.weights.keys()
+    for name, value in plain.weights.items():
+        assert torch.equal(off.weights[name], value), name
 
 
 def test_recomputed_blocks_are_computed_twice(found: Any) -> None:
