@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from daybreak_trainer.data.shards import Shards
 from daybreak_trainer.data.validation import ValidationBatch, read_validation
 from daybreak_trainer.models import autoencoder, flops, text_report, text_to_image
 from daybreak_trainer.models.flops import SampleFlops
-from daybreak_trainer.models.text import check_encoder
+from daybreak_trainer.models.pretrained import placed
+from daybreak_trainer.models.text import TextTower, check_encoder
 from daybreak_trainer.models.text_report import CaptionLengths
 from daybreak_trainer.objectives import losses
 from daybreak_trainer.optim import build as optimizers
@@ -52,6 +53,7 @@ from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.parallel.turns import in_turns
 from daybreak_trainer.recipe.stages import Stage
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
@@ -85,8 +87,9 @@ class Engine:
         self.dtype = compute_dtype(self.recipe.precision, rank.device)
         compute = settings.run.compute
         seers = losses.load(self.recipe, rank.device)
-        model, self.text = text_to_image.build(self.recipe, self.corpus.vocabulary, seers.width)
-        self._place_text_encoder()
+        vocabulary = self.corpus.vocabulary
+        self.text = self._text_tower(vocabulary)
+        model, _ = text_to_image.build(self.recipe, vocabulary, seers.width, self.text)
         self.model = model.to(rank.device)
         mesh = mesh_of(rank, compute)
         shard(self.model, self.model.units, mesh, self.dtype, compute)
@@ -123,13 +126,20 @@ class Engine:
             timeout_seconds=min(_SAVE_SECONDS, _OF_THE_CLOCK * run.health.progress_seconds),
         )
 
-    def _place_text_encoder(self) -> None:
-        """A frozen one computes in the step's precision. Where its embeddings were made before, it
-        is kept for the export alone, and takes no room on the device."""
-        if self.recipe.text.precomputed:
-            return
-        kind = None if self.text.trained else self.dtype
-        self.text.encoder.to(self.rank.device, kind)
+    def _text_tower(self, vocabulary: Mapping[str, int]) -> TextTower:
+        """A frozen encoder computes in the step's precision, and comes to the device by way of the
+        host's memory, where a node's ranks take turns. One whose embeddings were made before is
+        kept on the host, for the export alone, as it is stored."""
+        recipe, device = self.recipe, self.rank.device
+        if recipe.text.kind != "pretrained" or recipe.text.precomputed:
+            return text_to_image.text_tower(recipe, vocabulary, "auto")
+
+        def load() -> TextTower:
+            tower = text_to_image.text_tower(recipe, vocabulary, self.dtype)
+            placed(tower.encoder, device, self.dtype)
+            return tower
+
+        return in_turns(self.rank, load) if device.type == "cuda" else load()
 
     def _null_text(self) -> Tensor | None:
         """The empty prompt's embedding that came with the data.

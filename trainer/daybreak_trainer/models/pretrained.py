@@ -4,7 +4,7 @@ say which field of the recipe asked for it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import xxhash
@@ -51,14 +51,20 @@ def is_unreachable(error: BaseException | None) -> bool:
     return not is_off and any(isinstance(link, LocalEntryNotFoundError) for link in chain)
 
 
-def frozen(kind: Any, source: str, **options: Any) -> nn.Module:
-    """A model of transformers of class `kind`, with all weights that it needs, not to be trained.
+def frozen(
+    kind: Any,
+    source: str,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    **options: Any,
+) -> nn.Module:
+    """A model of transformers of class `kind`, with all weights that it needs, not to be trained:
+    on the CPU, its weights read one by one into `dtype`; `auto` is what they are stored in.
     `options` go over its configuration.
 
     Raises:
         ValueError: weights are missing.
     """
-    model, found = kind.from_pretrained(source, output_loading_info=True, **options)
+    model, found = kind.from_pretrained(source, output_loading_info=True, dtype=dtype, **options)
     # transformers draws what is missing at random and goes on. A pooler is not used here, and many
     # encoders were saved without theirs.
     missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
@@ -68,11 +74,23 @@ def frozen(kind: Any, source: str, **options: Any) -> nn.Module:
     return module
 
 
+@torch.no_grad()
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves a frozen module. Its weights get `dtype`; buffers do not: among them are the
+    frequencies of rotary embeddings, which bf16 would put a radian off within a few hundred
+    tokens."""
+    module.to(device)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def checksum(module: nn.Module) -> str:
-    """xxh3-128 of all weights and their names: the same for one model under any address."""
+    """xxh3-128 of all weights and their names: the same for one model under any address, read as it
+    is stored or into fp32."""
     digest = xxhash.xxh3_128()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tuple(value.shape)};".encode())
+        value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
         flat = value.detach().cpu().reshape(-1)  # a scalar, such as a counter, has no bytes to view
         digest.update(flat.view(torch.uint8).numpy())
     return str(digest.hexdigest())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import xxhash
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from daybreak_trainer.models.pretrained import frozen
 
 
-def load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
-    """Tokenizer and encoder, on the CPU. Raises what the libraries raise;
+def load(
+    path: str, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """Tokenizer and encoder, on the CPU in `dtype`. Raises what the libraries raise;
     see `pretrained.loaded`."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -24,7 +27,7 @@ def load(path: str) -> tuple[PreTrainedTokenizerBase, nn.Module]:
         tokenizer.pad_token = tokenizer.eos_token
     _make_a_prompt_of_nothing(tokenizer)
     kind, options = _encoder_class(config)
-    return tokenizer, frozen(kind, path, **options)
+    return tokenizer, frozen(kind, path, dtype, **options)
 
 
 def _make_a_prompt_of_nothing(tokenizer: Any) -> None:

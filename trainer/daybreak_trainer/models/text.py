@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -140,9 +140,10 @@ def build(
     seed: int,
     *,
     lower_case: bool = False,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> TextTower:
     """The text tower of a recipe. `vocabulary` are the words of the captions, and where pieces are
-    learned how often each stands in them.
+    learned how often each stands in them; `dtype` is that of a frozen encoder.
 
     Raises:
         RecipeError: a pretrained encoder that cannot be loaded; the message names it.
@@ -150,7 +151,7 @@ def build(
     """
     if recipe.kind == "pretrained":
         assert recipe.path is not None  # the recipe's own rule
-        return pretrained(recipe.path, Padding.of(recipe), lower_case=lower_case)
+        return pretrained(recipe.path, Padding.of(recipe), lower_case=lower_case, dtype=dtype)
     from transformers import DistilBertConfig, DistilBertModel
 
     assert recipe.hidden_size is not None  # the recipe's own rule, as the next two
@@ -191,6 +192,7 @@ def pretrained(
     field: str = "recipe.text.path",
     *,
     lower_case: bool = False,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
 ) -> TextTower:
     """A frozen encoder, on the CPU; `field` is where its path was written. It encodes the empty
     prompt at once: what cannot encode is refused here, not in a step.
@@ -200,7 +202,7 @@ def pretrained(
     """
 
     def load() -> TextTower:
-        tokenizer, encoder = pretrained_text.load(path)
+        tokenizer, encoder = pretrained_text.load(path, dtype)
         full = TextTower(tokenizer, encoder, False, 0, Padding(padding.max_tokens, None))
         hidden, _ = full.embed([""])
         form = form_without_reads(encoder, padding.max_tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -175,19 +175,35 @@ class _Walk:
         return tokens if visible is None else put_back(saved, visible, tokens)
 
 
+def text_tower(
+    recipe: Recipe,
+    vocabulary: Mapping[str, int] | Iterable[str],
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> TextTower:
+    """The text tower of `build`; `dtype` is that of a frozen encoder.
+
+    Raises:
+        RecipeError, HubUnreachableError: a pretrained text encoder that cannot be loaded.
+    """
+    lower_case = texts.puts_into_lower_case(recipe.denoiser.kind)
+    seed = recipe.seed + 1
+    return texts.build(recipe.text, vocabulary, seed, lower_case=lower_case, dtype=dtype)
+
+
 def build(
     recipe: Recipe,
     vocabulary: Mapping[str, int] | Iterable[str],
     teacher_width: int | None = None,
+    tower: TextTower | None = None,
 ) -> tuple[TextToImage, TextTower]:
     """Freshly initialised model and text tower; equal on every rank. `teacher_width` is the width
-    of the features that hidden states are aligned with; None builds no projector.
+    of the features that hidden states are aligned with; None builds no projector. `tower` is the
+    text tower where there is one already.
 
     Raises:
-        RecipeError: a pretrained text encoder that cannot be loaded.
+        RecipeError, HubUnreachableError: a pretrained text encoder that cannot be loaded.
     """
-    lower_case = texts.puts_into_lower_case(recipe.denoiser.kind)
-    tower = texts.build(recipe.text, vocabulary, recipe.seed + 1, lower_case=lower_case)
+    tower = text_tower(recipe, vocabulary) if tower is None else tower
     denoiser = denoisers.build(recipe, tower.hidden_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 2)

@@ -17,7 +17,7 @@ from daybreak_trainer.data.card import Precision, TextEmbeddings
 from daybreak_trainer.data.embeddings import ENCODING, column, encoded
 from daybreak_trainer.data.errors import DatasetError
 from daybreak_trainer.models.padding import Padding
-from daybreak_trainer.models.pretrained import checksum
+from daybreak_trainer.models.pretrained import checksum, placed
 from daybreak_trainer.models.pretrained_text import tokenizer_checksum
 from daybreak_trainer.models.text import TextTower, pretrained
 from daybreak_trainer.prepare.rewrite import Row, SampleError
@@ -46,7 +46,7 @@ class Embedder:
         encoder = self._tower.encoder
         digest = checksum(encoder)  # of the weights as they are, in whatever precision they compute
         if torch.cuda.is_available():
-            encoder.to("cuda", torch.bfloat16)
+            placed(encoder, torch.device("cuda"), torch.bfloat16)
         self._precision = precision
         self.captions = self.tokens = self.bytes = 0
         """Embedded so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from tiny_encoders import save_t5
 from torch import nn
 
@@ -23,6 +24,18 @@ def test_a_checksum_counts_scalars_and_layouts() -> None:
     first = checksum(plain)
     plain.weight.data = plain.weight.data.T.contiguous().T
     assert checksum(plain) == first
+
+
+def test_a_checksum_is_of_values(tmp_path: Path) -> None:
+    """An encoder that is stored in bf16 is the same one, read as it is or into fp32."""
+    folder = save_t5(tmp_path / "t5", ["a"])
+    _, whole = pretrained_text.load(str(folder))
+    whole.bfloat16().save_pretrained(folder)
+    _, exact = pretrained_text.load(str(folder))
+    _, stored = pretrained_text.load(str(folder), "auto")
+    assert next(stored.parameters()).dtype == torch.bfloat16
+    assert next(exact.parameters()).dtype == torch.float32
+    assert checksum(stored) == checksum(exact)
 
 
 def test_a_tokenizer_is_known_by_its_rules(tmp_path: Path) -> None:

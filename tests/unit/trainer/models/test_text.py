@@ -35,7 +35,7 @@ from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
 from daybreak_trainer.models.encoding import encode
 from daybreak_trainer.models.padding import Padding
-from daybreak_trainer.models.pretrained import is_unreachable
+from daybreak_trainer.models.pretrained import is_unreachable, placed
 from daybreak_trainer.models.text import build
 from daybreak_trainer.models.text_report import lengths
 from daybreak_trainer.models.tokenizers import END, PAD, UNKNOWN, word_tokenizer
@@ -122,6 +122,29 @@ def test_a_pretrained_encoder_is_loaded_whole_and_frozen(kind: str, tmp_path: Pa
     for name, parameter in tower.encoder.named_parameters():
         names = (name, f"model.{name}", f"transformer.{name}")
         assert any(n in stored and torch.equal(stored[n], parameter) for n in names), name
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_frozen_encoder_is_read_in_the_precision_that_it_computes_in(
+    kind: str, tmp_path: Path
+) -> None:
+    """Its weights alone: rotary frequencies stay fp32. It takes its mask in the same form, and
+    hidden states are the same but for rounding."""
+    recipe = pretrained(saved(tmp_path, kind))
+    exact, tower = (
+        build(recipe, [], seed=0, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert {p.dtype for p in tower.encoder.parameters()} == {torch.bfloat16}
+    assert tower.mask_form == exact.mask_form
+    wanted, mask = exact.embed(["a red circle", "a"])
+    hidden, _ = tower.embed(["a red circle", "a"])
+    apart = (hidden.float() - wanted)[mask].norm()
+    assert apart < 0.03 * wanted[mask].norm()
+    placed(exact.encoder, CPU, torch.bfloat16)
+    assert torch.equal(exact.embed(["a red circle", "a"])[0], hidden)
+    for module in (exact, tower):
+        kept = {b.dtype for b in module.encoder.buffers() if b.is_floating_point()}
+        assert kept <= {torch.float32}
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

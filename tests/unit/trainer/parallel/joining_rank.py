@@ -15,7 +15,17 @@ folder: Path = globals()["folder"]
 os.environ.update(environment)
 
 from daybreak_trainer.parallel.process_group import joined  # noqa: E402 (environment first)
+from daybreak_trainer.parallel.turns import in_turns  # noqa: E402
 
 with joined() as rank:
-    known = asdict(rank) | {"device": str(rank.device)}
+
+    def take() -> list[str]:
+        """The ranks of this node that had their turn before."""
+        node = folder / f"node-{environment['GROUP_RANK']}"
+        node.mkdir(exist_ok=True)
+        before = sorted(path.name for path in node.iterdir())
+        (node / environment["LOCAL_RANK"]).touch()
+        return before
+
+    known = asdict(rank) | {"device": str(rank.device), "before": in_turns(rank, take)}
     (folder / f"{rank.rank}.json").write_text(json.dumps(known))

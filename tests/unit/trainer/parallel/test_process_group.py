@@ -58,6 +58,8 @@ def test_ranks_agree_on_how_nodes_are_made_up(
     assert [rank["local_world"] for rank in (first, second, third)] == [2, 2, 1]
     assert [rank["workers"] for rank in (first, second, third)] == [[0, 0, 1]] * 3
     assert [rank["local_rank"] for rank in (first, second, third)] == [0, 1, 0]
+    # What a node has not room for, its ranks do one after the other, and nodes at once.
+    assert [rank["before"] for rank in (first, second, third)] == [[], ["0"], []]
 
 
 def test_a_memory_budget_needs_the_compiler() -> None:
