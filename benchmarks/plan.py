@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from common.simulated_run import World, live
 
-from daybreak_cli.recipes import work_and_parameters
+from daybreak_cli.plans import work_and_parameters
 from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.plan.forecast import Forecast, forecast
 from daybreak_trainer.plan.limits import Limits

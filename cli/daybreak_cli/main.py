@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from daybreak_cli import averages, checkpoints, recipes
+from daybreak_cli import averages, checkpoints, plans, recipes
 from daybreak_cli.errors import CommandError, said_plainly
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(recipes.app, name="recipe")
-app.command("plan")(recipes.plan)
+app.command("plan")(plans.plan)
 app.command("ema")(averages.ema)
 
 

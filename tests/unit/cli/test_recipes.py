@@ -4,6 +4,7 @@ field and the remedy, and exit code 2."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
     """Fixed steps beyond the budget, shares without one, and a budget that is gone at once."""
     stages = [{"resolution": 512, "steps": 10**6, "batchSize": 1024}]
     path = file(tmp_path, recipe={"preset": "prx-24h", "stages": stages})
-    assert "devices, or stages shares" in run("plan", path, "--images-per-second", "512=9", code=2)
+    refused = run("plan", path, "--images-per-second", "512=9", code=2)
+    assert "give them shares in place of steps" in refused
+    assert "raise spec.budget.duration to" in refused
     path = file(tmp_path, budget={"duration": "5m"})
     assert "raise spec.budget" in run("plan", path, "--images-per-second", "512=9,1024=3", code=2)
     path = file(tmp_path, deadline="2099-12-01T08:00:00")
@@ -69,6 +72,52 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
     assert "offset" in wrong
     path = file(tmp_path, budget={})
     assert "set spec.budget.duration" in run("recipe", "validate", path, code=2)
+
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("example", ["gpus", "latent-24h", "micro", "consumer"])
+def test_the_example_of_a_gpu_preset_fits_its_devices(example: str) -> None:
+    """As its deviceBatchSize is; without one only what fits anyway is accepted."""
+    path = ROOT / "manifests" / "examples" / f"{example}.yaml"
+    found = json.loads(run("plan", str(path), "--json"))
+    assert found["device"].startswith("NVIDIA-")
+    assert 0 < found["compiled_shapes"] <= 16
+    assert not [told for told in found["warnings"] if "is in neither" in told]
+
+
+def test_what_a_device_cannot_hold_is_refused_with_a_batch_that_it_can(tmp_path: Path) -> None:
+    """The named one is accepted; where none would do, what else would."""
+    eight = {**RUN["spec"]["workers"], "nodes": 1}
+    spec = {"workers": eight, "recipe": {"preset": "micro"}}
+    h100 = ("--device", "NVIDIA H100 80GB HBM3")
+    refused = run("plan", file(tmp_path, **spec), *h100, code=2)
+    named = re.search(r"spec.compute.deviceBatchSize\s+to\s+(\d+)", refused)
+    assert named is not None, refused
+    compute = {"deviceBatchSize": int(named[1])}
+    assert "memory of" in run("plan", file(tmp_path, **spec, compute=compute), *h100)
+    huge = {"preset": "micro", "denoiser": {"hiddenSize": 16384}}
+    refused = run("plan", file(tmp_path, **{**spec, "recipe": huge}), *h100, code=2)
+    assert "activationCheckpointing" in refused
+
+
+def test_speeds_are_given_by_stage_where_resolutions_are_alike(tmp_path: Path) -> None:
+    """And frozen networks of unknown size, long warm-ups and many shapes are warned of."""
+    text = {"path": "some/encoder", "paddingMultiple": 4}
+    path = file(
+        tmp_path,
+        recipe={"preset": "micro", "text": text},
+        compute={"compile": "blocks", "deviceBatchSize": 8},
+    )
+    given = "stage0=4,stage1=3,512=2,stage3=1"
+    found = json.loads(run("plan", path, "--images-per-second", given, "--json"))
+    assert [stage["images_per_second"] for stage in found["stages"]] == [4, 3, 2, 1]
+    warnings = "\n".join(found["warnings"])
+    for said in ("some/encoder", "warmupSteps (2500)", "warmupSteps (500)", "shapes are compiled"):
+        assert said in warnings
+    wrong = run("plan", path, "--images-per-second", "256=4", code=2)
+    assert "stage0=SPEED,stage1=SPEED" in wrong
 
 
 def test_recipes_are_shown_compared_and_checked(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def per_sample(
     patch = channels(recipe) * recipe.denoiser.patch_size**2
     sizes = _Sizes(recipe.tokens(height, width), patch, captioned, text_width)
     formula = _DENOISERS[recipe.denoiser.kind](recipe, sizes)
-    there = _tokens_by_block(recipe, sizes.tokens, tricks)
+    there = tokens_by_block(recipe, sizes.tokens, tricks)
     blocks = sum(formula.block(tokens) for tokens in there)
     last = there[-1] if tricks.masking is not None else sizes.tokens
     aux = _auxiliary(recipe, sizes.tokens, there, tricks, teacher_width)
@@ -125,8 +125,8 @@ def per_sample(
     return SampleFlops(trained=trained, blocks=blocks, frozen=frozen_text, text=for_text)
 
 
-def _tokens_by_block(recipe: Recipe, tokens: int, tricks: Tricks) -> list[int]:
-    """Tokens that each block sees."""
+def tokens_by_block(recipe: Recipe, tokens: int, tricks: Tricks) -> list[int]:
+    """Tokens that each block sees, of an image of `tokens`."""
     there = [tokens] * recipe.denoiser.depth
     if tricks.routing is not None:
         for number in range(tricks.routing.first, tricks.routing.last + 1):

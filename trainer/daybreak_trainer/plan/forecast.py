@@ -1,21 +1,18 @@
-"""What a run will come to before it is started: steps, samples, GPU-hours, money and bytes."""
+"""What a run will come to before it is started: steps, samples, hours, money, checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 from daybreak_trainer.plan.decide import decide
 from daybreak_trainer.plan.limits import SECONDS_PER_HOUR, Limits, Spent
+from daybreak_trainer.plan.memory import checkpoint_bytes
 from daybreak_trainer.recipe import Recipe, RecipeError
 from daybreak_trainer.schedule.course import Course
 
-STATE_BYTES = 16
-"""Of a parameter: weights, two moments and average in fp32. A checkpoint holds as much."""
-_GRADIENT_BYTES = 4
-_ACTIVATION_BYTES = 34
-"""Of a token, a hidden unit and a block, in bf16 and without attention's scores, which are not
-kept (arXiv 2205.05198, section 4.1)."""
+_MONEY, _CLOCK = "spec.budget.maxCost", "spec.deadline"
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,6 @@ class Forecast:
     cooldown_begin: float | None
     storage_bytes: int
     """Of checkpoints: those that are kept, and one that is being written."""
-    memory_bytes: int
-    """Of a device: its part of the state, and the activations of the largest stage."""
 
     @property
     def seconds(self) -> float:
@@ -52,7 +47,6 @@ def forecast(
     now: float,
     parameters: int,
     keep_last: int,
-    device_batch_size: int | None = None,
     ending_seconds: float = 600.0,
 ) -> Forecast:
     """`ending_seconds` are kept for start-up, the last commit, export and evaluation.
@@ -77,13 +71,9 @@ def forecast(
         _stage(course, index, speed, devices, limits.budget.gpu_hour_price)
         for index, speed in enumerate(images_per_second)
     )
-    needed = sum(stage.seconds for stage in stages) + ending_seconds
-    if seconds is not None and needed > seconds * (1 + 1e-6):
-        raise RecipeError(
-            f"recipe.stages need {needed / SECONDS_PER_HOUR:.2f} h on {devices} devices and the "
-            f"run has {seconds / SECONDS_PER_HOUR:.2f} h; give {seconds / needed:.0%} of the "
-            f"steps, {-(-devices * needed // seconds):.0f} devices, or stages shares"
-        )
+    training = sum(stage.seconds for stage in stages)
+    if seconds is not None and training + ending_seconds > seconds * (1 + 1e-6):
+        raise RecipeError(_refusal(limits, devices, training, ending_seconds, now))
     if empty := [index for index, stage in enumerate(stages) if not stage.steps]:
         raise RecipeError(
             f"recipe.stages[{empty[0]}] gets no time for a single step; raise spec.budget, or "
@@ -92,8 +82,7 @@ def forecast(
     return Forecast(
         stages,
         course.cooldown[0][0] if course.cooldown else None,
-        STATE_BYTES * parameters * (keep_last + 1),
-        _memory(recipe, parameters, devices, device_batch_size),
+        checkpoint_bytes(recipe, parameters) * (keep_last + 1),
     )
 
 
@@ -115,11 +104,54 @@ def _stage(
     )
 
 
-def _memory(recipe: Recipe, parameters: int, devices: int, device_batch_size: int | None) -> int:
-    largest = 0
-    for stage in recipe.stages:
-        images = -(-stage.batch_size // devices)
-        images = min(images, device_batch_size or images)
-        largest = max(largest, images * recipe.tokens(stage.resolution, stage.resolution))
-    activations = largest * recipe.denoiser.hidden_size * recipe.denoiser.depth * _ACTIVATION_BYTES
-    return (STATE_BYTES + _GRADIENT_BYTES) * parameters // devices + activations
+def _refusal(limits: Limits, devices: int, training: float, ending: float, now: float) -> str:
+    """Fixed steps that do not fit, and each change that alone would do. Twice as many devices train
+    in half the time, and start and end as slowly as before: where money is short they cost more."""
+    left = limits.left(Spent(0.0, 0.0, now), devices)
+    tightest = min(left, key=lambda field: left[field])
+    needed, work = training + ending, training * devices
+    remedies = []
+    if (percent := floor(100 * (left[tightest] - ending) / training)) > 0:
+        remedies.append(f"give stages {percent} % of their steps")
+    remedies.append("give them shares in place of steps")
+    money = left.get(_MONEY)
+    if money is None or money >= needed:
+        affordable = float("inf") if money is None else money * devices
+        time = left[tightest] - ending
+        more = ceil(work / time * (1 - 1e-9)) if time > 0 else 0
+        if more and work + more * ending <= affordable:
+            remedies.append(f"take {more} devices")
+    short = {field: needed - has for field, has in left.items() if has < needed}
+    price = limits.budget.gpu_hour_price or 0.0
+    remedies.append(" and ".join(_raised(f, short[f], needed, devices, price) for f in short))
+    return (
+        f"recipe.stages need {needed / SECONDS_PER_HOUR:.2f} h on {devices} devices, start and end "
+        f"included, and {tightest} allows {max(left[tightest], 0.0) / SECONDS_PER_HOUR:.2f} h: "
+        + ", or ".join(remedies)
+    )
+
+
+def _raised(field: str, missing: float, needed: float, devices: int, price: float) -> str:
+    if field == _MONEY:
+        cost = needed / SECONDS_PER_HOUR * devices * price
+        return f"raise {field} to {ceil(100 * cost) / 100:.2f}"
+    if field == _CLOCK:
+        return f"put {field} off by {ceil(missing / 60)} minutes"
+    return f"raise {field} to {ceil(needed / 60)}m"
+
+
+def short_warm_ups(recipe: Recipe, found: Forecast) -> list[str]:
+    """Stages with shares may get fewer steps than it takes a learning rate to rise."""
+    told, total = [], sum(stage.steps for stage in found.stages)
+    if recipe.schedule.warmup_steps >= total:
+        told.append(
+            f"recipe.schedule.warmupSteps ({recipe.schedule.warmup_steps}) is not below the run's "
+            f"{total} steps: its learning rate never gets to the top; lower it"
+        )
+    for number, (stage, planned) in enumerate(zip(recipe.stages, found.stages, strict=True)):
+        if stage.warmup_steps and stage.warmup_steps >= planned.steps:
+            told.append(
+                f"recipe.stages[{number}].warmupSteps ({stage.warmup_steps}) is not below the "
+                f"{planned.steps} steps that its share comes to; lower it"
+            )
+    return told

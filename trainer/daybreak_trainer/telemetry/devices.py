@@ -1,4 +1,4 @@
-"""What a device could compute at best: the peak that MFU is a share of.
+"""What a device could compute at best, the peak that MFU is a share of, and the memory it has.
 
 Dense bf16 with fp32 accumulation, without sparsity, from the vendors' own papers:
 
@@ -24,38 +24,54 @@ from typing import Final
 import torch
 
 _TERA: Final = 1e12
-_PEAKS: Final[tuple[tuple[str, float], ...]] = (
-    (r"NVIDIA A[18]00-(SXM4|SXM|PCIE)-(40GB|80GB)", 312.0),
-    (r"NVIDIA A[18]00 80GB PCIe", 312.0),
-    (r"NVIDIA H100 80GB HBM3", 989.4),
-    (r"NVIDIA H100 PCIe", 756.5),
-    (r"NVIDIA H100 NVL", 835.5),
-    (r"NVIDIA H200", 989.4),
-    (r"NVIDIA H200 NVL", 835.5),
-    (r"NVIDIA GH200 (480GB|120GB|144G HBM3e)", 989.4),
-    (r"NVIDIA B200", 2250.0),
-    (r"NVIDIA GB200", 2500.0),
-    (r"NVIDIA L40S", 362.05),
-    (r"NVIDIA L4", 121.0),
-    (r"NVIDIA A10", 125.0),
-    (r"NVIDIA A30", 165.0),
-    (r"NVIDIA A40", 149.7),
-    (r"NVIDIA RTX A6000", 154.8),
-    (r"NVIDIA GeForce RTX 3090", 71.0),
-    (r"NVIDIA GeForce RTX 4090", 165.2),
-    (r"NVIDIA GeForce RTX 5090", 209.5),
-    (r"AMD Instinct MI300X( OAM)?", 1307.4),
-    (r"AMD Instinct MI325X( OAM)?", 1307.4),
-    (r"AMD Instinct MI250X", 191.5),
+_GIGA: Final = 10**9
+_DEVICES: Final[tuple[tuple[str, float, int], ...]] = (
+    (r"NVIDIA A[18]00-(SXM4|SXM|PCIE)-40GB", 312.0, 40),
+    (r"NVIDIA A[18]00-(SXM4|SXM|PCIE)-80GB", 312.0, 80),
+    (r"NVIDIA A[18]00 80GB PCIe", 312.0, 80),
+    (r"NVIDIA H100 80GB HBM3", 989.4, 80),
+    (r"NVIDIA H100 PCIe", 756.5, 80),
+    (r"NVIDIA H100 NVL", 835.5, 94),
+    (r"NVIDIA H200", 989.4, 141),
+    (r"NVIDIA H200 NVL", 835.5, 141),
+    (r"NVIDIA GH200 (480GB|120GB)", 989.4, 96),
+    (r"NVIDIA GH200 144G HBM3e", 989.4, 144),
+    (r"NVIDIA B200", 2250.0, 180),
+    (r"NVIDIA GB200", 2500.0, 186),
+    (r"NVIDIA L40S", 362.05, 48),
+    (r"NVIDIA L4", 121.0, 24),
+    (r"NVIDIA A10", 125.0, 24),
+    (r"NVIDIA A30", 165.0, 24),
+    (r"NVIDIA A40", 149.7, 48),
+    (r"NVIDIA RTX A6000", 154.8, 48),
+    (r"NVIDIA GeForce RTX 3090", 71.0, 24),
+    (r"NVIDIA GeForce RTX 4090", 165.2, 24),
+    (r"NVIDIA GeForce RTX 5090", 209.5, 32),
+    (r"AMD Instinct MI300X( OAM)?", 1307.4, 192),
+    (r"AMD Instinct MI325X( OAM)?", 1307.4, 256),
+    (r"AMD Instinct MI250X", 191.5, 64),
 )
 
 
 def peak_flops_per_second(device_name: str) -> float | None:
-    """Peak dense bf16 FLOP/s of a device by its name (`torch.cuda.get_device_name`), or None where
-    it is not known: then there is no MFU, rather than a guess."""
-    for pattern, peak in _PEAKS:
-        if re.fullmatch(pattern, device_name.strip()):
-            return peak * _TERA
+    """Peak dense bf16 FLOP/s of a device by its name (`torch.cuda.get_device_name`, or the label
+    that NVIDIA's operator makes of it, with dashes for blanks), or None where it is not known: then
+    there is no MFU, rather than a guess."""
+    found = _known(device_name)
+    return None if found is None else found[0] * _TERA
+
+
+def memory_bytes(device_name: str) -> int | None:
+    """Of a device by its name, as its datasheet has it, in decimal bytes. Devices report some 7 %
+    more: room for contexts, buffers of communication and fragments."""
+    found = _known(device_name)
+    return None if found is None else found[1] * _GIGA
+
+
+def _known(device_name: str) -> tuple[float, int] | None:
+    for pattern, peak, gigabytes in _DEVICES:
+        if re.fullmatch(pattern.replace(" ", "[ -]"), device_name.strip()):
+            return peak, gigabytes
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from daybreak_trainer.telemetry.devices import peak_flops_per_second
+from daybreak_trainer.telemetry.devices import memory_bytes, peak_flops_per_second
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,13 @@ def test_known_devices(name: str, tera: float) -> None:
 )
 def test_an_unknown_device_a_part_of_one_or_a_relative_has_no_peak(name: str) -> None:
     assert peak_flops_per_second(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [("NVIDIA-H100-80GB-HBM3", 80), ("NVIDIA A100-SXM4-40GB", 40), ("NVIDIA GeForce RTX 4090", 24)],
+)
+def test_a_device_has_its_datasheets_memory(name: str, gigabytes: int) -> None:
+    """By torch's name, or by the label of a node."""
+    assert memory_bytes(name) == gigabytes * 10**9
+    assert memory_bytes("cpu") is None
