@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from daybreak_trainer.contract import BudgetSettings, RunSettings, StreamSettings
+from daybreak_trainer.contract import BudgetSettings, EvaluationSettings, RunSettings, StreamSettings
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.plan.limits import Limits, Spent
 from daybreak_trainer.plan.reach import Reach
@@ -90,6 +90,7 @@ class _Life:
         deadline: str | None,
         ending: float,
         devices: int,
+        evaluation: EvaluationSettings,
     ) -> None:
         run = RunSettings(
             name="simulated",
@@ -104,6 +105,7 @@ class _Life:
             checkpoint_url="",
             budget=budget,
             deadline=deadline,
+            evaluation=evaluation,
         )
         self._settings = Settings(run, 0, planned, Path(), Path())
         self._world, self._ending, self._devices = world, ending, devices
@@ -217,9 +219,12 @@ def live(
     devices: int = 1,
     *,
     deadline: str | None = None,
+    evaluation: EvaluationSettings | None = None,
 ) -> Lived:
-    """`ending` seconds are kept for what follows the last step; the run starts at Unix time 0."""
-    life = _Life(planned, world, budget, deadline, ending, devices)
+    """`ending` seconds are kept for what follows the last step, beside its `evaluation`; the run
+    starts at Unix time 0."""
+    judged = evaluation or EvaluationSettings()
+    life = _Life(planned, world, budget, deadline, ending, devices, judged)
     while life.goes_on():
         if not life.happen():
             life.take_a_step()

@@ -4,6 +4,10 @@ and where they have steps, how far the run gets (`Replanner.reach`).
 
 `plan.decide` and `plan.reach` say when and what. Here are the effects: clocks, and one rank that
 tells the others.
+
+Of two measurements in a row the faster says what has to be kept for the end, and how far steps
+get. So one that is slow, of a cold cache say, ends no run; it is looked at again as soon as if it
+did.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median_high
 
 import torch.distributed as dist
@@ -19,9 +24,17 @@ from daybreak_trainer.contract import EvaluationSettings
 from daybreak_trainer.evaluate.score import heldout_prompts
 from daybreak_trainer.evaluate.validate import TIMESTEPS
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.plan.decide import WARM_STEPS, Window, average, due, expected, replan
+from daybreak_trainer.plan.decide import (
+    WARM_STEPS,
+    Window,
+    average,
+    due,
+    expected,
+    next_after,
+    replan,
+)
 from daybreak_trainer.plan.limits import Limits, Spent, refuse_without_limits
-from daybreak_trainer.plan.reach import Reach, reach
+from daybreak_trainer.plan.reach import Reach, Room, reach
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.schedule.course import Course
@@ -81,6 +94,10 @@ class Replanner:
         self.reach: Reach | None = None
         """How far the run gets; None while that is not known, where nothing limits it, and where
         decisions say so."""
+        self.recipe_changed = False
+        """Since the commit that is gone on from: it did not know how long the run is now."""
+        self._work_per_second: float | None = None
+        """By the last measurement of this attempt, where stages have steps."""
         self._judged_seconds: float | None = None
         self._store_bytes_per_second = 0.0
         self._commits: deque[float] = deque(maxlen=_COMMITS)
@@ -145,7 +162,9 @@ class Replanner:
         """Where an attempt goes on, or training after a roll-back, by the speed that there was
         before: what is over already is not trained on until it is measured. The same on all
         ranks."""
-        if not self._limits.any or state.step >= course.total_steps:
+        open_again = self.recipe_changed and not self._recipe.is_fixed
+        is_over = state.step >= course.total_steps and not open_again
+        if not self._limits.any or is_over:
             return None
         plan: Plan = None
         if self._rank.is_first:
@@ -178,8 +197,8 @@ class Replanner:
     def _before(self, course: Course, state: RunState, ledger: Mapping[str, float]) -> float | None:
         """Images/s on today's ranks: the last decision's, else the average of all steps."""
         world = self._rank.world
-        if state.decisions and not self._recipe.is_fixed:
-            known = expected(course, state.decisions[-1], state.step, world)
+        if not self._recipe.is_fixed:
+            known = self._measured_before(course, state)
             if known is not None:
                 return known
         known = average(course, state.step, _seconds(ledger, _KEPT), self._work)
@@ -189,13 +208,27 @@ class Replanner:
 
     def _unmeasured(self, state: RunState, ledger: Mapping[str, float]) -> Reach | None:
         """Nothing was trained yet: all that can be said is that a limit is passed."""
-        limit, left = self._left(ledger)
-        return Reach(state.step, state.step, state.step, limit) if left <= 0 else None
+        left = self._left(ledger)
+        limit = min(left, key=lambda field: left[field])
+        return Reach(state.step, state.step, state.step, limit) if left[limit] <= 0 else None
 
-    def _left(self, ledger: Mapping[str, float]) -> tuple[str, float]:
-        """The tightest limit, and the seconds that it leaves, all ending included."""
+    def _left(self, ledger: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by limit, all ending included."""
         spent = Spent(sum(ledger.values()), self.device_seconds(ledger), self._now())
-        return min(self._limits.left(spent, self._rank.world).items(), key=lambda item: item[1])
+        return self._limits.left(spent, self._rank.world)
+
+    def _room(self, course: Course, step: int, ledger: Mapping[str, float], speed: float) -> Room:
+        """To train from `step` on, if its stage has this speed."""
+        ending = self._reserve.seconds(
+            speed * self._work[course.index_at(step)] / self._work[-1],
+            self._store_bytes_per_second or float("inf"),
+            self.commit_seconds,
+            self._judged_seconds,
+        )
+        trained, overheads = _seconds(ledger, _TRAINING), _seconds(ledger, _OVERHEADS)
+        a_second = 1.0 + overheads / max(1e-9, trained)
+        by_limit = {field: (left - ending) / a_second for field, left in self._left(ledger).items()}
+        return Room(self._rank.world, by_limit, ending / a_second)
 
     def _planned(
         self,
@@ -205,23 +238,36 @@ class Replanner:
         measured: float,
         reason: str,
     ) -> Decision | Reach:
-        limit, left = self._left(ledger)
-        stage, work = course.index_at(state.step), self._work
-        ending = self._reserve.seconds(
-            measured * work[stage] / work[-1],
-            self._store_bytes_per_second or float("inf"),
-            self.commit_seconds,
-            self._judged_seconds,
-        )
-        trained = _seconds(ledger, _TRAINING)
-        overheads = _seconds(ledger, _OVERHEADS)
-        seconds = (left - ending) / (1.0 + overheads / max(1e-9, trained))
-        world = self._rank.world
+        step, world, work = state.step, self._rank.world, self._work
+        stage, trained = course.index_at(step), _seconds(ledger, _TRAINING)
+        believed = max(measured, self._measured_before(course, state) or 0.0)
+        room = self._room(course, step, ledger, believed)
+        plan: Decision | Reach
         if self._recipe.is_fixed:
-            speeds = [measured * work[stage] / other for other in work]
-            return reach(course, state.step, seconds, trained, speeds, world, limit)
-        window = Window(measured, world)
-        return replan(course, state.decisions, state.step, seconds, window, work, reason)
+            self._work_per_second = measured * work[stage]
+            speeds = [believed * work[stage] / other for other in work]
+            plan = reach(course, step, room, trained, speeds)
+        else:
+            window = Window(measured, world)
+            plan = replan(course, state.decisions, step, room.seconds, window, work, reason)
+        if believed == measured:
+            return plan
+        left = max(0.0, self._room(course, step, ledger, measured).seconds)
+        a_step = course.stage_at(step).batch_size / measured
+        again = min(plan.next_step, next_after(step, trained + left, left, a_step))
+        if isinstance(plan, Reach):
+            return replace(plan, next_step=again)
+        return plan.model_copy(update={"next_step": again})
+
+    def _measured_before(self, course: Course, state: RunState) -> float | None:
+        """Images/s on today's ranks in the stage of the next step, by the measurement before; None
+        where there was none."""
+        if self._recipe.is_fixed:
+            known = self._work_per_second
+            return None if known is None else known / self._work[course.index_at(state.step)]
+        if not state.decisions:
+            return None
+        return expected(course, state.decisions[-1], state.step, self._rank.world)
 
 
 def _seconds(ledger: Mapping[str, float], accounts: Sequence[str]) -> float:

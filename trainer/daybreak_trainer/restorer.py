@@ -79,7 +79,8 @@ class Restorer:
         be understood by the one of now."""
         context = self._context
         recipe, state = context.settings.recipe, context.state
-        if "recipe" in search.changed:
+        self._planner.recipe_changed = "recipe" in search.changed
+        if self._planner.recipe_changed:
             state.decisions = carried(search.recipe, recipe, state.decisions, state.step)
         context.course = Course.of(recipe, state.decisions)
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import ceil, floor
 
 from daybreak_trainer.plan.decide import decide
-from daybreak_trainer.plan.limits import SECONDS_PER_HOUR, Limits, Spent
+from daybreak_trainer.plan.limits import MAX_COST, SECONDS_PER_HOUR, Limits, Spent
 from daybreak_trainer.plan.memory import checkpoint_bytes
 from daybreak_trainer.recipe import Recipe, RecipeError
 from daybreak_trainer.schedule.course import Course
 
-_MONEY, _CLOCK = "spec.budget.maxCost", "spec.deadline"
+_CLOCK = "spec.deadline"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _refusal(limits: Limits, devices: int, training: float, ending: float, now: 
     if (percent := floor(100 * (left[tightest] - ending) / training)) > 0:
         remedies.append(f"give stages {percent} % of their steps")
     remedies.append("give them shares in place of steps")
-    money = left.get(_MONEY)
+    money = left.get(MAX_COST)
     if money is None or money >= needed:
         affordable = float("inf") if money is None else money * devices
         time = left[tightest] - ending
@@ -132,7 +132,7 @@ def _refusal(limits: Limits, devices: int, training: float, ending: float, now: 
 
 
 def _raised(field: str, missing: float, needed: float, devices: int, price: float) -> str:
-    if field == _MONEY:
+    if field == MAX_COST:
         cost = needed / SECONDS_PER_HOUR * devices * price
         return f"raise {field} to {ceil(100 * cost) / 100:.2f}"
     if field == _CLOCK:

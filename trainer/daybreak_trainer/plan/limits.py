@@ -10,6 +10,8 @@ from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.recipe import Recipe, RecipeError
 
 SECONDS_PER_HOUR = 3600.0
+MAX_COST = "spec.budget.maxCost"
+"""The limit that is not one of time: more devices use it up sooner."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Limits:
             found["spec.budget.duration"] = budget.duration_seconds - spent.held_seconds
         if budget.max_cost is not None and budget.gpu_hour_price is not None:
             affordable = budget.max_cost / budget.gpu_hour_price * SECONDS_PER_HOUR
-            found["spec.budget.maxCost"] = (affordable - spent.device_seconds) / devices
+            found[MAX_COST] = (affordable - spent.device_seconds) / devices
         if self.deadline_unix_time is not None:
             found["spec.deadline"] = self.deadline_unix_time - spent.unix_time
         return found

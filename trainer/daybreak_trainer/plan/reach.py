@@ -6,12 +6,47 @@ does not is told so as soon as its speed is known, and stops where its time or m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor
 
 from daybreak_trainer.plan.decide import next_after
+from daybreak_trainer.plan.limits import MAX_COST
 from daybreak_trainer.schedule.course import Course
+
+NOISE = 0.02
+"""Of all steps: a `last_step` that moves by less is no news."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Seconds that are left to train, on so many devices."""
+
+    devices: int
+    by_limit: Mapping[str, float]
+    """By the field that says so; may be below zero. At least one."""
+    ending: float
+    """Of all ends, which more devices do not shorten."""
+
+    @property
+    def limit(self) -> str:
+        """The tightest."""
+        return min(self.by_limit, key=lambda field: self.by_limit[field])
+
+    @property
+    def seconds(self) -> float:
+        return self.by_limit[self.limit]
+
+    def devices_for(self, needed: float) -> int | None:
+        """That do `needed` seconds of training in time, if twice as many are twice as fast. None
+        where more do not help: there is time for it, or none at all, or not the money, for they
+        cost the same, and at the end more."""
+        time = min((left for field, left in self.by_limit.items() if field != MAX_COST), default=0)
+        if not 0 < time < needed:
+            return None
+        devices = ceil(self.devices * needed / time)
+        cost = needed + (devices / self.devices - 1) * self.ending
+        return devices if cost <= self.by_limit.get(MAX_COST, cost) else None
 
 
 @dataclass(frozen=True)
@@ -25,22 +60,26 @@ class Reach:
     limit: str
     """The tightest, by its field."""
     devices: int | None = None
-    """That all steps would take from here on, if twice as many are twice as fast; None where no
-    time is left, or nothing was measured."""
+    """That all steps would take from here on; None where more devices do not help, or nothing was
+    measured."""
+
+    @property
+    def remedy(self) -> str:
+        """What helps where not all steps fit."""
+        more = f"take {self.devices} devices, " if self.devices is not None else ""
+        return f"{more}raise {self.limit} and start another attempt, or train fewer steps"
 
 
 def reach(
     course: Course,
     step: int,
-    seconds: float,
+    room: Room,
     trained_seconds: float,
     images_per_second: Sequence[float],
-    devices: int,
-    limit: str,
 ) -> Reach:
-    """From `step` on, when there are `seconds` to train on `devices`, `trained_seconds` were, and
-    stages have these speeds."""
-    current, left = course.index_at(step), max(0.0, seconds)
+    """From `step` on, when there is so much `room`, `trained_seconds` were trained, and stages have
+    these speeds."""
+    current, left = course.index_at(step), max(0.0, room.seconds)
     last_step, rest, needed = step, left, 0.0
     a_step = [
         stage.batch_size / speed
@@ -56,6 +95,6 @@ def reach(
         step,
         last_step,
         next_after(step, trained_seconds + left, left, a_step[current]),
-        limit,
-        ceil(devices * needed / left) if left else None,
+        room.limit,
+        room.devices_for(needed),
     )

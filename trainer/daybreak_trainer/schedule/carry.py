@@ -4,6 +4,9 @@ What is trained is trained: the new recipe describes the whole run, with the sta
 through at its front, and the last of these may go on. With `steps` that is a matter of counting:
 step 5,000 of the old recipe is step 5,000 of the new one. With shares the steps at which stages
 ended are in the decisions, and where the old recipe had steps, these are what was decided.
+
+A cooldown that has begun goes on to the new end. One that is over, for the run had come to its
+end, is past too: the learning rate is as high again as the new recipe has it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def carried(
             "each stage steps"
         ) from None
     course = Course.of(old, decisions)
-    current = course.index_at(step)
+    current = course.index_at(step - 1)  # of the last step that was taken
     for number in range(current + 1):
         had = old.stages[number].resolution
         has = new.stages[number].resolution if number < len(new.stages) else None
@@ -50,6 +53,8 @@ def carried(
             )
     if old.is_fixed:
         decisions = [_as_decided(course)]
+    if step >= course.total_steps:
+        decisions = [d.model_copy(update={"cooldown_begin": float(d.total)}) for d in decisions]
     same = [s.resolution for s in old.stages] == [s.resolution for s in new.stages]
     return tuple(decisions) if same else tuple(_with(d, len(new.stages)) for d in decisions)
 

@@ -3,6 +3,7 @@ does, a run ends inside its budget, uses it, and cools down to its end."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil, sqrt
@@ -14,25 +15,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_run import World, live
 
-from daybreak_trainer.contract import BudgetSettings, RunSettings, StreamSettings
+from daybreak_trainer.contract import (
+    BudgetSettings,
+    EvaluationSettings,
+    RunSettings,
+    StreamSettings,
+)
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.plan.limits import Limits, Spent
-from daybreak_trainer.plan.reach import reach
+from daybreak_trainer.plan.reach import Reach, Room, reach
 from daybreak_trainer.plan.reserve import Reserve
 from daybreak_trainer.recipe import Recipe, RecipeError, resolve
 from daybreak_trainer.replan import Replanner
+from daybreak_trainer.schedule.carry import carried
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.schedule.decision import Decision
 from daybreak_trainer.settings import Settings
+from daybreak_trainer.state import RunState
 
 BUDGET, ENDING = 20_000.0, 100.0
 
 
-def recipe(shares: list[float], cooldown: float) -> Recipe:
+def recipe(shares: list[float], cooldown: float, batch: int = 8) -> Recipe:
     return resolve(
         {
             "preset": "smoke",
-            "stages": [{"resolution": 16, "batchSize": 8, "share": share} for share in shares],
+            "stages": [{"resolution": 16, "batchSize": batch, "share": share} for share in shares],
             "schedule": {"warmupSteps": 0, "cooldownShare": cooldown},
         }
     )
@@ -173,11 +181,11 @@ def test_a_limit_that_is_passed_before_the_first_step_is_heeded() -> None:
     assert lived.reach.limit == "spec.budget.duration"
 
 
-def fixed(*steps: int) -> Recipe:
+def fixed(*steps: int, batch: int = 8) -> Recipe:
     return resolve(
         {
             "preset": "smoke",
-            "stages": [{"resolution": 16, "batchSize": 8, "steps": number} for number in steps],
+            "stages": [{"resolution": 16, "batchSize": batch, "steps": number} for number in steps],
             "schedule": {"warmupSteps": 0, "cooldownShare": 0.2},
         }
     )
@@ -186,7 +194,7 @@ def fixed(*steps: int) -> Recipe:
 @pytest.mark.parametrize("every", [None, 7])
 def test_steps_that_do_not_fit_end_at_the_limit(every: int | None) -> None:
     """The course stays the recipe's. After the first measurement it is known how many of them fit,
-    and on how many devices all would: 18,000 s here on one that has half of it left."""
+    and what helps: not more devices, which spend the money as much faster as they train."""
     planned, budget = fixed(1000, 2000), BudgetSettings(gpu_hour_price=3600.0, max_cost=9000.0)
     world = World((4.0, 7.0), (4.0, 7.0), (0.9, 1.1), preempted_every=every)
     lived = live(planned, world, budget, ENDING)
@@ -195,19 +203,57 @@ def test_steps_that_do_not_fit_end_at_the_limit(every: int | None) -> None:
     assert lived.step == pytest.approx(1000 + (9000 - ENDING - 4000) / 7, abs=4)
     assert lived.seconds + ENDING <= 9000
     assert lived.reach is not None
-    assert lived.reach.limit == "spec.budget.maxCost"
+    assert (lived.reach.limit, lived.reach.devices) == ("spec.budget.maxCost", None)
+    assert lived.reach.remedy.startswith("raise spec.budget.maxCost")
 
 
 def test_how_far_a_course_of_steps_gets_is_said_early() -> None:
     """By what each stage's steps take."""
-    course = Course.of(fixed(1000, 2000))
-    found = reach(course, 20, 8920.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
-    assert found.last_step == 1000 + (8920 - 980 * 4) // 7
-    assert found.devices == ceil(2 * (980 * 4 + 2000 * 7) / 8920)
-    ample = reach(course, 20, 20_000.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
-    assert (ample.last_step, ample.devices) == (3000, 2)
-    over = reach(course, 20, -1.0, 80.0, [2.0, 8 / 7], 2, "spec.deadline")
+    course, deadline = Course.of(fixed(1000, 2000)), "spec.deadline"
+
+    def found(by_limit: dict[str, float]) -> Reach:
+        return reach(course, 20, Room(2, by_limit, 100.0), 80.0, [2.0, 8 / 7])
+
+    short = found({deadline: 8920.0})
+    assert short.last_step == 1000 + (8920 - 980 * 4) // 7
+    assert short.devices == ceil(2 * (980 * 4 + 2000 * 7) / 8920) == 5
+    assert short.remedy.startswith("take 5 devices, raise spec.deadline")
+    ample = found({deadline: 20_000.0})
+    assert (ample.last_step, ample.devices) == (3000, None)
+    over = found({deadline: -1.0})
     assert (over.last_step, over.devices) == (20, None)
+
+
+@pytest.mark.parametrize(("money", "devices"), [(10_000.0, None), (18_000.0, None), (18_100.0, 5)])
+def test_more_devices_are_named_only_where_there_is_money_for_them(
+    money: float, devices: int | None
+) -> None:
+    """All steps take 17,920 s on two, however many there are, and each of three more is paid for
+    50 s of ending. Below that money is the limit, or becomes it."""
+    by_limit = {"spec.deadline": 8920.0, "spec.budget.maxCost": money}
+    course = Course.of(fixed(1000, 2000))
+    found = reach(course, 20, Room(2, by_limit, 100.0), 80.0, [2.0, 8 / 7])
+    assert (found.limit, found.devices) == ("spec.deadline", devices)
+
+
+@pytest.mark.parametrize("planned", [recipe([1.0], 0.2, 500), fixed(10_000, batch=500)])
+def test_one_slow_measurement_ends_no_run(planned: Recipe) -> None:
+    """100,000 passes are drawn from the export: 50 s at 1,000 images/s, and 1,000 s by one
+    measurement with a cold cache, when there are 700 s left."""
+    drawn = planned.sampling.model_copy(update={"steps": 50, "guidance": 3.0})
+    planned = planned.model_copy(update={"sampling": drawn})
+    budget, world = BudgetSettings(duration_seconds=3000.0), World((0.5,), (1.0,))
+    cold = replace(world, interruptions=((0.7, 0.0, 1),), cold_steps=20, cold_by=20.0)
+    judged = EvaluationSettings(prompts=("a",), images=1000)
+    lived = live(planned, cold, budget, ENDING, evaluation=judged)
+    assert 0.97 * 3000 <= lived.seconds + ENDING + 50 <= 3000
+
+
+def test_a_run_that_stays_slow_ends_with_the_second_measurement() -> None:
+    """Of steps whose number is fixed too, and before its time is up."""
+    world = World((4.0,), (1.0,), slow_from=0.5, slow_by=10.0)
+    lived = live(fixed(10_000), world, BudgetSettings(duration_seconds=BUDGET), ENDING)
+    assert 0.97 * BUDGET <= lived.seconds + ENDING <= BUDGET
 
 
 def test_steps_that_fit_are_all_taken() -> None:
@@ -229,9 +275,7 @@ def test_the_end_keeps_time_for_all_that_follows_the_last_step() -> None:
     assert reserve.seconds(1.0, 100.0, 4.0, 3.0) == pytest.approx(1.5 * (4 + 10 + 20 + 10) + 5)
 
 
-def test_one_slow_commit_distorts_no_plan(tmp_path: Path) -> None:
-    """Of the last five the median counts, and of two the longer: a store that has become slow is
-    believed with its third slow commit, one that is well again with its third quick one."""
+def replanner(planned: Recipe, folder: Path, budget: BudgetSettings) -> Replanner:
     run = RunSettings(
         name="run",
         namespace="ns",
@@ -243,15 +287,53 @@ def test_one_slow_commit_distorts_no_plan(tmp_path: Path) -> None:
         recipe_hash="r",
         streams=(StreamSettings(url="d", role="data-0"),),
         checkpoint_url="c",
+        budget=budget,
     )
-    settings = Settings(run, 0, resolve({"preset": "smoke"}), tmp_path, tmp_path)
-    planner = Replanner(settings, Rank(0, 1, torch.device("cpu")), [], parameters=1, frozen=0)
+    settings, rank = Settings(run, 0, planned, folder, folder), Rank(0, 1, torch.device("cpu"))
+    work = [1.0] * len(planned.stages)
+    return Replanner(settings, rank, work, 1, 0, tell=lambda plan: plan)
+
+
+def test_one_slow_commit_distorts_no_plan(tmp_path: Path) -> None:
+    """Of the last five the median counts, and of two the longer: a store that has become slow is
+    believed with its third slow commit, one that is well again with its third quick one."""
+    planner = replanner(fixed(9), tmp_path, BudgetSettings())
     assert planner.commit_seconds is None
     found = []
     for seconds in (2.0, 600.0, 3.0, 2.0, 2.0, 60.0, 60.0, 60.0, 2.0, 2.0, 2.0):
         planner.committed(seconds)
         found.append(planner.commit_seconds)
     assert found == [2.0, 600.0, 3.0, 3.0, 2.0, 3.0, 3.0, 60.0, 60.0, 60.0, 2.0]
+
+
+def test_a_finished_run_goes_on_only_with_another_recipe(tmp_path: Path) -> None:
+    """A commit of the last step, of a run that was stopped while it exported: as it is, it has
+    nothing to decide. With a stage and budget added, the stage gets steps, and its learning rate,
+    which had come down, is up again and comes down to the new end."""
+    old, new = recipe([1.0], 0.2), recipe([0.5, 0.5], 0.2)
+    end = Decision(step=20, reason="stage", stage_ends=(4000,), cooldown_begin=3200.0)
+    budget = BudgetSettings(duration_seconds=9000.0)
+    ledger = {"productive": 4000.0}
+
+    def resumed(planned: Recipe, decisions: tuple[Decision, ...]) -> Replanner:
+        state.decisions = decisions
+        planner = replanner(planned, tmp_path, budget)
+        planner.resumed(state, 4000.0)
+        return planner
+
+    state = RunState(step=4000, device_seconds=4000.0)
+    planner = resumed(old, (end,))
+    assert planner.at_resume(Course.of(old, (end,)), state, ledger) is None
+    decisions = carried(json.loads(old.to_json()), new, (end,), 4000)
+    planner, course = resumed(new, decisions), Course.of(new, decisions)
+    planner.recipe_changed = True
+    plan = planner.at_resume(course, state, ledger)
+    assert isinstance(plan, Decision)
+    after = course.after(plan)
+    assert after.ends[0] == 4000
+    assert after.total_steps == pytest.approx(9000, rel=0.01)
+    assert [after.factor(step) for step in (4000, 7000)] == [1.0, 1.0]
+    assert after.progress(8200) > 0.0
 
 
 def test_the_tightest_limit_wins() -> None:

@@ -124,6 +124,16 @@ def test_stages_that_the_run_has_been_through_have_to_stay(new: Recipe) -> None:
         taken(steps((16, 400), (32, 600)), new, (), 500)
 
 
+def test_a_stage_that_has_not_begun_may_still_change() -> None:
+    """A commit at the step where the first one ended: the second is another, or gone."""
+    old = steps((16, 400), (32, 600))
+    other = taken(old, shares((16, 0.5), (64, 0.5)), (), 400)
+    assert [d.stage_ends for d in other] == [(400, 1000)]
+    assert [d.stage_ends for d in taken(old, shares((16, 1.0)), (), 400)] == [(1000,)]
+    with pytest.raises(RecipeError, match=r"recipe\.stages\[1\] was 32 px .* step 401"):
+        taken(old, shares((16, 0.5), (64, 0.5)), (), 401)
+
+
 def test_a_recipe_that_cannot_be_read_is_no_guess() -> None:
     """A checkpoint of a version that had other fields."""
     with pytest.raises(RecipeError, match="give each stage steps"):
