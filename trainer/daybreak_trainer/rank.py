@@ -50,7 +50,20 @@ class NonFiniteLossError(Exception):
 
 
 class LimitReachedError(Exception):
-    """Time or money was up before the recipe's last step; what was trained is committed."""
+    """Time or money was up before the recipe's last step; what was trained is committed, and
+    exported where the run has a place for that."""
+
+    def __init__(self, limit: str, step: int, total: int | None, *, exported: bool) -> None:
+        """`limit` is the field; `total`, the steps of the whole run, is None before they are
+        planned."""
+        outcome = "nothing was trained"
+        if step:
+            kept = "the last commit and the export are" if exported else "the last commit is"
+            outcome = f"{kept} of that step"
+        super().__init__(
+            f"{limit} was used up at step {step} of {total or 'a run not planned yet'}: {outcome}; "
+            "raise it while a run goes on, or give the next run fewer steps, or stages shares"
+        )
 
 
 @dataclass

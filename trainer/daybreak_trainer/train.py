@@ -120,7 +120,7 @@ class Trainer:
         self.stop.heed()
         self.follow(self.planner.at_resume)
         if not self.last_step:
-            raise self.limit_reached("nothing was trained")
+            raise self.limit_reached()
         if self.is_unfinished:
             self.warm_up()
             self.stop.heed()
@@ -141,10 +141,10 @@ class Trainer:
             self.step, self.state.samples, self.engine.ema.shadow, self.planner.device_seconds
         )
         self.saver.close()
+        self.progress.done(self.ledger.seconds())
         if self.rank.is_first and self.last_step < self.context.course.total_steps:
             # The other ranks have done their part, and are not told: none waits for the upload.
-            raise self.limit_reached("the last commit and the export are of that step")
-        self.progress.done(self.ledger.seconds())
+            raise self.limit_reached()
 
     @property
     def last_step(self) -> int:
@@ -155,12 +155,13 @@ class Trainer:
     def is_unfinished(self) -> bool:
         return self.step < self.last_step
 
-    def limit_reached(self, outcome: str) -> LimitReachedError:
+    def limit_reached(self) -> LimitReachedError:
         assert self.planner.reach is not None  # what ended the run
         return LimitReachedError(
-            f"{self.planner.reach.limit} was used up at step {self.step} of "
-            f"{self.context.course.known_steps or 'a run not planned yet'}: {outcome}; raise it "
-            "while a run goes on, or give the next run fewer steps, or stages shares"
+            self.planner.reach.limit,
+            self.step,
+            self.context.course.known_steps,
+            exported=self.settings.run.export_url is not None,
         )
 
     def test_devices(self) -> None:
