@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 
-from daybreak_trainer.contract import BudgetSettings, EvaluationSettings, RunSettings, StreamSettings
+from daybreak_trainer.contract import (
+    BudgetSettings,
+    EvaluationSettings,
+    RunSettings,
+    StreamSettings,
+)
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.plan.limits import Limits, Spent
 from daybreak_trainer.plan.reach import Reach

@@ -86,6 +86,12 @@ class Draft:
                 judge_accuracy={tag: f"{v:.3f}" for tag, v in told.judge_accuracy.items()},
                 images=told.images,
             )
+        if (end := progress.ends_early) is not None:
+            self.note(
+                "Warning",
+                "StepsDoNotFit",
+                f"{end.limit} ends the run at about step {end.step} of {total}: {end.remedy}",
+            )
         for sentence in progress.skipped_checkpoints:
             self.note("Warning", "CheckpointSkipped", sentence)
 

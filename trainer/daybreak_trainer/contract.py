@@ -327,6 +327,14 @@ class Validation(Message):
     seconds: float = Field(default=0.0, description="Time that all of it took.")
 
 
+class EarlyEnd(Message):
+    """Budget or deadline ends the run before its last step."""
+
+    step: int = Field(description="About where.")
+    limit: str = Field(description="The field that says so.")
+    remedy: str = Field(description="What helps.")
+
+
 class Progress(Message):
     """`GET /progress` on worker 0. Times are RFC 3339, UTC; a missing value is not known yet."""
 
@@ -337,6 +345,7 @@ class Progress(Message):
     stage: StageProgress | None = None
     step: int = 0
     total_steps: int | None = None
+    ends_early: EarlyEnd | None = None
     samples: int = 0
     images_per_second: float | None = None
     loss: float | None = None

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from daybreak_trainer.checkpoint.saves import Outcome
 from daybreak_trainer.contract import (
     CheckpointRef,
+    EarlyEnd,
     Evaluation,
     Progress,
     StageProgress,
@@ -36,6 +37,7 @@ class ProgressReporter:
         self._standing = standing
         self._file = ProgressFile(settings.work_dir) if rank.is_first else None
         self._written = 0.0
+        self._last_step: int | None = None
         self._metrics = train_metrics()
         now = rfc3339(datetime.now(UTC))
         self._progress = Progress(
@@ -89,10 +91,12 @@ class ProgressReporter:
             self._metrics.plan.decided(course)
         self._set(at_once=True, total_steps=course.known_steps)
 
-    def reaches(self, last_step: int) -> None:
-        """Of the recipe's steps, so many fit into the run's limits."""
+    def reaches(self, last_step: int, ends_early: EarlyEnd | None) -> None:
+        """Of the recipe's steps, so many fit into the run's limits; what is told of it."""
+        self._last_step = last_step
         if self._file is not None:
             self._metrics.plan.reaches(last_step)
+        self._set(at_once=True, ends_early=ends_early)
 
     def step(
         self,
@@ -131,7 +135,9 @@ class ProgressReporter:
             mfu=speed.mfu if speed is not None else None,
             total_steps=course.known_steps,
             first_step_at=rfc3339(now) if first else self._progress.first_step_at,
-            estimated_completion_time=_completion(now, agreed.step, images_per_second, course),
+            estimated_completion_time=_completion(
+                now, agreed.step, images_per_second, course, self._last_step
+            ),
             training_seconds=round(state.training_seconds, 3),
             ledger=_rounded(ledger),
         )
@@ -189,12 +195,16 @@ class ProgressReporter:
 
 
 def _completion(
-    now: datetime, step: int, images_per_second: float | None, course: Course
+    now: datetime,
+    step: int,
+    images_per_second: float | None,
+    course: Course,
+    last_step: int | None,
 ) -> str | None:
-    """When the last step will be done at today's speed."""
+    """When the last step will be done at today's speed, or the last that fits."""
     if not images_per_second:
         return None
-    left = course.seconds_left(step, images_per_second)
+    left = course.seconds_left(step, images_per_second, last_step)
     return None if left is None else rfc3339(now + timedelta(seconds=left))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 from daybreak_trainer.checkpoint.history import Journal
+from daybreak_trainer.contract import EarlyEnd
 from daybreak_trainer.health.heartbeat import Heartbeat
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.plan.reach import Reach
+from daybreak_trainer.plan.reach import Reach, is_news
 from daybreak_trainer.progress import ProgressReporter
 from daybreak_trainer.rank import Standing
 from daybreak_trainer.schedule.course import Course
@@ -34,6 +35,8 @@ class RunContext:
         self.state = RunState()
         self.course = Course.of(settings.recipe)
         self.journal = Journal()
+        self._told: EarlyEnd | None = None
+        """What was last said of an end before the recipe's."""
 
     @property
     def step(self) -> int:
@@ -58,17 +61,27 @@ class RunContext:
             log.event("stage_without_steps", level=logging.WARNING, stage=stage + 1)
 
     def reaches(self, reach: Reach) -> None:
-        """The course stays; it is said where the run will not get to its end."""
+        """The course stays; it is said where the run will not get to its end, and again where that
+        moves by more than noise."""
         total = self.course.total_steps
         fitting = min(reach.last_step, total)
-        self.progress.reaches(fitting)
-        if self.rank.is_first and fitting < total:
+        if fitting == total:
+            self.progress.reaches(fitting, None)
+            return
+        if is_news(self._told.step if self._told is not None else None, fitting, total):
+            self._told = EarlyEnd(step=fitting, limit=reach.limit, remedy=reach.remedy)
+            self._warn(reach)
+        self.progress.reaches(fitting, self._told)
+
+    def _warn(self, reach: Reach) -> None:
+        if self.rank.is_first:
             log.event(
                 "steps_do_not_fit",
                 level=logging.WARNING,
                 limit=reach.limit,
-                fitting_steps=fitting,
+                fitting_steps=reach.last_step,
                 total_steps=self.course.known_steps,
                 devices=self.rank.world,
                 needed_devices=reach.devices,
+                remedy=reach.remedy,
             )

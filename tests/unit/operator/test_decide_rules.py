@@ -16,7 +16,7 @@ from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.children.job import job as job_of
 from daybreak_operator.decide import Decision, decide
 from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView
-from daybreak_trainer.contract import FINAL_EXIT_CODES, Termination
+from daybreak_trainer.contract import FINAL_EXIT_CODES, EarlyEnd, Progress, Termination, rfc3339
 from daybreak_trainer.recipe import resolve
 
 RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
@@ -73,6 +73,7 @@ class World:
     """Jobs whose existence is on record in the status."""
     clock: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     missing: tuple[str, ...] = ()
+    progress: Progress | None = None
 
     def look(self) -> Decision | None:
         self.clock += timedelta(seconds=1)
@@ -84,7 +85,7 @@ class World:
             pods=tuple(self.pods),
             missing=self.missing,
             foreign=(),
-            progress=None,
+            progress=self.progress,
             now=self.clock,
         )
         return decide(seen)
@@ -234,6 +235,30 @@ def test_missing_objects_are_waited_for() -> None:
     world.missing = ()
     world.settle()
     assert world.created == ["r-1"]
+
+
+def test_an_end_before_the_last_step_is_an_event() -> None:
+    """A new one where it moves, with what helps."""
+    world = World()
+    world.settle()
+    started = rfc3339(world.clock)
+    messages = []
+    for step in (None, 1700, 1700, 1600):
+        end = step and EarlyEnd(step=step, limit="spec.deadline", remedy="put it off")
+        world.progress = Progress(
+            run_uid="u",
+            attempt=1,
+            phase="Training",
+            total_steps=3000,
+            ends_early=end,
+            started_at=started,
+            updated_at=started,
+        )
+        decision = world.look()
+        assert decision is not None
+        messages.append([note.message for note in decision.events])
+    told = "spec.deadline ends the run at about step {} of 3000: put it off"
+    assert messages == [[], [told.format(1700)], [told.format(1700)], [told.format(1600)]]
 
 
 def test_suspend_and_resume() -> None:

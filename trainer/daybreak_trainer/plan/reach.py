@@ -15,7 +15,7 @@ from daybreak_trainer.plan.limits import MAX_COST
 from daybreak_trainer.schedule.course import Course
 
 NOISE = 0.02
-"""Of all steps: a `last_step` that moves by less is no news."""
+"""Of all steps: an end that moves by less is no news."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Reach:
         """What helps where not all steps fit."""
         more = f"take {self.devices} devices, " if self.devices is not None else ""
         return f"{more}raise {self.limit} and start another attempt, or train fewer steps"
+
+
+def is_news(told: int | None, last_step: int, total_steps: int) -> bool:
+    """Whether a run that ends at `last_step` of `total_steps` says so, when it last `told` of
+    another step."""
+    return told is None or abs(last_step - told) > NOISE * total_steps
 
 
 def reach(

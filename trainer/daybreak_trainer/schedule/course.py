@@ -114,14 +114,18 @@ class Course:
             for index, (stage, end) in enumerate(zip(self.recipe.stages, self.ends, strict=True))
         )
 
-    def seconds_left(self, step: int, images_per_second: float) -> float | None:
-        """Training time from `step` on, at this speed now; None before the end is decided."""
+    def seconds_left(
+        self, step: int, images_per_second: float, last_step: int | None = None
+    ) -> float | None:
+        """Training time from `step` on, at this speed now, to the end, or to `last_step` where that
+        comes first; None before the end is decided."""
         if self.is_open:
             return None
         current = self.index_at(step)
         speeds = self.images_per_second or (1.0,) * len(self.ends)
+        until = self.total_steps if last_step is None else last_step
         ahead = sum(
-            max(0, end - max(step, self.begin(index))) * stage.batch_size / speed
+            max(0, min(end, until) - max(step, self.begin(index))) * stage.batch_size / speed
             for index, (stage, end, speed) in enumerate(
                 zip(self.recipe.stages, self.ends, speeds, strict=True)
             )

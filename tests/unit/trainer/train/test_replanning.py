@@ -69,6 +69,12 @@ def test_steps_that_do_not_fit_end_with_a_commit_an_export_and_the_limit(
     step = bench.commit(1).step
     assert bench.attempt(2, 2, budget=spent) == [ExitCode.DO_NOT_RESTART, ExitCode.DONE]
     assert f"spec.budget.duration was used up at step {step} of 200" in bench.said(2, 0)
+    told = ProgressFile(bench.folder / "work-2-0").read()
+    assert told is not None
+    assert told.phase == "Done"
+    assert told.ledger["export"] > 0
+    assert told.ends_early is not None
+    assert (told.ends_early.step, told.total_steps) == (step, 200)
     assert (tmp_path / "run" / "models").is_dir()
     bench.recipe = RECIPE
     changes = {"accept_changes": ("recipe",), "budget": ample}
