@@ -17,6 +17,10 @@ from go_program import GoProgram
 from s3_proxy import Exchange, Hook, nothing
 
 _READY_SECONDS = 20.0
+_PORTS = 5
+"""That are tried."""
+_LISTENS = "0A"
+"""State of a socket in `/proc/net/tcp`."""
 Json = dict[str, Any]
 
 
@@ -34,11 +38,13 @@ class BucketServer(ABC):
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Once it has started."""
+        return f"http://127.0.0.1:{self.port}"
 
     @abstractmethod
     def _arguments(self) -> Sequence[str]: ...
@@ -57,8 +63,21 @@ class BucketServer(ABC):
             self.thaw()
             self.kill()
 
-    def start(self) -> None:
-        """Starts it on its port, also after `kill`."""
+    def start(self, first_port: int | None = None) -> None:
+        """Starts it, after `kill` on the port that it had; else on a free one, before which
+        `first_port` is tried."""
+        if self.port:
+            assert self._listens(), self._said()
+            return
+        # Another process may take a port between its choice and the server's use of it.
+        for _ in range(_PORTS):
+            self.port, first_port = first_port or free_port(), None
+            if self._listens():
+                return
+        raise AssertionError(self._said())
+
+    def _listens(self) -> bool:
+        """Starts the process and waits until it listens; False: it ended."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self.program.find(print)), *self._arguments()],
@@ -66,16 +85,16 @@ class BucketServer(ABC):
                 stdout=log,
                 stderr=log,
             )
-        name, deadline = self.program.name, time.monotonic() + _READY_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-                return
-            except OSError:
-                text = self._log.read_text()
-                assert self._process.poll() is None, f"{name} ended: {text}"
-                assert time.monotonic() < deadline, f"{name} does not listen: {text}"
-                time.sleep(0.02)
+        deadline = time.monotonic() + _READY_SECONDS
+        while self._process.poll() is None:
+            if listens(self._process.pid, self.port):
+                return True
+            assert time.monotonic() < deadline, self._said()
+            time.sleep(0.02)
+        return False
+
+    def _said(self) -> str:
+        return f"{self.program.name} does not listen: {self._log.read_text()}"
 
     def kill(self) -> None:
         """SIGKILL: connections break and new ones are refused."""
@@ -135,3 +154,28 @@ class BucketServer(ABC):
     def stand_in(self) -> tuple[Hook, Hook]:
         """Hooks of a proxy that do what the real store does, and this server cannot."""
         return nothing, nothing
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this very process listens on the port, by the kernel's tables (proc(5))."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    rows += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    sockets = {
+        f"socket:[{row[9]}]"
+        for row in rows
+        if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == port
+    }
+    return any(_target(file) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _target(file: Path) -> str:
+    try:
+        return str(file.readlink())
+    except FileNotFoundError:  # closed meanwhile
+        return ""

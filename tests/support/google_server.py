@@ -22,7 +22,7 @@ class GoogleServer(BucketServer):
 
     def _arguments(self) -> list[str]:
         return [
-            *("-scheme", "http", "-host", "127.0.0.1", "-port", str(self._port)),
+            *("-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port)),
             *("-backend", "memory", "-log-level", "error"),
         ]
 

@@ -37,7 +37,7 @@ class S3Server(BucketServer):
 
     def _arguments(self) -> list[str]:
         return [
-            *("--port", f"127.0.0.1:{self._port}", "--quiet"),
+            *("--port", f"127.0.0.1:{self.port}", "--quiet"),
             *("--iam-dir", str(self._folder / "users"), "--iam-cache-disable"),
             *("posix", str(self._folder / "data")),
         ]
