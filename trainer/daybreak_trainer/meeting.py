@@ -147,8 +147,8 @@ class Meeting:
         self._asked = None
         try:
             return answer.result()
-        except RuntimeError:
-            self._lost = "worker 0 is gone"
+        except RuntimeError as error:
+            self._lost = self._gone(error)
             return News(broken=self._lost)
 
     def exchange(self, number: int, end: str, seconds: float) -> list[str | None]:
@@ -198,9 +198,16 @@ class Meeting:
             return self._call(call, seconds)
         except TimeoutError:
             self._lost = "worker 0 does not answer"
-        except RuntimeError:
-            self._lost = "worker 0 is gone"
+        except RuntimeError as error:
+            self._lost = self._gone(error)
         raise PeersLostError(self._lost)
+
+    def _gone(self, error: RuntimeError) -> str:
+        """Of torch's errors: to the others it is worker 0 that is lost, to worker 0 a store of its
+        own."""
+        if self._node:
+            return "worker 0 is gone"
+        return f"worker 0 cannot serve a store on {self._settings.master_address}: {error}"
 
     def _serve(self) -> None:
         while True:

@@ -4,6 +4,7 @@ not, and whatever comes in between, the pods end."""
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from worker_pods import SECONDS, Pod, make_pod
 
 from daybreak_trainer.contract import ExitCode, Termination
-from daybreak_trainer.meeting import Meeting
+from daybreak_trainer.health.heartbeat import HEARTBEATS_FOLDER
+from daybreak_trainer.meeting import Meeting, PeersLostError
 from daybreak_trainer.restart import NodeEnd
 from daybreak_trainer.watch import Patience
 
@@ -145,6 +147,41 @@ def test_without_worker_0_there_is_no_attempt(
     ended, termination = pods[1].end()
     assert (ended, termination.reason) == (ExitCode.FAILED, "PeerLost")
     assert termination.message == "worker 0 is gone: nothing says how its ranks ended"
+
+
+def test_ranks_that_find_no_store_of_their_own_are_ended(
+    fork_server: ForkServerContext, pods: list[Pod]
+) -> None:
+    """Worker 0 is lost after its node joined and before it serves them: ranks are forked by then,
+    and wait at their gate. The pod ends with them and says why it did not start."""
+    pod = pods[1]
+    run = pod.settings
+    store = TCPStore("127.0.0.1", run.master_port, is_master=True, wait_for_workers=False)
+    PrefixStore(f"{run.uid}-{run.attempt}", store).set("0/size/0", "2")
+    pod.start(fork_server, ["complete", "complete"])
+    wait_for_key(pod, "0/size/1")
+    while not (pod.folder / "work" / HEARTBEATS_FOLDER).exists():  # all have joined
+        time.sleep(0.01)
+    del store
+    ended, termination = pod.end()
+    assert (ended, termination.reason) == (ExitCode.FAILED, "StartFailed")
+    assert termination.message == "worker 0 is gone"
+
+
+def test_worker_0_says_why_it_serves_no_store(tmp_path: Path) -> None:
+    """Not that it is gone itself, which is what the others say of it."""
+    meeting = Meeting(make_pod(tmp_path).settings, 0)
+    meeting.open(SECONDS)
+    meeting.join(0, 2, SECONDS)
+    free, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, most)
+    )
+    try:
+        with pytest.raises(PeersLostError, match=r"worker 0 cannot serve .* on 127\.0\.0\.1: \w+"):
+            meeting.ranks_port(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
 
 
 def test_a_node_that_does_not_come_back_is_not_waited_for(
