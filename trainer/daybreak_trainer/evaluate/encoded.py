@@ -8,15 +8,14 @@ benchmark's. They are encoded where the rank computes and kept as hidden states 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from daybreak_trainer.models.encoding import encode
+from daybreak_trainer.models.pretrained import copied
 from daybreak_trainer.models.text import TextTower
 
 _ROWS = 32
@@ -76,12 +75,9 @@ class EncodedPrompts:
     def _here(self) -> Callable[..., Any]:
         """The encoder with copies of its weights on this device; on the CPU, with its own."""
         encoder: nn.Module = self._tower.encoder
-        kind = self._dtype if self._device.type == "cuda" else None
-        tensors = {
-            name: value.to(self._device, kind if value.is_floating_point() else None)
-            for name, value in chain(encoder.named_parameters(), encoder.named_buffers())
-        }
-        return lambda **given: functional_call(encoder, tensors, (), given)
+        if self._device.type != "cuda":
+            return encoder
+        return copied(encoder, self._device, self._dtype)
 
     @torch.no_grad()
     def _encoded(self, encoder: Callable[..., Any], prompts: list[str]) -> list[Tensor]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from daybreak_trainer.recipe import RecipeError
 
@@ -82,6 +83,24 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     module.to(device)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def copied(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Callable[..., Any]:
+    """The forward pass of a frozen module, by keyword, with copies of its tensors as if it were
+    `placed`; it stays where and as it is."""
+    tensors: dict[str, Tensor] = {}
+    weights: dict[Tensor, Tensor] = {}
+    # A part that has two names (T5's embedding) is named once: by the second `functional_call`
+    # would take the copy for what it has to put back. A weight of two parts is copied once.
+    for prefix, part in module.named_modules():
+        for name, weight in part.named_parameters(prefix, recurse=False):
+            if weight not in weights:
+                weights[weight] = weight.to(device, dtype)
+            tensors[name] = weights[weight]
+        for name, buffer in part.named_buffers(prefix, recurse=False):
+            tensors[name] = buffer.to(device)
+    return lambda **given: functional_call(module, tensors, (), given, tie_weights=False)
 
 
 def checksum(module: nn.Module) -> str:

@@ -35,7 +35,7 @@ from daybreak_trainer import rank
 from daybreak_trainer.contract import ExitCode
 from daybreak_trainer.models.encoding import encode
 from daybreak_trainer.models.padding import Padding
-from daybreak_trainer.models.pretrained import is_unreachable, placed
+from daybreak_trainer.models.pretrained import copied, is_unreachable, placed
 from daybreak_trainer.models.text import build
 from daybreak_trainer.models.text_report import lengths
 from daybreak_trainer.models.tokenizers import END, PAD, UNKNOWN, word_tokenizer
@@ -140,6 +140,11 @@ def test_a_frozen_encoder_is_read_in_the_precision_that_it_computes_in(
     hidden, _ = tower.embed(["a red circle", "a"])
     apart = (hidden.float() - wanted)[mask].norm()
     assert apart < 0.03 * wanted[mask].norm()
+    ids = exact.tokenize(["a red circle", "a"], CPU)
+    with torch.no_grad():
+        lent = encode(copied(exact.encoder, CPU, torch.bfloat16), *ids, exact.mask_form)
+    assert torch.equal(lent, hidden)
+    assert {p.dtype for p in exact.encoder.parameters()} == {torch.float32}
     placed(exact.encoder, CPU, torch.bfloat16)
     assert torch.equal(exact.embed(["a red circle", "a"])[0], hidden)
     for module in (exact, tower):
