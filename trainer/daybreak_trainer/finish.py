@@ -101,8 +101,7 @@ class Finisher:
         with self._ledger.during("export"):
             folder = export.scratch_folder(self._settings.work_dir)
             try:
-                dtype = self._settings.run.export_dtype
-                export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder, dtype)
+                export.save_folder(pipeline.to("cpu"), self._settings.recipe, folder)
                 with self._ledger.during("evaluation"):
                     evaluation = self._judge(step, images, prompts, folder)
                 self._describe(step, samples, evaluation, device_seconds, folder)

@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from daybreak_trainer.models import denoiser as denoisers
 from daybreak_trainer.models.autoencoder import Autoencoder
+from daybreak_trainer.models.pretrained import placed
 from daybreak_trainer.models.text import TextTower
 from daybreak_trainer.recipe import Recipe, RecipeError
 
@@ -91,14 +92,16 @@ def build_pipeline(
 
 def _encoder(tower: TextTower, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A frozen encoder itself, for it may be larger than the denoiser; of a trained one the same
-    without its weights."""
-    if not tower.trained:
-        return tower.encoder.to(device, dtype)
-    from transformers import AutoModel
+    without its weights. Both are as transformers would load them from the export: diffusers casts
+    buffers of its own models, transformers does not."""
+    encoder: nn.Module = tower.encoder
+    if tower.trained:
+        from transformers import AutoModel
 
-    config: Any = tower.encoder.config
-    encoder: nn.Module = AutoModel.from_config(config)
-    return encoder.to(device, dtype).eval()
+        config: Any = tower.encoder.config
+        encoder = AutoModel.from_config(config).eval()
+    placed(encoder, device, dtype)
+    return encoder
 
 
 @torch.no_grad()
@@ -119,10 +122,10 @@ def _but_the_encoders(
         raise KeyError(f"text_encoder.{next(iter(missing))}")
 
 
-def save_folder(pipeline: Any, recipe: Recipe, folder: Path, dtype: str = "fp32") -> None:
-    """Writes the pipeline as safetensors of `dtype`, and the recipe it was made with; the pipeline
-    has that type from then on."""
-    pipeline.to(DTYPES[dtype]).save_pretrained(folder, safe_serialization=True)
+def save_folder(pipeline: Any, recipe: Recipe, folder: Path) -> None:
+    """Writes the pipeline as safetensors in the precision that it has, and the recipe it was made
+    with."""
+    pipeline.save_pretrained(folder, safe_serialization=True)
     (folder / RECIPE_FILE).write_text(
         json.dumps(json.loads(recipe.to_json()), indent=2, sort_keys=True) + "\n"
     )

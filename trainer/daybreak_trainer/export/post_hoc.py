@@ -127,7 +127,7 @@ def export(chosen: Plan, scratch: Path, target: Storage, name: str, dtype: str) 
     vae = None if recipe.latent is None else autoencoder.build(recipe.latent)
     of = pipeline.DTYPES[dtype]
     made = pipeline.build_pipeline(recipe, put_together(chosen), tower, vae, dtype=of)
-    pipeline.save_folder(made, recipe, folder, dtype)
+    pipeline.save_folder(made, recipe, folder)
     snapshot, _ = chosen.last
     corpus = CorpusDescription.model_validate_json((beside / DATA).read_text())
     about = About(

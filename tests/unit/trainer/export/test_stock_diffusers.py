@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from daybreak_trainer.evaluate import stock
 from daybreak_trainer.evaluate.batches import Images
 from daybreak_trainer.evaluate.sampler import noise_seed, sample
+from daybreak_trainer.export.load import load_pipeline
 from daybreak_trainer.export.pipeline import DTYPES, build_pipeline, check, save_folder
 from daybreak_trainer.models import autoencoder
 from daybreak_trainer.recipe import Recipe, RecipeError
@@ -212,13 +213,31 @@ def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:
             build_pipeline(recipe, rest, tower)
 
 
+def test_a_frozen_encoder_draws_in_bf16_as_one_that_a_user_loads(tmp_path: Path) -> None:
+    """Its rotary frequencies stay fp32: hidden states of long prompts are those of the load."""
+    folder = save_endless_qwen(tmp_path / "qwen")
+    given = tiny_models.recipe_of("sana-pixel", tmp_path).model_dump(mode="json")
+    text = {"kind": "pretrained", "path": str(folder), "max_tokens": 64, "caption_dropout": 0.1}
+    recipe = Recipe.model_validate(given | {"text": text})
+    weights, tower, _ = tiny_models.trained(recipe)
+    pipeline = build_pipeline(recipe, weights, tower, dtype=torch.bfloat16)
+    save_folder(pipeline, recipe, tmp_path / "model")
+    loaded, _ = load_pipeline(tmp_path / "model")
+    prompt = "a red circle above a blue square, " * 2
+    found, expected = (
+        stock.of(drawer).encode([prompt], "", False) for drawer in (pipeline, loaded)
+    )
+    assert found.states.dtype == torch.bfloat16
+    assert torch.equal(found.states, expected.states)
+
+
 def test_weights_are_written_as_asked(tmp_path: Path) -> None:
     """bf16 halves the file, which holds what it says."""
     recipe = tiny_models.recipe_of("prx-pixel-x", tmp_path)
-    pipeline = build_pipeline(recipe, *tiny_models.trained(recipe))
     sizes = {}
     for dtype, expected in DTYPES.items():
-        save_folder(pipeline, recipe, tmp_path / dtype, dtype)
+        pipeline = build_pipeline(recipe, *tiny_models.trained(recipe), dtype=expected)
+        save_folder(pipeline, recipe, tmp_path / dtype)
         file = tmp_path / dtype / "transformer" / "diffusion_pytorch_model.safetensors"
         sizes[dtype] = file.stat().st_size
         assert {value.dtype for value in load_file(file).values()} == {expected}
