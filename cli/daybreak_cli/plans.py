@@ -16,7 +16,8 @@ from rich.table import Table
 
 from daybreak_cli.errors import CommandError, said_plainly
 from daybreak_cli.recipes import limits_of, read, recipe_of, spec_of
-from daybreak_operator.api.spec import TrainingRunSpec
+from daybreak_operator.api.duration import Interval
+from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec
 from daybreak_trainer.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:  # they need torch, which commands that plan nothing do not wait for
@@ -86,7 +87,12 @@ def plan(
         raise CommandError(f"{file}: {error}") from None
     memory, shapes = device_bytes(recipe, parameters, layout), _shapes(recipe, layout)
     left_out = unknown(recipe)
-    told = short_warm_ups(recipe, found) + _too_many(shapes) + _left_out(left_out)
+    told = [
+        *short_warm_ups(recipe, found),
+        *_too_many(shapes),
+        *_left_out(left_out),
+        *_lent(recipe, layout),
+    ]
     if as_json:
         document = {
             **dataclasses.asdict(found),
@@ -180,6 +186,12 @@ def _refuse_too_large(recipe: Recipe, parameters: int, layout: Layout, device: s
     if capacity is None or needed <= capacity:
         return
     said = f"a device would hold {decimal(needed)} (formula), {device} has {decimal(capacity)}"
+    without = dataclasses.replace(layout, evaluates=False)
+    if device_bytes(recipe, parameters, without) <= capacity:
+        raise RecipeError(
+            f"{said}, with the text encoder that an evaluation copies to it: take more devices or "
+            "larger ones, or set spec.evaluation.validationSamples: 0 and interval: 0s"
+        )
     if images := largest_device_batch(recipe, parameters, layout, capacity):
         raise RecipeError(f"{said}: set spec.compute.deviceBatchSize to {images}, or less")
     raise RecipeError(
@@ -220,6 +232,16 @@ def _left_out(networks: tuple[str, ...]) -> list[str]:
         "weights. The run computes it in every step, so it trains on fewer images than a formula "
         "says: measure, and give --images-per-second"
         for network in networks
+    ]
+
+
+def _lent(recipe: Recipe, layout: Layout) -> list[str]:
+    from daybreak_trainer.plan.networks import lent_cost
+
+    return [
+        f"{network} is not in memory: an evaluation copies it to every device, two bytes a weight, "
+        "and how large it is is not known without its weights"
+        for network in (lent_cost(recipe).unknown if layout.evaluates else ())
     ]
 
 
@@ -264,4 +286,13 @@ def _layout(spec: TrainingRunSpec) -> Layout:
         compile=compute.compile,
         activation_checkpointing=compute.activation_checkpointing,
         memory_budget=compute.memory_budget,
+        evaluates=_evaluates(spec.evaluation),
     )
+
+
+def _evaluates(evaluation: EvaluationSpec) -> bool:
+    """While the run holds its training state: in its course, or for the validation loss of the
+    last step."""
+    interval = Interval.parse(evaluation.interval)
+    draws = bool(evaluation.prompts or evaluation.benchmark)
+    return evaluation.validation_samples > 0 or (draws and bool(interval.seconds or interval.steps))

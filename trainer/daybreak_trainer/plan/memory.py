@@ -11,7 +11,7 @@ from typing import Literal
 
 from daybreak_trainer.models.flops import tokens_by_block
 from daybreak_trainer.models.tricks import Tricks
-from daybreak_trainer.plan.networks import FrozenCost, frozen_cost, weight_bytes
+from daybreak_trainer.plan.networks import FrozenCost, frozen_cost, lent_cost, weight_bytes
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.recipe.stages import Stage
 
@@ -47,6 +47,8 @@ class Layout:
     compile: Literal["none", "blocks"] = "none"
     activation_checkpointing: Literal["none", "blocks", "budget"] = "none"
     memory_budget: float = 1.0
+    evaluates: bool = False
+    """While its devices hold what they train (`spec.evaluation`)."""
 
     def rows(self, batch_size: int) -> int:
         """Images of a device at once, as `parallel.microbatch` deals them."""
@@ -61,14 +63,17 @@ def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
 
 
 def device_bytes(recipe: Recipe, parameters: int, layout: Layout) -> int:
-    """The most that a device holds, in the stage that needs most. Of frozen networks what is
-    known."""
+    """The most that a device holds: in the stage that needs most, or in an evaluation, which comes
+    between two steps. Of frozen networks what is known."""
     state = checkpoint_bytes(recipe, parameters) + _GRADIENT_BYTES * parameters
     gathered = _GATHERED_BYTES * parameters // recipe.denoiser.depth
     return (
         state // layout.shards
         + gathered
-        + max(_of_stage(recipe, stage, layout) for stage in recipe.stages)
+        + max(
+            *(_of_stage(recipe, stage, layout) for stage in recipe.stages),
+            weight_bytes(lent_cost(recipe)) if layout.evaluates else 0,
+        )
     )
 
 

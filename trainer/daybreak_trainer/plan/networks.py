@@ -104,6 +104,15 @@ def frozen_cost(recipe: Recipe, stage: Stage) -> FrozenCost:
     return total
 
 
+def lent_cost(recipe: Recipe) -> FrozenCost:
+    """Of the encoder that a device holds during an evaluation alone, for its prompts: training
+    reads embeddings that were made before."""
+    text = recipe.text
+    if text.path is None or not text.precomputed:
+        return FrozenCost()
+    return _looking("text.path", text.path, text.max_tokens)
+
+
 def _looking(field: str, source: str, tokens: int) -> FrozenCost:
     if (known := KNOWN.get(source)) is None:
         return FrozenCost(unknown=(f"recipe.{field} ({source})",))

@@ -70,6 +70,22 @@ def test_what_needs_less_memory_is_reckoned_with() -> None:
     assert checkpoint_bytes(power, PARAMETERS) == 24 * PARAMETERS
 
 
+def test_an_evaluation_lends_the_encoder_to_the_device() -> None:
+    """Of embeddings that were made before, beside the training state and no step's activations."""
+    text = {"path": "google/t5gemma-2b-2b-ul2", "precomputed": True}
+    recipe = resolve({"preset": "micro", "text": text})
+    large, small = Layout(8, 8, 32, evaluates=True), Layout(8, 8, 1, evaluates=True)
+    for layout, more in ((large, False), (small, True)):
+        without = device_bytes(recipe, PARAMETERS, replace(layout, evaluates=False))
+        assert (device_bytes(recipe, PARAMETERS, layout) > without) == more
+    state = 20 * PARAMETERS // 8 + 8 * PARAMETERS // recipe.denoiser.depth
+    assert device_bytes(recipe, PARAMETERS, small) == state + 2 * 2_614_341_888
+    live = resolve({"preset": "micro", "text": text | {"precomputed": False}})
+    assert device_bytes(live, PARAMETERS, large) == device_bytes(
+        live, PARAMETERS, replace(large, evaluates=False)
+    )
+
+
 def test_the_device_batch_that_is_named_fits_and_a_larger_one_does_not() -> None:
     recipe, layout = resolve({"preset": "consumer"}), Layout(4, 4)
     named = largest_device_batch(recipe, PARAMETERS, layout, 24 * 10**9)
