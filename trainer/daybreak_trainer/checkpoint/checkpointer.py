@@ -272,7 +272,11 @@ class Checkpointer:
             RanksLostError: a rank is gone.
         """
         self._saves.wait()
-        if (latest := self.latest) is not None and self._holds(latest, state, journal):
+        latest = self.latest
+        # Rank 0's journal is the one that is saved, so it decides, for all.
+        will_do = latest is not None and self._holds(latest, state, journal)
+        if self._together.from_first(will_do if self._rank.is_first else None):
+            assert latest is not None  # on every rank, as on the first
             return latest
         self.save(state, tensors, journal)
         self._saves.wait()
@@ -284,18 +288,13 @@ class Checkpointer:
         return outcome.commit
 
     def _holds(self, commit: Commit, state: TrainState, journal: Journal) -> bool:
-        """Whether the commit will do for this state. A collective: rank 0's journal is the one that
-        is saved."""
+        """Whether the commit will do for this state."""
         if commit.step != state.step:
             return False
         if commit.attempt == self._attempt:
             return True
-        if commit.state.snapshots != state.snapshots:
-            return False
-        found = commit.files[HISTORY].xxh64
-        return self._together.run_on_first(
-            "compare journals", lambda: xxhash.xxh64(journal.encode()).hexdigest() == found
-        )
+        journal_is_there = xxhash.xxh64(journal.encode()).hexdigest() == commit.files[HISTORY].xxh64
+        return journal_is_there and commit.state.snapshots == state.snapshots
 
     def moved(self) -> int:
         """Changes as long as the store of any rank takes or gives bytes: a sign of progress while

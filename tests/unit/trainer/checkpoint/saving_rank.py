@@ -137,11 +137,15 @@ def find_again(checkpointer: Checkpointer) -> str:
 
 
 def save_at_last(checkpointer: Checkpointer, training: Training) -> int:
-    """The commit of the end, once the store answers again."""
+    """The commit of the end, once the store answers again; asked for twice, it is made once, and by
+    what rank 0 wants of it, whatever another one does."""
     while find_again(checkpointer):
         time.sleep(0.05)
     state = TrainState(step=training.step, samples=8 * training.step)
-    return checkpointer.save_now(state, training.state(), training.journal).step
+    made = checkpointer.save_now(state, training.state(), training.journal)
+    other = state.model_copy(update={"step": state.step + training.rank.rank})
+    assert checkpointer.save_now(other, training.state(), training.journal) == made
+    return made.step
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
