@@ -35,8 +35,8 @@ from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.models import flops
 from daybreak_trainer.models.tricks import Tricks
 from daybreak_trainer.parallel.attention import AttentionCall, backend
+from daybreak_trainer.parallel.precision import compute_dtype, has_bf16, name
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.parallel.shard import compute_dtype
 from daybreak_trainer.recipe import Recipe, resolve
 from daybreak_trainer.telemetry.devices import peak_of
 
@@ -252,7 +252,7 @@ def row(
     side, model, compute = recipe.stages[0].resolution, recipe.denoiser, way.compute
     left = Tricks.of(recipe, recipe.stages[0])
     sample = flops.per_sample(recipe, height=side, width=side, tricks=left)
-    dtype = compute_dtype(recipe.precision, rank.device)
+    dtype = compute_dtype(recipe.precision, has_bf16(rank.device))
     peak = peak_of(rank.device, dtype)
     hardware = sample.hardware(compute.activation_checkpointing)
     tokens = (side // model.patch_size) ** 2
@@ -294,7 +294,7 @@ def conditions(plan: Plan, device: torch.device) -> dict[str, str]:
         "commit": asked("git", "describe", "--always", "--dirty"),
         "model": f"PRX, width {model.hidden_size}, {model.depth} blocks, {model.heads} heads, "
         f"patches of {model.patch_size} px; text of {recipe.text.max_tokens} tokens",
-        "training": f"{str(compute_dtype('auto', device)).removeprefix('torch.')}, fp32 master "
+        "training": f"{name(compute_dtype('auto', has_bf16(device)))}, fp32 master "
         f"weights, AdamW, average, one device, mean of {plan.steps} steps after {plan.warm_ups}",
         "command": "make bench NAME=gpu",
     }

@@ -17,8 +17,9 @@ from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.models import text_to_image
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel.precision import compute_dtype, has_bf16
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.parallel.shard import mesh_of, shard
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.step import Phases, TrainStep
 
@@ -77,7 +78,7 @@ class Engine:
         self.recipe, self.rank, self.compute = recipe, rank, compute
         with rank.device:  # a large model is drawn in seconds there, and in minutes on a CPU
             self.model, self.text = text_to_image.build(recipe, vocabulary)
-        self.dtype = compute_dtype(recipe.precision, rank.device)
+        self.dtype = compute_dtype(recipe.precision, has_bf16(rank.device))
         shard(self.model, self.model.units, mesh_of(rank, compute), self.dtype, compute)
         self.optimizers = optimizers.build(self.model, recipe.optimizer, self.dtype)
         self.ema = Ema(self.model, recipe.ema.decay)

@@ -48,17 +48,18 @@ from daybreak_trainer.objectives import losses
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
 from daybreak_trainer.optim.power_ema import PowerEma
-from daybreak_trainer.parallel import microbatch
+from daybreak_trainer.parallel import microbatch, precision
 from daybreak_trainer.parallel.attention import AttentionCall, log_backend
 from daybreak_trainer.parallel.compile import Artifacts, Shape, artifacts_key, warm_up
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.parallel.shard import mesh_of, shard
 from daybreak_trainer.parallel.turns import in_turns
 from daybreak_trainer.recipe.stages import Stage
 from daybreak_trainer.schedule.course import Course
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.state import RunState
 from daybreak_trainer.step import Phases, TrainStep
+from daybreak_trainer.telemetry import log
 
 _DECODING_THREADS = 4
 _SAVE_SECONDS, _OF_THE_CLOCK = 600.0, 0.8
@@ -84,7 +85,7 @@ class Engine:
         self.stages = tuple(self._at(stage) for stage in self.recipe.stages)
         """The corpus of each stage."""
         self._compare_corpora()
-        self.dtype = compute_dtype(self.recipe.precision, rank.device)
+        self.dtype = self._agree_on_precision()
         compute = settings.run.compute
         seers = losses.load(self.recipe, rank.device)
         vocabulary = self.corpus.vocabulary
@@ -125,6 +126,13 @@ class Engine:
             # A rank that waits for a save must not look hung.
             timeout_seconds=min(_SAVE_SECONDS, _OF_THE_CLOCK * run.health.progress_seconds),
         )
+
+    def _agree_on_precision(self) -> torch.dtype:
+        asked = self.recipe.precision
+        dtype = precision.compute_dtype(asked, precision.has_bf16(self.rank.device))
+        if self.rank.is_first:
+            log.event("precision", computes_in=precision.name(dtype), asked_for=asked)
+        return dtype
 
     def _text_tower(self, vocabulary: Mapping[str, int]) -> TextTower:
         """A frozen encoder computes in the step's precision, and comes to the device by way of the

@@ -14,6 +14,7 @@ from daybreak_trainer.checks import StepChecks
 from daybreak_trainer.engine import Engine
 from daybreak_trainer.health.heartbeat import Phase
 from daybreak_trainer.health.non_finite import REMEDY
+from daybreak_trainer.parallel import precision
 from daybreak_trainer.rank import NonFiniteLossError
 from daybreak_trainer.recorder import Recorder
 from daybreak_trainer.replan import Replanner
@@ -70,6 +71,8 @@ class Restorer:
         context = self._context
         context.journal = self._engine.load(commit)
         context.state.restore(commit.state)
+        if context.rank.is_first:
+            precision.compare(commit.state.precision, self._engine.dtype, commit.step)
         self._take_course(search)
         self._checks.resumed(commit.state)
         context.standing.step, context.standing.samples = context.step, context.state.samples

@@ -14,6 +14,7 @@ from daybreak_trainer.engine import Engine
 from daybreak_trainer.health.heartbeat import Phase
 from daybreak_trainer.keeper import Keeper
 from daybreak_trainer.meters import Meters
+from daybreak_trainer.parallel import precision
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.replan import Replanner
 from daybreak_trainer.run_context import RunContext
@@ -105,7 +106,7 @@ class Saver:
 
     def keep_last(self) -> None:
         """The averages of the run's end."""
-        with self.counting_bytes():
+        with self._context.ledger.during("checkpoint"), self.counting_bytes():
             self.keeper.at_end(self._context.state)
 
     def close(self) -> None:
@@ -124,7 +125,10 @@ class Saver:
     def _snapshot(self) -> TrainState:
         ledger = self._context.ledger.seconds()
         return self._context.state.snapshot(
-            ledger, self._planner.device_seconds(ledger), self._checks.bad_steps
+            ledger,
+            self._planner.device_seconds(ledger),
+            self._checks.bad_steps,
+            precision.name(self._engine.dtype),
         )
 
     def _reference(self) -> CheckpointRef:

@@ -69,9 +69,13 @@ class RunState:
         return passed
 
     def snapshot(
-        self, ledger: Mapping[str, float], device_seconds: float, bad_steps: int
+        self,
+        ledger: Mapping[str, float],
+        device_seconds: float,
+        bad_steps: int,
+        precision: str,
     ) -> TrainState:
-        """`bad_steps` in a row had no finite gradient."""
+        """`bad_steps` in a row had no finite gradient; steps are computed in `precision`."""
         return TrainState(
             step=self.step,
             samples=self.samples,
@@ -85,4 +89,5 @@ class RunState:
             rounds=self.rounds,
             decisions=self.decisions,
             snapshots=self.snapshots,
+            precision=precision,
         )

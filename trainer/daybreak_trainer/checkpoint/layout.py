@@ -171,6 +171,9 @@ class TrainState(Message):
     snapshots: tuple[SnapshotRef, ...] = Field(
         default=(), description="Averages kept so far, oldest first."
     )
+    precision: str = Field(
+        default="", description="That its steps were computed in, `bf16` or `fp32`."
+    )
     versions: dict[str, str] = Field(
         default_factory=dict, description="Of Daybreak, torch, diffusers and Python that wrote it."
     )

@@ -26,24 +26,6 @@ ONE_UNIT_PARAMETERS = 1 << 24
 cost more than they move: with 2.6 M parameters on two cores a step took a quarter longer."""
 
 
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """bf16 where asked for, or where `auto` finds hardware for it; else fp32.
-
-    CPUs compute bf16 correctly but without such hardware more slowly than fp32. Those that have
-    it (AVX512-BF16, AMX) multiply matrices of the small presets two to four times as fast.
-    """
-    if precision == "auto":
-        return torch.bfloat16 if _has_bf16(device) else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
 def mesh_of(rank: Rank, compute: ComputeSettings) -> DeviceMesh:
     """The mesh that `compute.sharding` asks for on these workers.
 

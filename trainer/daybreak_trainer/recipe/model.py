@@ -41,7 +41,7 @@ class Recipe(RecipeModel):
     )
     sampling: Sampling
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        description="Compute precision; auto is bf16 where the device has it, else fp32."
+        description="Compute precision; auto is bf16 where every rank's device has it, else fp32."
     )
 
     @model_validator(mode="after")

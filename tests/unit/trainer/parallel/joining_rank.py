@@ -14,7 +14,8 @@ environment: dict[str, str] = globals()["environment"]
 folder: Path = globals()["folder"]
 os.environ.update(environment)
 
-from daybreak_trainer.parallel.process_group import joined  # noqa: E402 (environment first)
+from daybreak_trainer.parallel.precision import compute_dtype  # noqa: E402 (environment first)
+from daybreak_trainer.parallel.process_group import joined  # noqa: E402
 from daybreak_trainer.parallel.turns import in_turns  # noqa: E402
 
 with joined() as rank:
@@ -28,4 +29,7 @@ with joined() as rank:
         return before
 
     known = asdict(rank) | {"device": str(rank.device), "before": in_turns(rank, take)}
+    # The last rank's CPU has no hardware for bf16; then all have it.
+    here = (rank.rank < rank.world - 1, True)
+    known["auto"] = [str(compute_dtype("auto", has)) for has in here]
     (folder / f"{rank.rank}.json").write_text(json.dumps(known))

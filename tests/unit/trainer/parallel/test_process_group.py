@@ -59,6 +59,10 @@ def test_ranks_agree_on_how_nodes_are_made_up(
     assert [rank["workers"] for rank in (first, second, third)] == [[0, 0, 1]] * 3
     assert [rank["local_rank"] for rank in (first, second, third)] == [0, 1, 0]
     # What a node has not room for, its ranks do one after the other, and nodes at once.
+    # FSDP gathers weights in one precision: that of the rank that has least.
+    assert [rank["auto"] for rank in (first, second, third)] == [
+        ["torch.float32", "torch.bfloat16"]
+    ] * 3
     assert [rank["before"] for rank in (first, second, third)] == [[], ["0"], []]
 
 

@@ -38,8 +38,9 @@ from daybreak_trainer.objectives.losses import Seers
 from daybreak_trainer.objectives.teachers import Teacher
 from daybreak_trainer.optim import build as optimizers
 from daybreak_trainer.optim.ema import Ema
+from daybreak_trainer.parallel.precision import compute_dtype, has_bf16
 from daybreak_trainer.parallel.process_group import Rank
-from daybreak_trainer.parallel.shard import compute_dtype, mesh_of, shard
+from daybreak_trainer.parallel.shard import mesh_of, shard
 from daybreak_trainer.recipe import Recipe, resolve
 from daybreak_trainer.step import TrainStep
 
@@ -186,7 +187,7 @@ class Reads(TorchDispatchMode):
 def reference(case: Case) -> Outcome:
     recipe = case.recipe
     model, text = model_of(recipe)
-    dtype = compute_dtype(case.precision, CPU)
+    dtype = compute_dtype(case.precision, has_bf16(CPU))
     if case.optimizer == "adamw":
         options = recipe.optimizer
         matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -290,7 +291,7 @@ def _contrast(recipe: Recipe, output: Tensor, clean: Tensor, draws: Any) -> Tens
 def sharded(case: Case, rank: Rank) -> Outcome:
     recipe, compute = case.recipe, ComputeSettings(**case.compute)
     model, text = model_of(recipe)
-    dtype = compute_dtype(case.precision, CPU)
+    dtype = compute_dtype(case.precision, has_bf16(CPU))
     threshold = 0 if case.units else 1 << 30
     mesh = mesh_of(rank, compute)
     shard(model, model.units, mesh, dtype, compute, one_unit_parameters=threshold)

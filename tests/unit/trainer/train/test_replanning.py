@@ -76,11 +76,12 @@ def test_steps_that_do_not_fit_end_with_a_commit_an_export_and_the_limit(
     assert told.ends_early is not None
     assert (told.ends_early.step, told.total_steps) == (step, 200)
     assert (tmp_path / "run" / "models").is_dir()
-    bench.recipe = RECIPE
+    bench.recipe = RECIPE.model_copy(update={"precision": "bf16"})
     changes = {"accept_changes": ("recipe",), "budget": ample}
     assert bench.attempt(3, 1, step + 1, **changes) == [ExitCode.CHECKPOINTED]
     state = bench.commit(3).state
     assert [(d.step, d.reason) for d in state.decisions] == [(0, "recipe"), (step, "resumed")]
+    assert (bench.commit(1).state.precision, state.precision) == ("fp32", "bf16")
     assert state.decisions[1].measured > 0
     assert [line.size for line in bench.journal(3)] == [4] * state.step
 
