@@ -171,7 +171,10 @@ def listens(pid: int, port: int) -> bool:
         for row in rows
         if row[3] == _LISTENS and int(row[1].rpartition(":")[2], 16) == port
     }
-    return any(_target(file) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
+    try:
+        return any(_target(file) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:  # it has ended meanwhile
+        return False
 
 
 def _target(file: Path) -> str:

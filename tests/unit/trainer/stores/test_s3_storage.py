@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -116,17 +117,24 @@ def test_a_server_that_comes_back_is_waited_for(own_s3: S3Server) -> None:
     data = content(3 * PART + 5)
     with place.create("shard") as stream:
         stream.write(data[: PART + 1])
-        _kill_for_a_moment(own_s3)
-        stream.write(data[PART + 1 :])
+        with _killed_for_a_moment(own_s3):
+            stream.write(data[PART + 1 :])
     with place.open("shard") as file:
         assert file.read(MIB) == data[:MIB]
-        _kill_for_a_moment(own_s3)
-        assert file.read() == data[MIB:]
+        with _killed_for_a_moment(own_s3):
+            assert file.read() == data[MIB:]
 
 
-def _kill_for_a_moment(server: S3Server) -> None:
+@contextmanager
+def _killed_for_a_moment(server: S3Server) -> Iterator[None]:
+    """What is done meanwhile has to wait for the server."""
     server.kill()
-    threading.Timer(0.5, server.start).start()
+    later = threading.Timer(0.5, server.start)
+    later.start()
+    try:
+        yield
+    finally:
+        later.join()
 
 
 @pytest.mark.parametrize(
