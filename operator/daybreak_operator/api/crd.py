@@ -28,10 +28,13 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Step", "integer", ".status.progress.step", 0),
     ("Progress", "integer", ".status.progress.percent", 0),
     ("Img/s", "string", ".status.progress.imagesPerSecond", 0),
-    ("ETA", "date", ".status.progress.estimatedCompletionTime", 0),
+    ("Goodput", "string", ".status.ledger.goodput", 0),
+    ("Cost", "string", ".status.ledger.cost", 0),
+    # A column of type date shows how long ago, and nothing for what is to come.
+    ("ETA", "string", ".status.progress.estimatedCompletionTime", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Restarts", "integer", ".status.restarts", 1),
-    ("Nodes", "integer", ".status.workers.desired", 1),
+    ("Nodes", "string", ".status.workers.summary", 1),
     ("Reason", "string", ".status.lastFailure.reason", 1),
 )
 

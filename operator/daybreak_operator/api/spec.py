@@ -7,14 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from daybreak_operator.api.base import ApiModel, cel
-from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
+from daybreak_operator.api.policies import FailurePolicy, HealthPolicy
+from daybreak_operator.api.types import Duration, Interval, Money, Name, Url
 from daybreak_trainer.recipe import RecipeOverrides
 from daybreak_trainer.recipe.base import Source
 
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=32)]
-Interval = Annotated[str, Field(pattern=INTERVAL_PATTERN, max_length=32)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
-Url = Annotated[str, Field(min_length=1, max_length=2048)]
 _OpenObject = Annotated[
     dict[str, Any],
     WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
@@ -129,7 +126,9 @@ class Workers(ApiModel):
         default=1, description="Worker pods. Changing it checkpoints and goes on at the new size."
     )
     min_nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="Fewest nodes the run may be scaled to."
+        default=None,
+        description="Fewest nodes the run may have. With it, a run whose nodes are lost for good "
+        "goes on with those that are left, and grows back when there are more.",
     )
     max_nodes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None, description="Most nodes the run may be scaled to."
@@ -184,40 +183,6 @@ class Compute(ApiModel):
         default=None,
         description="Most images a device takes at once; a larger share of the global batch is "
         "accumulated over several passes. Left out: the whole share at once.",
-    )
-
-
-class HealthPolicy(ApiModel):
-    """When workers that are alive count as hung: they dump their stacks and end with code 76."""
-
-    model_config = ConfigDict(
-        json_schema_extra=cel(
-            *(
-                (
-                    f"duration(self.{name}) > duration('0s')",
-                    f"healthPolicy.{name} must be longer than 0s",
-                )
-                for name in ("startupDeadline", "progressDeadline")
-            )
-        )
-    )
-
-    startup_deadline: Duration = Field(
-        default="30m",
-        description="Longest time without a sign of progress before a worker's first step.",
-    )
-    progress_deadline: Duration = Field(
-        default="15m", description="Between two signs of progress after the first step."
-    )
-    rank_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=3,
-        description="Times that crashed ranks are started again inside their pods, without a "
-        "checkpoint in between, before the attempt counts as failed.",
-    )
-    non_finite_steps: Annotated[int, Field(ge=1)] = Field(
-        default=10,
-        description="Steps in a row without a finite gradient before the run goes back to its last "
-        "checkpoint and passes over the data in between.",
     )
 
 
@@ -331,9 +296,6 @@ class Export(Storage):
     )
 
 
-Money = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", max_length=16)]
-
-
 class Budget(ApiModel):
     """What the whole run may use: training, the last checkpoint, export and evaluation end inside
     it. Stages with shares are planned to fit. With steps that do not, the run stops at the limit
@@ -374,18 +336,13 @@ class Budget(ApiModel):
     )
 
 
-class FailurePolicy(ApiModel):
-    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=5,
-        description="Attempts that may fail before the run does. Stops on request and lost nodes "
-        "are not counted, nor are failures that a new attempt could not cure: they end the run.",
-    )
-
-
 _LIMITED = (
     "(has({0}.deadline) || "
     "(has({0}.budget) && (has({0}.budget.duration) || has({0}.budget.maxCost))))"
 )
+
+
+_UNCHANGED = "has(self.{0}) == has(oldSelf.{0}) && (!has(self.{0}) || self.{0} == oldSelf.{0})"
 
 
 class TrainingRunSpec(ApiModel):
@@ -395,7 +352,18 @@ class TrainingRunSpec(ApiModel):
                 f"!{_LIMITED.format('oldSelf')} || {_LIMITED.format('self')}",
                 "budget and deadline: a run that has a limit keeps one, for its recipe may have "
                 "shares of it; raise it instead",
-            )
+            ),
+            (
+                _UNCHANGED.format("managedBy"),
+                "managedBy is immutable: create a new run to hand it to another controller",
+            ),
+            (
+                _UNCHANGED.format("checkpoint.storage")
+                + " && "
+                + _UNCHANGED.format("checkpoint.persistentVolumeClaim"),
+                "checkpoint: where the checkpoints are is immutable, for a run goes on from them; "
+                "create a new run with checkpoint.resumeFrom to move",
+            ),
         )
     )
 
@@ -413,6 +381,20 @@ class TrainingRunSpec(ApiModel):
         json_schema_extra={"format": "date-time"},
         description="When the run must be over, export included: RFC 3339, such as "
         '"2026-12-01T08:00:00Z". A limit as budget is.',
+    )
+    active_deadline: Duration | None = Field(
+        default=None,
+        description="Longest time that the run may be active: from admission on, over all attempts "
+        "and the pauses between them. Queueing and suspension do not count. Then its workers "
+        "commit and it fails with DeadlineExceeded.",
+    )
+    managed_by: (
+        Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[\w.-]+$")]
+        | None
+    ) = Field(
+        default=None,
+        description="Another controller's name, such as kueue.x-k8s.io/multikueue: this operator "
+        "then leaves the run alone. Left out, or daybreak.dev/operator: the run is ours.",
     )
     workers: Workers
     data: Data
@@ -436,7 +418,21 @@ class TrainingRunSpec(ApiModel):
     health_policy: HealthPolicy = Field(
         default=HealthPolicy(), description="When a worker counts as hung."
     )
+    scale_cooldown: Duration = Field(
+        default="10m",
+        description="Shortest time between two changes of size; a change that comes sooner waits.",
+    )
     termination_grace_period: Duration = Field(
         default="120s",
         description="Time between SIGTERM and SIGKILL: enough to commit a checkpoint.",
+    )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        default="Running",
+        description="What of the workers goes when the run is over: Running ends those that still "
+        "run and keeps the others and their logs, All deletes all Jobs, None deletes nothing.",
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2_000_000_000)] | None = Field(
+        default=None,
+        description="Seconds after its end when the run is deleted with its Jobs and pods. "
+        "Checkpoints and exports stay. Left out: never.",
     )
