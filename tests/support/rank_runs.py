@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from run_settings import run_settings
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -26,7 +27,7 @@ from daybreak_trainer.checkpoint.layout import (
     attempt_folder,
 )
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.contract import RANKS_FOLDER, RunSettings, StreamSettings, Termination
+from daybreak_trainer.contract import RANKS_FOLDER, StreamSettings, Termination
 from daybreak_trainer.recipe import Recipe
 from daybreak_trainer.settings import Settings
 
@@ -45,13 +46,15 @@ class Bench:
         recipe: Recipe,
         place: str | None = None,
         secret: Mapping[str, str] | None = None,
+        uid: str = "u",
     ) -> None:
         """`place`: URL of the folder of checkpoints and models, instead of a local one; `secret`:
         the keys of the Secret of all stores."""
         folder.mkdir(exist_ok=True)
         self.folder, self.dataset, self.context = folder, dataset, context
         self.recipe, self.place, self.secret = recipe, place or str(folder), secret
-        self.storage = Storage(f"{self.place}/checkpoints/run-u", secret)
+        self.uid = uid
+        self.storage = Storage(f"{self.place}/checkpoints/run-{uid}", secret)
 
     def attempt(
         self,
@@ -66,19 +69,16 @@ class Bench:
         """Runs one attempt to its end; returns the exit codes. Only its last rank wants to stop,
         and only there the samples at the positions `poisoned` make the loss NaN. `changes` replace
         fields of the settings; ranks are told that they are on `nodes` nodes."""
-        run = RunSettings(
-            name="run",
-            namespace="ns",
-            uid="u",
-            attempt=number,
-            nodes=1,
-            master_address="127.0.0.1",
-            master_port=free_port(),
-            recipe_hash=self.recipe.hash,
-            streams=(StreamSettings(url=str(self.dataset), role="data-0"),),
-            checkpoint_url=f"{self.place}/checkpoints",
-            export_url=f"{self.place}/models",
-        ).model_copy(update=changes)
+        told = {
+            "uid": self.uid,
+            "attempt": number,
+            "master_port": free_port(),
+            "recipe_hash": self.recipe.hash,
+            "streams": (StreamSettings(url=str(self.dataset), role="data-0"),),
+            "checkpoint_url": f"{self.place}/checkpoints",
+            "export_url": f"{self.place}/models",
+        }
+        run = run_settings(**told | changes)
         processes = []
         for rank in range(ranks):
             work = self.folder / f"work-{number}-{rank}"

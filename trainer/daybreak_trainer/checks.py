@@ -6,10 +6,11 @@ from __future__ import annotations
 import logging
 
 from daybreak_trainer.checkpoint.layout import TrainState
+from daybreak_trainer.contract import SlowRank
 from daybreak_trainer.health import non_finite
 from daybreak_trainer.health.non_finite import NonFinite, Verdict
 from daybreak_trainer.health.spikes import SpikeDetector
-from daybreak_trainer.health.stragglers import Stragglers
+from daybreak_trainer.health.stragglers import Straggler, Stragglers
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.telemetry import log
@@ -25,6 +26,8 @@ class StepChecks:
         self._stragglers = Stragglers(rank.world)
         self._scores = self._stragglers.scores
         self._stage = -1
+        self.slow_rank: SlowRank | None = None
+        """The slowest one, while it is persistently slow; on the first rank."""
 
     def resumed(self, state: TrainState) -> None:
         """An incident shortly before the commit that is gone on from is still the same one."""
@@ -81,3 +84,15 @@ class StepChecks:
         if self._stragglers.scores is not self._scores:  # a window ended
             self._scores = self._stragglers.scores
             self._metrics.stragglers({r: 1.0 / score for r, score in enumerate(self._scores)})
+            self.slow_rank = self._told_of(self._stragglers.slowest)
+
+    def _told_of(self, straggler: Straggler | None) -> SlowRank | None:
+        if straggler is None:
+            return None
+        rank = straggler.rank
+        return SlowRank(
+            rank=rank,
+            worker=self._rank.workers[rank],
+            pod=self._rank.pods[rank] or None,
+            ratio=round(1.0 / straggler.score, 3),
+        )

@@ -117,7 +117,8 @@ def rfc3339(moment: datetime, timespec: str = "milliseconds") -> str:
 
 
 class Message(BaseModel):
-    """A frozen JSON object with camelCase keys; unknown keys are refused."""
+    """A frozen JSON object with camelCase keys; unknown keys are refused, but for what a worker
+    says (`WorkerMessage`)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True
@@ -245,6 +246,11 @@ class RunSettings(Message):
         default=(),
         description="What may differ from the checkpoint that is resumed; anything else refuses.",
     )
+    resume_from: str | None = Field(
+        default=None,
+        description="URL of another run's commit, its step's folder: where the run begins while it "
+        "has no commit of its own. Read with the options of `checkpoint`, never written to.",
+    )
     cache_bytes: int | None = Field(
         default=None, ge=1, description="Most bytes of shards to keep on this node; None: no limit."
     )
@@ -254,6 +260,12 @@ class RunSettings(Message):
     export_url: str | None = None
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     budget: BudgetSettings = BudgetSettings()
+    held_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="That the run held devices before this attempt, as the operator counted them; "
+        "where checkpoints know of less, because attempts ended without one, this counts.",
+    )
     deadline: str | None = Field(
         default=None, description="RFC 3339: when the run, export included, must be over."
     )
@@ -264,18 +276,26 @@ class RunSettings(Message):
 
 # --- What a worker says ---------------------------------------------------------------------------
 
+
+class WorkerMessage(Message):
+    """Unknown keys are passed over, here alone: so an operator can read what a newer trainer says.
+    A worker has to understand all of its settings."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 WorkerPhase = Literal[
     "Starting", "Training", "Checkpointing", "Evaluating", "Exporting", "Done", "Stopping"
 ]
 
 
-class StageProgress(Message):
+class StageProgress(WorkerMessage):
     name: str
     index: int = Field(ge=1, description="1-based.")
     of: int = Field(ge=1)
 
 
-class CheckpointRef(Message):
+class CheckpointRef(WorkerMessage):
     """The newest committed checkpoint of this run's lineage."""
 
     step: int
@@ -283,7 +303,7 @@ class CheckpointRef(Message):
     url: str
 
 
-class Evaluation(Message):
+class Evaluation(WorkerMessage):
     """Scores of samples drawn for held-out prompts; ratios in 0..1."""
 
     benchmark: str
@@ -296,7 +316,7 @@ class Evaluation(Message):
     images: int
 
 
-class MetricScore(Message):
+class MetricScore(WorkerMessage):
     """One figure about drawn images, named by what saw them."""
 
     name: str = Field(
@@ -310,7 +330,7 @@ class MetricScore(Message):
     reference_images: int
 
 
-class Validation(Message):
+class Validation(WorkerMessage):
     """What the averaged weights come to on samples that training never saw."""
 
     step: int
@@ -327,7 +347,7 @@ class Validation(Message):
     seconds: float = Field(default=0.0, description="Time that all of it took.")
 
 
-class EarlyEnd(Message):
+class EarlyEnd(WorkerMessage):
     """Budget or deadline ends the run before its last step."""
 
     step: int = Field(description="About where.")
@@ -335,7 +355,18 @@ class EarlyEnd(Message):
     remedy: str = Field(description="What helps.")
 
 
-class Progress(Message):
+class SlowRank(WorkerMessage):
+    """A rank that holds up all others, and did so in the last hundred steps."""
+
+    rank: int
+    worker: int = Field(description="Index of its pod.")
+    pod: str | None = Field(default=None, description="Name of its pod, where that is known.")
+    ratio: float = Field(
+        description="Median time of its own work for an image over that of the fast ranks."
+    )
+
+
+class Progress(WorkerMessage):
     """`GET /progress` on worker 0. Times are RFC 3339, UTC; a missing value is not known yet."""
 
     run_uid: str
@@ -372,6 +403,9 @@ class Progress(Message):
     restarts: dict[str, int] = Field(
         default_factory=dict, description="Restarts inside pods over the whole run, by cause."
     )
+    straggler: SlowRank | None = Field(
+        default=None, description="The slowest rank, while one is persistently slow."
+    )
     evaluation: Evaluation | None = None
     validation: Validation | None = Field(
         default=None, description="The newest evaluation during training."
@@ -384,7 +418,7 @@ MAX_TERMINATION_BYTES = 4096
 """Kubernetes cuts a termination message here; a cut JSON object is no JSON object."""
 
 
-class Termination(Message):
+class Termination(WorkerMessage):
     """The termination message of a worker pod: why it ended, for a person first."""
 
     reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$", description="CamelCase, stable.")

@@ -12,6 +12,7 @@ from daybreak_trainer.contract import (
     EarlyEnd,
     Evaluation,
     Progress,
+    SlowRank,
     StageProgress,
     Validation,
     WorkerPhase,
@@ -141,6 +142,11 @@ class ProgressReporter:
             training_seconds=round(state.training_seconds, 3),
             ledger=_rounded(ledger),
         )
+
+    def slow_rank(self, found: SlowRank | None) -> None:
+        """A rank holds up the others, or none does any more."""
+        if found != self._progress.straggler:
+            self._set(at_once=True, straggler=found)
 
     def committed(self, checkpoint: CheckpointRef, outcome: Outcome) -> None:
         """A save became a commit."""

@@ -50,6 +50,7 @@ class Recorder:
         for step in done:
             self._note(step)
             verdict = self._checks.observe(step, self._context.course.index_at(step.step - 1))
+            self._context.progress.slow_rank(self._checks.slow_rank)
             if verdict is Verdict.ROLL_BACK:
                 limit = self._context.settings.run.health.non_finite_steps
                 raise RollBackError(

@@ -105,6 +105,8 @@ class Replanner:
         self._began, self._marked, self._mark = 0, 0, 0.0
         """The mark is of the clock without overheads."""
         self._device_seconds, self._held = 0.0, 0.0
+        self._missed, self._missed_device_seconds = 0.0, 0.0
+        """Time holding devices that no checkpoint knows of."""
 
     def store_writes(self, bytes_per_second: float) -> None:
         """What the start-up's test measured."""
@@ -124,9 +126,15 @@ class Replanner:
         """The last evaluation took so long."""
         self._judged_seconds = seconds
 
-    def resumed(self, state: RunState, held_seconds: float) -> None:
-        """An attempt begins, of a checkpoint whose ledger held so many seconds."""
+    def resumed(self, state: RunState, held_seconds: float, missed_seconds: float = 0.0) -> None:
+        """An attempt begins, of a checkpoint whose ledger held so many seconds. The run has held
+        devices for `missed_seconds` more than its ledger can know: they count against its limits,
+        as if on as many devices as it had on average, and are no part of what commits say, for the
+        next attempt is told of them again."""
         self._device_seconds, self._held = state.device_seconds, held_seconds
+        known = self._device_seconds / held_seconds if held_seconds else 0.0
+        self._missed = missed_seconds
+        self._missed_device_seconds = missed_seconds * (known or self._rank.world)
 
     def device_seconds(self, ledger: Mapping[str, float]) -> float:
         """Of the whole run: what a checkpoint says, and since then at today's size."""
@@ -214,7 +222,11 @@ class Replanner:
 
     def _left(self, ledger: Mapping[str, float]) -> dict[str, float]:
         """Seconds by limit, all ending included."""
-        spent = Spent(sum(ledger.values()), self.device_seconds(ledger), self._now())
+        spent = Spent(
+            sum(ledger.values()) + self._missed,
+            self.device_seconds(ledger) + self._missed_device_seconds,
+            self._now(),
+        )
         return self._limits.left(spent, self._rank.world)
 
     def _room(self, course: Course, step: int, ledger: Mapping[str, float], speed: float) -> Room:

@@ -91,15 +91,19 @@ class Restorer:
         """Time and devices that the run had spent before this process."""
         context = self._context
         committed = commit.state.ledger if commit is not None else {}
+        # The launcher's imports and its wait for other nodes count too.
+        held_since = process_started(os.getppid())
         context.ledger.resumed(
             committed,
             self._recorder.left_ledger(),
             attempt=context.settings.run.attempt,
             started_unix_time=time.time() - (time.monotonic() - process_started()),
-            # The launcher's imports and its wait for other nodes count too.
-            held_since=process_started(os.getppid()),
+            held_since=held_since,
         )
-        self._planner.resumed(context.state, sum(committed.values()))
+        # What attempts spent after their last commit is known to the operator alone.
+        held = context.settings.run.held_seconds + time.monotonic() - held_since
+        missed = max(0.0, held - sum(context.ledger.seconds().values()))
+        self._planner.resumed(context.state, sum(committed.values()), missed)
         self._recorder.leave_ledger()
 
     def roll_back(self, reason: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_settings import run_settings
 
-from daybreak_trainer.contract import Progress, RunSettings, StreamSettings
+from daybreak_trainer.contract import Progress
 from daybreak_trainer.health.heartbeat import Heartbeat
 from daybreak_trainer.parallel.agreement import Agreed
 from daybreak_trainer.parallel.process_group import Rank
@@ -29,19 +30,7 @@ def context(tmp_path: Path) -> RunContext:
     """Of a run of 3,000 steps of 8 images."""
     stages = [{"resolution": 16, "batchSize": 8, "steps": 3000}]
     recipe = resolve({"preset": "smoke", "stages": stages})
-    run = RunSettings(
-        name="run",
-        namespace="ns",
-        uid="u",
-        attempt=1,
-        nodes=1,
-        master_address="127.0.0.1",
-        master_port=1,
-        recipe_hash="r",
-        streams=(StreamSettings(url="d", role="data-0"),),
-        checkpoint_url="c",
-    )
-    settings = Settings(run, 0, recipe, tmp_path, tmp_path)
+    settings = Settings(run_settings(), 0, recipe, tmp_path, tmp_path)
     rank = Rank(0, 1, torch.device("cpu"))
     return RunContext(settings, rank, Standing(), Heartbeat(tmp_path, 0))
 

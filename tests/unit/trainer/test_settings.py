@@ -7,25 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_settings import run_settings
 
 from daybreak_trainer import contract, settings
-from daybreak_trainer.contract import RunSettings, StreamSettings
 from daybreak_trainer.recipe import RecipeError, resolve
 from daybreak_trainer.settings import SettingsError
 
 RECIPE = resolve({"preset": "smoke"})
-RUN = RunSettings(
-    name="run",
-    namespace="ns",
-    uid="u",
-    attempt=1,
-    nodes=2,
-    master_address="localhost",
-    master_port=20000,
-    recipe_hash=RECIPE.hash,
-    streams=(StreamSettings(url="/data", role="data-0"),),
-    checkpoint_url="/checkpoints",
-)
+RUN = run_settings(nodes=2, recipe_hash=RECIPE.hash)
 
 
 @pytest.fixture

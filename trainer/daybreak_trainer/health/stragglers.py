@@ -48,6 +48,7 @@ class Stragglers:
         self._seen = 0
         self._slow: frozenset[int] = frozenset()
         self._found: frozenset[int] = frozenset()
+        self._typical = [0.0] * world
         self.scores = [1.0] * world
         """Of the last whole window."""
 
@@ -62,13 +63,22 @@ class Stragglers:
         self._seen += 1
         if self._seen % WINDOW_STEPS:
             return []
-        typical = [median(window) for window in self._work]
-        self.scores = scores(typical)
+        self._typical = [median(window) for window in self._work]
+        self.scores = scores(self._typical)
         before = self._slow
         self._slow = frozenset(n for n, score in enumerate(self.scores) if score < SLOW_SCORE)
         new = (self._slow & before) - self._found
         self._found = self._slow & before
-        return [
-            Straggler(n, self.scores[n], typical[n], typical[n] * self.scores[n])
-            for n in sorted(new)
-        ]
+        return [self._straggler(rank) for rank in sorted(new)]
+
+    @property
+    def slowest(self) -> Straggler | None:
+        """Of the ranks that were slow in the last whole window and in the one before; None where
+        there are none."""
+        if not self._found:
+            return None
+        return self._straggler(min(self._found, key=lambda rank: self.scores[rank]))
+
+    def _straggler(self, rank: int) -> Straggler:
+        score, seconds = self.scores[rank], self._typical[rank]
+        return Straggler(rank, score, seconds, seconds * score)

@@ -12,6 +12,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from daybreak_trainer.contract import ENV_POD_NAME
+
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 
 
@@ -29,6 +31,8 @@ class Rank:
     """Of the node that has the fewest: the same number on every rank."""
     workers: tuple[int, ...] = (0,)
     """By rank, the index of its pod; nodes need not have the same number of ranks."""
+    pods: tuple[str, ...] = ("",)
+    """By rank, the name of its pod; empty outside of pods."""
 
     @property
     def is_first(self) -> bool:
@@ -62,8 +66,9 @@ def joined(
     dist.init_process_group(backend, timeout=timeout)
     world = dist.get_world_size()
     local_world = int(environment.get("LOCAL_WORLD_SIZE", world))
-    pods: list[tuple[int, int]] = [(0, 0)] * world
-    dist.all_gather_object(pods, (int(environment.get("GROUP_RANK", "0")), local_world))
+    pods: list[tuple[int, int, str]] = [(0, 0, "")] * world
+    here = int(environment.get("GROUP_RANK", "0")), local_world, environment.get(ENV_POD_NAME, "")
+    dist.all_gather_object(pods, here)
     yield Rank(
         dist.get_rank(),
         world,
@@ -71,7 +76,8 @@ def joined(
         local_rank,
         local_world,
         nodes=int(environment.get("GROUP_WORLD_SIZE", "1")),
-        ranks_per_node=min(ranks for _, ranks in pods),
-        workers=tuple(worker for worker, _ in pods),
+        ranks_per_node=min(ranks for _, ranks, _ in pods),
+        workers=tuple(worker for worker, _, _ in pods),
+        pods=tuple(name for _, _, name in pods),
     )
     dist.destroy_process_group()

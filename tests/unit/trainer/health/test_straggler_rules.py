@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daybreak_trainer.checks import StepChecks
+from daybreak_trainer.contract import SlowRank
 from daybreak_trainer.health.stragglers import (
     SLOW_SCORE,
     WINDOW_STEPS,
@@ -13,6 +16,8 @@ from daybreak_trainer.health.stragglers import (
     Stragglers,
     scores,
 )
+from daybreak_trainer.parallel.agreement import Agreed
+from daybreak_trainer.parallel.process_group import Rank
 
 WORK = st.lists(st.floats(0.0, 1e3), min_size=1, max_size=64)
 
@@ -82,3 +87,19 @@ def test_a_rank_without_images_is_not_judged() -> None:
     """More ranks than images in a batch: it has no work, and is no yardstick."""
     assert scores([0.2, 0.0, 0.2]) == [1.0, 1.0, 1.0]
     assert follow(np.array([[0.2, 0.0]] * WINDOW_STEPS)) == []
+
+
+def test_the_slow_rank_is_told_as_long_as_it_is_slow() -> None:
+    """With the pod that an operator can find it by; a rank that was slow for one window is not."""
+    rank = Rank(
+        0, 3, torch.device("cpu"), workers=(0, 0, 1), pods=("run-1-0", "run-1-0", "run-1-1")
+    )
+    checks, told = StepChecks(rank, 10), []
+    for slow in (1, 2, 2, 2, 0, 0):
+        for step in range(WINDOW_STEPS):
+            work = [(0.3 if slow == number else 0.1,) for number in range(3)]
+            checks.observe(Agreed(step, False, False, 0, 0.5, 1.0, True, tuple(work)), 0)
+        told.append(checks.slow_rank)
+    second = SlowRank(rank=2, worker=1, pod="run-1-1", ratio=3.0)
+    first = SlowRank(rank=0, worker=0, pod="run-1-0", ratio=3.0)
+    assert told == [None, None, second, second, None, first]

@@ -13,14 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_settings import run_settings
 from simulated_run import World, live
 
-from daybreak_trainer.contract import (
-    BudgetSettings,
-    EvaluationSettings,
-    RunSettings,
-    StreamSettings,
-)
+from daybreak_trainer.contract import BudgetSettings, EvaluationSettings
 from daybreak_trainer.parallel.process_group import Rank
 from daybreak_trainer.plan.limits import Limits, Spent
 from daybreak_trainer.plan.reach import Reach, Room, reach
@@ -276,19 +272,7 @@ def test_the_end_keeps_time_for_all_that_follows_the_last_step() -> None:
 
 
 def replanner(planned: Recipe, folder: Path, budget: BudgetSettings) -> Replanner:
-    run = RunSettings(
-        name="run",
-        namespace="ns",
-        uid="u",
-        attempt=1,
-        nodes=1,
-        master_address="127.0.0.1",
-        master_port=1,
-        recipe_hash="r",
-        streams=(StreamSettings(url="d", role="data-0"),),
-        checkpoint_url="c",
-        budget=budget,
-    )
+    run = run_settings(budget=budget)
     settings, rank = Settings(run, 0, planned, folder, folder), Rank(0, 1, torch.device("cpu"))
     work = [1.0] * len(planned.stages)
     return Replanner(settings, rank, work, 1, 0, tell=lambda plan: plan)
@@ -304,6 +288,29 @@ def test_one_slow_commit_distorts_no_plan(tmp_path: Path) -> None:
         planner.committed(seconds)
         found.append(planner.commit_seconds)
     assert found == [2.0, 600.0, 3.0, 3.0, 2.0, 3.0, 3.0, 60.0, 60.0, 60.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        BudgetSettings(duration_seconds=4000.0),
+        BudgetSettings(gpu_hour_price=3.6, max_cost=4.0),  # 4,000 s of one device
+    ],
+)
+def test_time_that_no_checkpoint_knows_of_counts(tmp_path: Path, budget: BudgetSettings) -> None:
+    """Attempts that died before they committed held devices all the same: an attempt that is told
+    so by the operator has no time left where a checkpoint alone would give it some. Commits say
+    what the ledger does, or the next attempt would count it twice."""
+    planned, state = fixed(9), RunState(step=3, device_seconds=1000.0)
+    ledger, lasts = {"productive": 1000.0}, []
+    for missed in (0.0, 3500.0):
+        planner = replanner(planned, tmp_path, budget)
+        planner.resumed(state, 1000.0, missed)
+        plan = planner.at_resume(Course.of(planned), state, ledger)
+        assert isinstance(plan, Reach)
+        lasts.append(plan.last_step)
+        assert planner.device_seconds(ledger) == 1000.0
+    assert lasts == [9, 3]
 
 
 def test_a_finished_run_goes_on_only_with_another_recipe(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import fsspec
 import pytest
 from bucket_server import BucketServer
 from fsspec.implementations.memory import MemoryFileSystem
+from run_settings import run_settings
 from s3_proxy import Exchange, S3Proxy
 from s3_server import S3Server
 
 from daybreak_trainer.checkpoint.storage import Storage
-from daybreak_trainer.contract import RunSettings, StreamSettings
+from daybreak_trainer.contract import StreamSettings
 from daybreak_trainer.recipe import resolve
 from daybreak_trainer.settings import Settings
 from daybreak_trainer.stores.errors import StorageError, StorageRefusedError
@@ -54,15 +55,7 @@ class Run:
             (mounted / name).write_text(f"{value}\n")
 
     def places(self) -> list[Place]:
-        run = RunSettings(
-            name="run",
-            namespace="ns",
-            uid="u",
-            attempt=1,
-            nodes=1,
-            master_address="127.0.0.1",
-            master_port=20000,
-            recipe_hash="r",
+        run = run_settings(
             streams=(StreamSettings(url=self.urls["data-0"], role="data-0"),),
             checkpoint_url=self.urls["checkpoint"],
             export_url=self.urls["export"],
