@@ -6,7 +6,7 @@ from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cluster import Cluster
-from daybreak_operator.decide import Decision
+from daybreak_operator.decision import Decision
 
 
 def stored(decision: Decision) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def stored(decision: Decision) -> dict[str, Any]:
 
 
 async def act(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
-    """Events, then the status, then children, then Jobs.
+    """Events, then the status, then children, then Jobs, pods, and at last the run itself.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
@@ -32,3 +32,7 @@ async def act(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
         await cluster.ensure(run, decision.create_job)
     for name in decision.delete_jobs:
         await cluster.delete_job(run, name)
+    for pod in decision.delete_pods:
+        await cluster.delete_pod(run, pod)
+    if decision.delete_run:
+        await cluster.delete_run(run)

@@ -12,6 +12,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
 from daybreak_operator.children.names import config_name, selector
+from daybreak_operator.decision import PodRef
 from daybreak_operator.draft import EventNote
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
@@ -35,6 +36,7 @@ class Cluster:
         self._api = api
         self._core = client.CoreV1Api(api)
         self._batch = client.BatchV1Api(api)
+        self._networking = client.NetworkingV1Api(api)
         self._custom = client.CustomObjectsApi(api)
 
     async def ensure(self, run: TrainingRun, body: Mapping[str, Any]) -> None:
@@ -50,6 +52,10 @@ class Cluster:
                 self._core.read_namespaced_config_map,
             ),
             "Service": (self._core.create_namespaced_service, self._core.read_namespaced_service),
+            "NetworkPolicy": (
+                self._networking.create_namespaced_network_policy,
+                self._networking.read_namespaced_network_policy,
+            ),
             "Job": (self._batch.create_namespaced_job, self._batch.read_namespaced_job),
         }[kind]
         try:
@@ -75,6 +81,39 @@ class Cluster:
             )
         except ApiException as error:
             if error.status != 404:
+                raise
+
+    async def delete_pod(self, run: TrainingRun, pod: PodRef) -> None:
+        """That pod and no other of its name; at once where it says so."""
+        body = client.V1DeleteOptions(
+            preconditions=client.V1Preconditions(uid=pod.uid),
+            grace_period_seconds=0 if pod.at_once else None,
+        )
+        try:
+            await self._core.delete_namespaced_pod(
+                pod.name, run.namespace, body=body, _request_timeout=_TIMEOUT_SECONDS
+            )
+        except ApiException as error:
+            if error.status not in (404, 409):  # it is gone, or another has its name
+                raise
+
+    async def delete_run(self, run: TrainingRun) -> None:
+        """The run, as it was read; its children follow."""
+        body = client.V1DeleteOptions(
+            preconditions=client.V1Preconditions(uid=run.uid, resource_version=run.resource_version)
+        )
+        try:
+            await self._custom.delete_namespaced_custom_object(
+                GROUP,
+                VERSION,
+                run.namespace,
+                PLURAL,
+                run.name,
+                body=body,
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            if error.status not in (404, 409):
                 raise
 
     async def write_status(self, run: TrainingRun, status: Mapping[str, Any]) -> None:

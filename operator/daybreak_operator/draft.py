@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import (
+    AttemptStatus,
     CheckpointStatus,
-    Condition,
     EvaluationStatus,
     ExportStatus,
+    Phase,
     ProgressStatus,
     StageStatus,
     TrainingRunStatus,
 )
+from daybreak_operator.conditions import Truth, conditions
+from daybreak_operator.ledger import account
 from daybreak_operator.observation import Observation
 from daybreak_trainer.contract import CheckpointRef, Progress, rfc3339
 
@@ -39,37 +41,58 @@ class Draft:
     reason: str = ""
     message: str = ""
     """Of the condition that is true."""
+    truths: dict[str, Truth] = field(default_factory=dict)
+    """What is known of conditions that do not follow from the phase: Admitted, Degraded."""
+    _trainer_seconds: dict[str, float] | None = None
+
+    @property
+    def now(self) -> str:
+        return rfc3339(self.observation.now, "seconds")
+
+    @property
+    def stored(self) -> TrainingRunStatus:
+        return self.observation.run.status
+
+    def get(self, name: str) -> Any:
+        """A field of the next status, as it stands."""
+        return self.values.get(name, getattr(self.stored, name))
+
+    def settle(self, phase: Phase, reason: str, message: str) -> None:
+        self.values["phase"] = phase
+        self.reason, self.message = reason, message
 
     def note(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        attempt = self.values.get("attempt", self.observation.run.status.attempt)
-        self.events.append(EventNote(kind, reason, message, attempt))
+        self.events.append(EventNote(kind, reason, message, self.get("attempt")))
+
+    def degraded(self, reason: str, message: str) -> None:
+        """Something is wrong that does not end the attempt; the first that is said stays."""
+        if "Degraded" not in self.truths:
+            self.truths["Degraded"] = Truth("True", reason, message)
+            self.note("Warning", reason, message)
 
     def status(self) -> TrainingRunStatus:
         run = self.observation.run
         changed = run.status.model_copy(
             update={**self.values, "observed_generation": run.generation}
         )
-        return changed.model_copy(update={"conditions": _conditions(run, changed, self)})
+        if changed != run.status or run.status.ledger is None:
+            before, after = run.status.current_attempt, changed.current_attempt
+            seconds, now = self._trainer_seconds, self.observation.now
+            ledger = account(run, before, after, seconds, now)
+            changed = changed.model_copy(update={"ledger": ledger})
+        found = conditions(run, changed, self.reason, self.message, self.truths, now=self.now)
+        return changed.model_copy(update={"conditions": found})
+
+    # --- what workers say -----------------------------------------------------------------------
 
     def take(self, progress: Progress | None) -> None:
         """What a worker has said about this run; another run's is passed over."""
         run = self.observation.run
         if progress is None or progress.run_uid != run.uid:
             return
-        before = run.status.progress
-        first = before.first_step_time if before else None
-        total = progress.total_steps
-        self.values["progress"] = ProgressStatus(
-            step=progress.step,
-            total_steps=total,
-            samples=progress.samples,
-            percent=100 * progress.step // total if total else 0,
-            images_per_second=_figure(progress.images_per_second, ".0f"),
-            loss=_figure(progress.loss, ".4g"),
-            estimated_completion_time=progress.estimated_completion_time,
-            training_seconds=_figure(progress.training_seconds, ".1f"),
-            first_step_time=first or progress.first_step_at,
-        )
+        self._trainer_seconds = dict(progress.ledger) or None
+        self.values["progress"] = self._progress(progress)
+        self._take_attempt(progress)
         if progress.stage is not None:
             self.values["stage"] = StageStatus(
                 name=progress.stage.name, index=progress.stage.index, of=progress.stage.of
@@ -90,7 +113,8 @@ class Draft:
             self.note(
                 "Warning",
                 "StepsDoNotFit",
-                f"{end.limit} ends the run at about step {end.step} of {total}: {end.remedy}",
+                f"{end.limit} ends the run at about step {end.step} of {progress.total_steps}: "
+                f"{end.remedy}",
             )
         for sentence in progress.skipped_checkpoints:
             self.note("Warning", "CheckpointSkipped", sentence)
@@ -102,35 +126,35 @@ class Draft:
                 step=told.step, time=told.time, url=told.url
             )
 
+    def _progress(self, progress: Progress) -> ProgressStatus:
+        before = self.stored.progress
+        first = before.first_step_time if before else None
+        total = progress.total_steps
+        # By our clock, for the worker's may be another: it moves when what it says has moved.
+        same = before is not None and before.told_time == progress.updated_at
+        return ProgressStatus(
+            step=progress.step,
+            total_steps=total,
+            samples=progress.samples,
+            percent=100 * progress.step // total if total else 0,
+            images_per_second=_figure(progress.images_per_second, ".0f"),
+            loss=_figure(progress.loss, ".4g"),
+            estimated_completion_time=progress.estimated_completion_time,
+            training_seconds=_figure(progress.training_seconds, ".1f"),
+            first_step_time=first or progress.first_step_at,
+            advanced_time=before.advanced_time if same and before else self.now,
+            told_time=progress.updated_at,
+        )
+
+    def _take_attempt(self, progress: Progress) -> None:
+        attempt: AttemptStatus | None = self.get("current_attempt")
+        if attempt is None or attempt.number != progress.attempt:
+            return
+        if attempt.first_step_time is None and progress.first_step_at is not None:
+            self.values["current_attempt"] = attempt.model_copy(
+                update={"first_step_time": progress.first_step_at}
+            )
+
 
 def _figure(value: float | None, form: str) -> str | None:
     return format(value, form) if value is not None else None
-
-
-def _conditions(run: TrainingRun, status: TrainingRunStatus, draft: Draft) -> tuple[Condition, ...]:
-    """Running, Complete, Failed, Suspended; a condition's time moves when its status does."""
-    before = {condition.type: condition for condition in run.status.conditions}
-    truths = {
-        "Running": status.phase == "Running",
-        "Complete": status.phase == "Complete",
-        "Failed": status.phase == "Failed",
-        "Suspended": status.phase == "Suspended",
-    }
-    reason = draft.reason or status.phase
-    conditions = []
-    for kind, is_true in truths.items():
-        old = before.get(kind)
-        value: Literal["True", "False"] = "True" if is_true else "False"
-        about = is_true or kind == "Running"
-        since = old.last_transition_time if old is not None and old.status == value else None
-        conditions.append(
-            Condition(
-                type=kind,
-                status=value,
-                reason=reason if about else f"Not{kind}",
-                message=draft.message if about else "",
-                last_transition_time=since or rfc3339(draft.observation.now, "seconds"),
-                observed_generation=run.generation,
-            )
-        )
-    return tuple(conditions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -11,8 +11,21 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_trainer.contract import LABEL_ATTEMPT, Progress, Termination
 from daybreak_trainer.recipe import Recipe
 
-_TRAINER = "trainer"
+TRAINER = "trainer"
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_STUCK = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+    }
+)
+"""Reasons of a container that waits which time alone does not cure."""
 
 
 def _time(text: str | None) -> datetime | None:
@@ -35,7 +48,7 @@ class JobView:
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> JobView:
         metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
-        conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
+        conditions = true_conditions(status)
         failed = conditions.get("Failed") or conditions.get("FailureTarget")
         return cls(
             name=metadata["name"],
@@ -68,18 +81,35 @@ class PodView:
     """Why the trainer container does not start, such as ImagePullBackOff, with its message."""
     message: str
     """The pod's own status message, where kubelet or a node gave one."""
+    uid: str = ""
+    node: str | None = None
+    reason: str = ""
+    """The pod's own status reason, such as Evicted."""
+    ended_as: str = ""
+    """Reason of the trainer container's end, such as OOMKilled."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Type → reason of those that are true."""
+    scheduled_at: datetime | None = None
+    """When it got a node."""
+    unschedulable: str | None = None
+    """Why it has none, by the scheduler."""
+    gone_after: datetime | None = None
+    """When a node that answers would have ended it: the end of its grace period."""
+    node_silent: bool = False
+    """The node controller does not hear from its node."""
+    stuck: bool = False
+    """What it waits for, time alone does not cure: an image, a volume, a wrong setting."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> PodView:
         metadata, status = body["metadata"], body.get("status") or {}
-        conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
-        container: Mapping[str, Any] = next(
-            (c for c in status.get("containerStatuses") or [] if c["name"] == _TRAINER), {}
-        )
-        state = container.get("state") or {}
-        ended = state.get("terminated") or {}
-        waiting = state.get("waiting") or {}
+        conditions = true_conditions(status)
+        containers = status.get("containerStatuses") or []
+        trainer: Mapping[str, Any] = next((c for c in containers if c["name"] == TRAINER), {})
+        ended = (trainer.get("state") or {}).get("terminated") or {}
+        waiting = _waiting([*(status.get("initContainerStatuses") or []), *containers])
         labels = metadata.get("labels") or {}
+        disruption = conditions.get("DisruptionTarget")
         return cls(
             name=metadata["name"],
             attempt=int(labels.get(LABEL_ATTEMPT, 0)),
@@ -87,9 +117,7 @@ class PodView:
             phase=status.get("phase", "Pending"),
             ready="Ready" in conditions,
             deleting="deletionTimestamp" in metadata,
-            disrupted=(conditions["DisruptionTarget"].get("message") or "disrupted")
-            if "DisruptionTarget" in conditions
-            else None,
+            disrupted=(disruption.get("message") or "disrupted") if disruption else None,
             address=status.get("podIP"),
             exit_code=ended.get("exitCode"),
             finished_at=_time(ended.get("finishedAt")),
@@ -98,11 +126,32 @@ class PodView:
             if waiting.get("message")
             else None,
             message=status.get("message", ""),
+            uid=metadata["uid"],
+            node=(body.get("spec") or {}).get("nodeName"),
+            reason=status.get("reason", ""),
+            ended_as=ended.get("reason", ""),
+            conditions={kind: c.get("reason", "") for kind, c in conditions.items()},
+            scheduled_at=_time(conditions.get("PodScheduled", {}).get("lastTransitionTime")),
+            unschedulable=_unschedulable(status),
+            gone_after=_time(metadata.get("deletionTimestamp")),
+            node_silent=_node_silent(status),
+            stuck=waiting.get("reason") in _STUCK,
         )
 
     @property
     def over(self) -> bool:
         return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class PreparationView:
+    """The Job of `data.prepare`."""
+
+    name: str
+    done: bool
+    failed: str | None
+    """Why it failed, in a sentence."""
+    deleting: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,12 +182,46 @@ class Observation:
     progress: Progress | None
     """What worker 0 said just now."""
     now: datetime
+    preparation: PreparationView | None = None
+    lost_nodes: frozenset[str] = frozenset()
+    """Nodes known not to answer or not to exist, where the operator may read nodes."""
+    free_nodes: int | None = None
+    """Ready nodes that match the run's pods and have free devices for one more; None: not known."""
 
 
 def owner_uid(metadata: Mapping[str, Any]) -> str | None:
     """The UID of the object that controls this one."""
     owners = metadata.get("ownerReferences") or []
     return next((o["uid"] for o in owners if o.get("controller")), None)
+
+
+def true_conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
+
+
+def _waiting(containers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the first container that waits with a message says of it."""
+    states = [(c.get("state") or {}).get("waiting") or {} for c in containers]
+    found: Mapping[str, Any] = next((s for s in states if s.get("message")), {})
+    return found
+
+
+def _unschedulable(status: Mapping[str, Any]) -> str | None:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] != "True":
+            return condition.get("message") or condition.get("reason") or "it has no node"
+    return None
+
+
+def _node_silent(status: Mapping[str, Any]) -> bool:
+    """The node controller makes pods unready of a node that it does not hear from, and leaves the
+    rest of their status as the kubelet last wrote it; a kubelet never writes the one without the
+    other, but for readiness gates."""
+    found = {c["type"]: c for c in status.get("conditions") or []}
+    ready, containers = found.get("Ready", {}), found.get("ContainersReady", {})
+    unready = ready.get("status", "True") != "True"
+    gated = ready.get("reason") == "ReadinessGatesNotReady"
+    return unready and not gated and containers.get("status") == "True"
 
 
 def _covers_zero(indexes: str) -> bool:

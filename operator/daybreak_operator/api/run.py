@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from daybreak_operator.api.status import TrainingRunStatus
 
 GROUP, VERSION, KIND, PLURAL = "daybreak.dev", "v1alpha1", "TrainingRun", "trainingruns"
 API_VERSION = f"{GROUP}/{VERSION}"
+MANAGER = "daybreak.dev/operator"
+"""Our name in `spec.managedBy`."""
 
 
 class InvalidRunError(ValueError):
@@ -32,6 +35,8 @@ class TrainingRun:
     raw_recipe: Mapping[str, Any]
     """`spec.recipe` as written."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> TrainingRun:
@@ -55,4 +60,6 @@ class TrainingRun:
             status=status,
             raw_recipe=body["spec"]["recipe"],
             labels=metadata.get("labels") or {},
+            annotations=metadata.get("annotations") or {},
+            created=datetime.fromisoformat(metadata["creationTimestamp"]),
         )

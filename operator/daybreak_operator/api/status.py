@@ -56,7 +56,10 @@ class ProgressStatus(ApiModel):
         default=None, description="When the run finished its first optimizer step."
     )
     advanced_time: Time | None = Field(
-        default=None, description="When the workers last showed a sign of progress."
+        default=None, description="When the operator last saw a sign of progress."
+    )
+    told_time: Time | None = Field(
+        default=None, description="The worker's own time of what it last said."
     )
 
 
@@ -100,9 +103,6 @@ class LedgerStatus(ApiModel):
     )
     held_seconds: int = Field(default=0, description="In which the run held devices.")
     device_seconds: int = Field(default=0, description="The same, times how many it held.")
-    trainer_seconds: dict[str, int] = Field(
-        default_factory=dict, description="What the trainer last said of its own time, by cause."
-    )
     accounted_until: Time | None = None
 
 

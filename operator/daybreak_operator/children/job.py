@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -9,7 +11,7 @@ from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import EvaluationSpec, PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names
-from daybreak_operator.children.overlay import overlaid
+from daybreak_operator.children.overlay import keeping_off, overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
 from daybreak_trainer.contract import (
@@ -24,14 +26,41 @@ from daybreak_trainer.contract import (
 
 TRAINER = "trainer"
 _COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+_GPU = re.compile(r"(^|[/.-])gpu([.-]|$)")
+"""Names of GPU resources: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915 and the like."""
+_LOST_NODE_SECONDS = 60
+_LOST_NODE: list[dict[str, Any]] = [
+    {
+        "key": f"node.kubernetes.io/{taint}",
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": _LOST_NODE_SECONDS,
+    }
+    for taint in ("unreachable", "not-ready")
+]
+"""Left to itself a cluster waits for five minutes before it takes a dead node's pods away, and all
+others of the gang wait with it."""
 _QUEUE_LABELS = ("kueue.x-k8s.io/", "scheduling.volcano.sh/", "volcano.sh/")
 
 
-def job(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
-    """Created once and never re-applied. Kueue and Volcano see their labels copied onto it."""
+def job(
+    run: TrainingRun,
+    attempt: int,
+    recipe: FixedRecipe,
+    *,
+    nodes: int,
+    avoided: Sequence[str] = (),
+    held_seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Created once and never re-applied. Kueue and Volcano see their labels copied onto it.
+
+    `avoided` names nodes that the pods keep away from; `held_seconds` is what the run has used of
+    its budget before.
+    """
     metadata = names.metadata(run, names.job_name(run, attempt), attempt)
     metadata["labels"] |= {k: v for k, v in run.labels.items() if k.startswith(_QUEUE_LABELS)}
-    nodes = run.spec.workers.nodes
+    told = settings(run, attempt, recipe, nodes=nodes, held_seconds=held_seconds)
+    template = overlaid(_pod(run, attempt, recipe, told), run.spec.workers.template, TRAINER)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -55,7 +84,7 @@ def job(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
                     },
                 ]
             },
-            "template": overlaid(_pod(run, attempt, recipe), run.spec.workers.template, TRAINER),
+            "template": keeping_off(template, avoided),
         },
     }
 
@@ -81,7 +110,9 @@ def secrets(run: TrainingRun) -> dict[str, SecretRef]:
     return {role: secret for role, secret in found.items() if secret is not None}
 
 
-def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings:
+def settings(
+    run: TrainingRun, attempt: int, recipe: FixedRecipe, *, nodes: int, held_seconds: float
+) -> RunSettings:
     """What the workers of one attempt are told beside the recipe."""
     spec = run.spec
     interval = Interval.parse(spec.checkpoint.interval)
@@ -96,7 +127,7 @@ def settings(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> RunSettings
         namespace=run.namespace,
         uid=run.uid,
         attempt=attempt,
-        nodes=spec.workers.nodes,
+        nodes=nodes,
         processes_per_node=spec.workers.processes_per_node,
         master_address=f"{names.job_name(run, attempt)}-0.{names.service_name(run)}",
         master_port=contract.rendezvous_port(run.namespace, run.name, attempt),
@@ -164,7 +195,15 @@ def _url(role: str, storage: str | None) -> str:
     return storage or str(contract.VOLUMES_DIR / role)
 
 
-def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
+def devices_per_node(run: TrainingRun) -> int:
+    """GPUs of a worker pod; without any, its ranks: what the ledger counts hours of."""
+    limits = run.spec.workers.resources.get("limits", {})
+    gpus = sum(int(n) for name, n in limits.items() if _GPU.search(name) and str(n).isdigit())
+    processes = run.spec.workers.processes_per_node
+    return gpus or (processes if isinstance(processes, int) else 1)
+
+
+def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe, told: RunSettings) -> dict[str, Any]:
     """Meets Pod Security's `restricted` level; holds no API token."""
     volumes, mounts = _volumes(run, recipe)
     return {
@@ -174,6 +213,7 @@ def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
             "subdomain": names.service_name(run),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "tolerations": _LOST_NODE,
             "terminationGracePeriodSeconds": ceil(seconds(run.spec.termination_grace_period)),
             "securityContext": {
                 "runAsNonRoot": True,
@@ -182,15 +222,13 @@ def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe) -> dict[str, Any]:
                 "fsGroup": 1000,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(run, attempt, recipe, mounts)],
+            "containers": [_container(run, told, mounts)],
             "volumes": volumes,
         },
     }
 
 
-def _container(
-    run: TrainingRun, attempt: int, recipe: FixedRecipe, mounts: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _container(run: TrainingRun, told: RunSettings, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     def field(name: str, path: str) -> dict[str, Any]:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
@@ -200,7 +238,7 @@ def _container(
         "image": run.spec.workers.image,
         "command": ["python", "-m", "daybreak_trainer.launch"],
         "env": [
-            {"name": contract.ENV_RUN, "value": settings(run, attempt, recipe).to_json()},
+            {"name": contract.ENV_RUN, "value": told.to_json()},
             field(contract.ENV_NODE_INDEX, _COMPLETION_INDEX),
             field(contract.ENV_POD_NAME, "metadata.name"),
             field(contract.ENV_POD_IP, "status.podIP"),

@@ -20,9 +20,40 @@ def overlaid(
     merged["metadata"]["labels"] |= template["metadata"]["labels"]
     merged["spec"]["restartPolicy"] = ours["restartPolicy"]
     merged["spec"]["subdomain"] = ours["subdomain"]
+    # Of one taint the user's tolerations hold; a key may stand there more than once.
+    said = [t for t in merged["spec"].get("tolerations", []) if t not in ours["tolerations"]]
+    keys = {toleration.get("key") for toleration in said}
+    merged["spec"]["tolerations"] = said + [t for t in ours["tolerations"] if t["key"] not in keys]
     containers = merged["spec"]["containers"]
     containers.sort(key=lambda container: container["name"] != main_container)
     return merged
+
+
+def keeping_off(template: Mapping[str, Any], nodes: Sequence[str]) -> dict[str, Any]:
+    """The template with an affinity against these nodes. The terms of a node selector are
+    alternatives, so each of them has to say it."""
+    if not nodes:
+        return dict(template)
+    wanted = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
+    spec = template["spec"]
+    affinity = spec.get("affinity") or {}
+    node_affinity = affinity.get("nodeAffinity") or {}
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    terms = [
+        {**term, "matchFields": [*term.get("matchFields", []), *wanted]}
+        for term in required.get("nodeSelectorTerms") or [{}]
+    ]
+    changed = {
+        **affinity,
+        "nodeAffinity": {
+            **node_affinity,
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                **required,
+                "nodeSelectorTerms": terms,
+            },
+        },
+    }
+    return {**template, "spec": {**spec, "affinity": changed}}
 
 
 def _merge(base: Any, over: Any, key: str = "") -> Any:

@@ -356,7 +356,7 @@ def test_the_pod_is_restricted_and_the_overlay_is_laid_over() -> None:
     }
     spec = SPEC | {"workers": {"image": "i", "nodes": 2, "template": overlay}}
     run = replace(new_run(), spec=TrainingRunSpec.model_validate(spec))
-    body = job_of(run, 1, RECIPE)["spec"]
+    body = job_of(run, 1, RECIPE, nodes=2)["spec"]
     template = body["template"]
     trainer, sidecar = template["spec"]["containers"]
     assert body["backoffLimit"] == 0

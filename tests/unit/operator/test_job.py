@@ -37,7 +37,7 @@ def environment(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
         status=TrainingRunStatus(),
         raw_recipe={"preset": "smoke"},
     )
-    container = job(run, 1, RECIPE)["spec"]["template"]["spec"]["containers"][0]
+    container = job(run, 1, RECIPE, nodes=2)["spec"]["template"]["spec"]["containers"][0]
     return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 

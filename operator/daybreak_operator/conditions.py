@@ -1,0 +1,107 @@
+"""`status.conditions`: what is true of a run, since when, and why. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from daybreak_operator.api.duration import Interval
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.api.status import TERMINAL, Condition, TrainingRunStatus
+
+Value = Literal["True", "False", "Unknown"]
+_OVERDUE = 3
+"""Intervals without a commit after which checkpoints are not healthy."""
+_SLACK = timedelta(minutes=2)
+
+
+@dataclass(frozen=True)
+class Truth:
+    value: Value
+    reason: str
+    message: str = ""
+
+
+def conditions(
+    run: TrainingRun,
+    status: TrainingRunStatus,
+    reason: str,
+    message: str,
+    known: Mapping[str, Truth],
+    *,
+    now: str,
+) -> tuple[Condition, ...]:
+    """Admitted, Running, Complete, Failed, Suspended, Degraded, CheckpointHealthy.
+
+    `reason` and `message` are those of the phase; `known` what else was found out. A condition's
+    time moves when its value does.
+    """
+    truths = {
+        "Admitted": known.get("Admitted", _admitted(status)),
+        **_of_phase(status, reason or status.phase, message),
+        "Degraded": known.get("Degraded", Truth("False", "AsExpected")),
+        "CheckpointHealthy": _checkpoints(run, status, now),
+    }
+    before = {condition.type: condition for condition in run.status.conditions}
+    made = []
+    for kind, truth in truths.items():
+        old = before.get(kind)
+        since = old.last_transition_time if old and old.status == truth.value else now
+        made.append(
+            Condition(
+                type=kind,
+                status=truth.value,
+                reason=truth.reason,
+                message=truth.message[:4096],
+                last_transition_time=since,
+                observed_generation=run.generation,
+            )
+        )
+    return tuple(made)
+
+
+def _of_phase(status: TrainingRunStatus, reason: str, message: str) -> dict[str, Truth]:
+    truths = {}
+    for kind in ("Running", "Complete", "Failed", "Suspended"):
+        is_true = status.phase == kind
+        about = is_true or kind == "Running"
+        truths[kind] = Truth(
+            "True" if is_true else "False",
+            reason if about else f"Not{kind}",
+            message if about else "",
+        )
+    return truths
+
+
+def _admitted(status: TrainingRunStatus) -> Truth:
+    attempt = status.current_attempt
+    if attempt is None or attempt.admitted_time is None or attempt.ended_time is not None:
+        return Truth("False", "NotAdmitted")
+    return Truth("True", "Admitted", f"every worker of attempt {attempt.number} has a node")
+
+
+def _checkpoints(run: TrainingRun, status: TrainingRunStatus, now: str) -> Truth:
+    """Whether an interruption now would cost about an interval of training, or more."""
+    if status.phase in TERMINAL:
+        return Truth("True" if status.checkpoint else "Unknown", "RunIsOver")
+    attempt, interval = status.current_attempt, Interval.parse(run.spec.checkpoint.interval)
+    stepping = attempt is not None and attempt.first_step_time and not attempt.ended_time
+    if interval.seconds is not None and attempt is not None and stepping:
+        limit = timedelta(seconds=_OVERDUE * interval.seconds) + _SLACK
+        since = max(
+            datetime.fromisoformat(time)
+            for time in (attempt.first_step_time, status.checkpoint and status.checkpoint.time)
+            if time
+        )
+        if datetime.fromisoformat(now) - since > limit:
+            return Truth(
+                "False",
+                "CheckpointOverdue",
+                f"no commit since {since.isoformat(timespec='seconds')}, and checkpoint.interval is "
+                f"{run.spec.checkpoint.interval}: the workers' logs say what storage answers",
+            )
+    if status.checkpoint is None:
+        return Truth("Unknown", "NoCheckpointYet")
+    return Truth("True", "Committed", f"step {status.checkpoint.step} at {status.checkpoint.url}")

@@ -1,0 +1,97 @@
+"""How a run ends, and what is left to do when it has. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from daybreak_operator.api.duration import seconds
+from daybreak_operator.decision import Decision, PodRef, concluded
+from daybreak_operator.draft import Draft
+from daybreak_operator.observation import Observation, PodView
+from daybreak_operator.restarts import end_attempt
+
+_POLL_SECONDS = 5.0
+_OF_SILENT_NODE, _OF_LIVING_NODE = timedelta(seconds=60), timedelta(minutes=10)
+"""How long after the end of its grace period a pod is forced: a node that does not answer will not
+end it, and one that does may be busy with unmounting."""
+
+
+def complete(draft: Draft) -> Decision:
+    progress = draft.get("progress")
+    end_attempt(draft, expected=True)
+    draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
+    if progress is not None and progress.total_steps:
+        draft.values["progress"] = progress.model_copy(
+            update={
+                "step": progress.total_steps,
+                "percent": 100,
+                "estimated_completion_time": None,
+            }
+        )
+    draft.settle("Complete", "Complete", "training is complete")
+    draft.note("Normal", "Complete", "training is complete")
+    return concluded(draft)
+
+
+def fail(draft: Draft, reason: str, message: str) -> Decision:
+    attempt = draft.get("current_attempt")
+    if attempt is not None and attempt.ended_time is None:
+        end_attempt(draft, expected=True)
+    draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
+    draft.settle("Failed", reason, message)
+    draft.note("Warning", reason, message)
+    return concluded(draft)
+
+
+def after_end(seen: Observation) -> Decision:
+    """A run that is over is never begun again: its workers are ended as cleanPodPolicy says, and
+    it is deleted when its time to live has passed. A failed run's workers are ended in any case."""
+    run, status = seen.run, seen.run.status
+    policy, failed = run.spec.clean_pod_policy, status.phase == "Failed"
+    since = datetime.fromisoformat(status.completion_time or status.start_time or str(run.created))
+    alive = [pod for pod in seen.pods if not pod.over]
+    grace = timedelta(seconds=seconds(run.spec.termination_grace_period))
+    # The workers of a complete run are about to end by themselves.
+    in_time = not failed and seen.now < since + grace
+    jobs: tuple[str, ...] = ()
+    pods = overdue(seen)
+    if policy == "All" and not (alive and in_time):
+        jobs = tuple(job.name for job in seen.jobs if not job.deleting)
+        if seen.preparation is not None and not seen.preparation.deleting:
+            jobs = (*jobs, seen.preparation.name)
+    elif failed or (policy == "Running" and not in_time):
+        pods = (*pods, *(PodRef.of(pod) for pod in alive if not pod.deleting))
+    again = _POLL_SECONDS if alive or jobs else None
+    ttl = run.spec.ttl_seconds_after_finished
+    left = (since + timedelta(seconds=ttl) - seen.now).total_seconds() if ttl is not None else None
+    if left is not None and again is None:
+        again = max(left, _POLL_SECONDS)
+    return Decision(
+        status,
+        delete_jobs=jobs,
+        delete_pods=pods,
+        delete_run=left is not None and left <= 0 and not alive,
+        again_seconds=again,
+    )
+
+
+def overdue(seen: Observation) -> tuple[PodRef, ...]:
+    """Pods that should have ended and will not: deleted at once.
+
+    That their processes may still run on a node that is cut off does no harm: what they commit lies
+    under their own attempt's prefix, and the next attempt has chosen its parent by then.
+    """
+    attempt = seen.run.status.current_attempt
+    ended = datetime.fromisoformat(attempt.ended_time) if attempt and attempt.ended_time else None
+    grace = timedelta(seconds=seconds(seen.run.spec.termination_grace_period))
+
+    def is_overdue(pod: PodView) -> bool:
+        if pod.over or not pod.deleting or pod.gone_after is None:
+            return False
+        silent = pod.node_silent or pod.node in seen.lost_nodes
+        patience = _OF_SILENT_NODE if silent else _OF_LIVING_NODE
+        # The API server's clock and ours both say so; either may be wrong.
+        by_ours = ended is None or seen.now - ended > (patience if silent else grace + patience)
+        return seen.now - pod.gone_after > patience and by_ours
+
+    return tuple(PodRef.of(pod, at_once=True) for pod in seen.pods if is_overdue(pod))

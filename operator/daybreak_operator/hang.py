@@ -1,0 +1,98 @@
+"""Whether an attempt that has not failed is well, by what its worker 0 says. Pure.
+
+The launcher in each pod has clocks of its own and ends a worker that hangs. Those here are for what
+it cannot see: a pod that never starts, and a launcher that hangs itself. A worker that is ready and
+merely cannot be reached is not ended for it: the network may be at fault, and it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.status import AttemptStatus
+from daybreak_operator.draft import Draft
+from daybreak_operator.failures import Failure
+from daybreak_operator.observation import PodView
+
+_LAUNCHER_FIRST = timedelta(minutes=2)
+"""The launcher's own clock runs out first and says more."""
+_SILENCE = timedelta(minutes=2)
+
+
+def hung(draft: Draft, attempt: AttemptStatus, zero: PodView | None) -> Failure | None:
+    """What the deadlines of healthPolicy say of a live attempt; None where all is in time."""
+    seen, policy = draft.observation, draft.observation.run.spec.health_policy
+    if attempt.admitted_time is None:
+        return None
+    answers = seen.progress is not None
+    unreachable = zero is not None and zero.ready and not answers
+    if attempt.first_step_time is None:
+        limit = timedelta(seconds=seconds(policy.startup_deadline))
+        waited = seen.now - datetime.fromisoformat(attempt.admitted_time)
+        if waited < limit or (unreachable and waited < 2 * limit):
+            return None
+        return _failure(
+            draft,
+            zero,
+            "StartupDeadlineExceeded",
+            f"no step within {policy.startup_deadline} (healthPolicy.startupDeadline) of the time "
+            "when all workers had a node",
+        )
+    advanced = _advanced(draft)
+    if advanced is None or unreachable:
+        return None
+    limit = timedelta(seconds=seconds(policy.progress_deadline)) + _LAUNCHER_FIRST
+    if answers and seen.progress is not None and seen.progress.phase != "Training":
+        return None
+    if seen.now - advanced < limit:
+        return None
+    return _failure(
+        draft,
+        zero,
+        "Hang",
+        f"no sign of progress for {policy.progress_deadline} (healthPolicy.progressDeadline), and "
+        "the workers' own watchdog did not end them",
+    )
+
+
+def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
+    """Condition Degraded: what is wrong, as long as it is."""
+    seen = draft.observation
+    for pod in pods:
+        if pod.stuck:
+            draft.degraded((pod.waiting or "").partition(":")[0], f"pod {pod.name}: {pod.waiting}")
+    silent = [pod for pod in pods if pod.node_silent or (pod.node in seen.lost_nodes)]
+    for pod in silent:
+        if not pod.over:
+            draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
+    advanced = _advanced(draft)
+    if seen.progress is None and advanced is not None and seen.now - advanced > _SILENCE:
+        draft.degraded("WorkerSilent", "worker 0 does not answer the operator")
+    straggler = getattr(seen.progress, "straggler", None)
+    if straggler is not None:
+        draft.degraded(
+            "Straggler",
+            f"rank {straggler.rank} takes much longer for its part of a step than the others; a "
+            "busy or throttled device, or a slow link of its node",
+        )
+
+
+def _advanced(draft: Draft) -> datetime | None:
+    progress = draft.get("progress")
+    if progress is None or progress.advanced_time is None:
+        return None
+    return datetime.fromisoformat(progress.advanced_time)
+
+
+def _failure(draft: Draft, zero: PodView | None, reason: str, message: str) -> Failure:
+    return Failure(
+        "charged",
+        reason,
+        message,
+        "Hang",
+        pod=zero.name if zero is not None else None,
+        node=zero.node if zero is not None else None,
+        progress=draft.observation.progress,
+    )

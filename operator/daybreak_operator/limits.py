@@ -1,0 +1,65 @@
+"""What ends a run whatever its workers do: deadlines and the budget. Pure.
+
+The trainer plans to end inside budget and deadline; here is what holds when it cannot: between
+attempts, and where workers do not come to an end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from daybreak_operator.api.duration import seconds
+from daybreak_operator.draft import Draft
+from daybreak_operator.ledger import account
+
+_TIME_TO_END = timedelta(minutes=10)
+"""That workers at work get beyond a limit that they know of, for their last commit and export."""
+
+
+@dataclass(frozen=True)
+class LimitReached:
+    reason: str
+    message: str
+
+
+def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
+    """The limit that the run has reached; `at_work` says that an attempt has its workers."""
+    seen = draft.observation
+    spec, status = seen.run.spec, seen.run.status
+    late = _TIME_TO_END if at_work else timedelta()
+    if spec.deadline is not None and seen.now >= _deadline(spec.deadline) + late:
+        return LimitReached(
+            "DeadlineExceeded",
+            f"spec.deadline is {spec.deadline}, and the run had not come to its end by then",
+        )
+    attempt = status.current_attempt
+    ledger = account(seen.run, attempt, draft.get("current_attempt"), None, seen.now)
+    idle = sum(ledger.lost_seconds.get(name, 0) for name in ("queue", "suspended", "preparation"))
+    total = ledger.productive_seconds + sum(ledger.lost_seconds.values())
+    if spec.active_deadline is not None and total - idle >= seconds(spec.active_deadline):
+        return LimitReached(
+            "DeadlineExceeded", f"the run was active for activeDeadline ({spec.active_deadline})"
+        )
+    budget, beyond = spec.budget, late.total_seconds()
+    if budget.duration and ledger.held_seconds >= seconds(budget.duration) + beyond:
+        return LimitReached(
+            "BudgetExhausted",
+            f"the run held devices for {ledger.held_seconds / 3600:.2f} hours, and "
+            f"budget.duration is {budget.duration}; raise it in a new run with "
+            "checkpoint.resumeFrom",
+        )
+    if budget.max_cost and budget.gpu_hour_price and (ledger.device_seconds or ledger.held_seconds):
+        devices = ledger.device_seconds / max(1, ledger.held_seconds)
+        cost = (ledger.device_seconds - beyond * devices) / 3600 * float(budget.gpu_hour_price)
+        if cost >= float(budget.max_cost):
+            return LimitReached(
+                "BudgetExhausted",
+                f"the run cost {ledger.cost}, and budget.maxCost is {budget.max_cost}; raise it in "
+                "a new run with checkpoint.resumeFrom",
+            )
+    return None
+
+
+def _deadline(text: str) -> datetime:
+    return datetime.fromisoformat(text.strip().upper().replace("Z", "+00:00"))

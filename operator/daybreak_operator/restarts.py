@@ -1,0 +1,154 @@
+"""What an attempt's end means for the run: charged or not, how soon again, or never. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.status import AttemptStatus, FailureStatus, SuspectNode
+from daybreak_operator.draft import Draft
+from daybreak_operator.failures import Failure, ruled
+from daybreak_trainer.contract import rfc3339
+
+_MAX_TIMES = 1000
+_MAX_NODES = 64
+_MANY = 3
+"""Endings in a row without a new commit that are worth a word."""
+
+
+def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
+    """Puts the end of the current attempt on record; returns reason and message where the run
+    fails with it."""
+    run = draft.observation.run
+    policy = run.spec.failure_policy
+    failure = ruled(failure, policy)
+    draft.take(failure.progress)
+    draft.take_checkpoint(failure.checkpoint)
+    progressed = end_attempt(draft, failure.ended_at)
+    draft.values["last_failure"] = FailureStatus(
+        reason=failure.reason,
+        class_=failure.kind,
+        message=failure.message[:2048],
+        exit_code=failure.exit_code,
+        pod=failure.pod,
+        node=failure.node,
+        rank=failure.rank,
+        rule=failure.rule,
+        charged=failure.verdict == "charged",
+        attempt=run.status.attempt,
+        step=failure.step,
+        time=draft.now,
+    )
+    _suspect(draft, failure)
+    if failure.verdict == "final":
+        return failure.reason, failure.message
+    if failure.kind == "OutOfMemory":
+        draft.values["out_of_memory"] = run.status.out_of_memory + 1
+        if run.status.out_of_memory >= 1 and failure.rule is None:
+            return failure.reason, f"twice, and so it would again: {failure.message}"
+    if failure.verdict == "charged":
+        if (end := _charge(draft, failure, progressed)) is not None:
+            return end
+    else:
+        interrupted(draft)
+        if progressed:
+            draft.values["no_progress"] = 0
+    return None
+
+
+def interrupted(draft: Draft) -> None:
+    draft.values["interruptions"] = draft.stored.interruptions + 1
+
+
+def end_attempt(draft: Draft, at: datetime | None = None, *, expected: bool = False) -> bool:
+    """The current attempt is over: notes when, and when the next may begin. Returns whether it had
+    committed something new. An `expected` end, for a new size say, costs no pause."""
+    attempt: AttemptStatus | None = draft.get("current_attempt")
+    now = draft.observation.now
+    commit = draft.get("checkpoint")
+    progressed = attempt is not None and commit is not None and commit.step > attempt.start_step
+    if attempt is not None:
+        created = datetime.fromisoformat(attempt.created_time)
+        ended = min(max(at or now, created), now)
+        draft.values["current_attempt"] = attempt.model_copy(
+            update={"ended_time": rfc3339(ended, "seconds")}
+        )
+    if progressed:
+        draft.values["fruitless"] = 0
+    elif not expected:
+        fruitless = draft.stored.fruitless + 1
+        draft.values["fruitless"] = fruitless
+        pause = timedelta(seconds=_pause_seconds(draft, fruitless))
+        draft.values["next_attempt_time"] = rfc3339(now + pause, "seconds")
+    return progressed
+
+
+def is_unsettled(draft: Draft) -> bool:
+    """Whether attempts end again and again without a new commit."""
+    return bool(draft.get("fruitless") >= _MANY)
+
+
+def _charge(draft: Draft, failure: Failure, progressed: bool) -> tuple[str, str] | None:
+    """Charges a failure to the budget; reason and message if that is used up."""
+    policy, status = draft.observation.run.spec.failure_policy, draft.stored
+    window = seconds(policy.window)
+    earliest = draft.observation.now - timedelta(seconds=window)
+    times = [t for t in status.restart_times if not window or datetime.fromisoformat(t) > earliest]
+    spent = len(times) if window else status.restarts
+    said = f"{failure.reason}: {failure.message}"
+    if spent >= policy.max_restarts:
+        within = f" within {policy.window}" if window else ""
+        return (
+            "RestartLimitExceeded",
+            f"attempt {status.attempt} failed and failurePolicy.maxRestarts is "
+            f"{policy.max_restarts}{within}: {said}",
+        )
+    without = 0 if progressed else status.no_progress + 1
+    draft.values["no_progress"] = without
+    if policy.no_progress_limit and without >= policy.no_progress_limit:
+        return (
+            "NoProgress",
+            f"{without} attempts in a row failed without a newer commit "
+            f"(failurePolicy.noProgressLimit), the last one: {said}",
+        )
+    draft.values["restarts"] = status.restarts + 1
+    draft.values["restart_times"] = (*times, draft.now)[-_MAX_TIMES:]
+    return None
+
+
+def _pause_seconds(draft: Draft, fruitless: int) -> float:
+    backoff = draft.observation.run.spec.failure_policy.backoff
+    doublings = min(fruitless - 1, 16)
+    return min(seconds(backoff.initial) * 2.0**doublings, seconds(backoff.max))
+
+
+def _suspect(draft: Draft, failure: Failure) -> None:
+    """Remembers the node of a failure that may be the node's, and forgets old ones."""
+    policy, now = draft.observation.run.spec.health_policy, draft.observation.now
+    earliest = now - timedelta(seconds=seconds(policy.node_window))
+    nodes = {node.name: node for node in draft.stored.suspect_nodes}
+    if failure.blames_node and failure.node is not None:
+        old = nodes.pop(failure.node, None)
+        times = (*(old.times if old else ()), draft.now)
+        nodes[failure.node] = SuspectNode(
+            name=failure.node, times=times[-_MAX_TIMES:], reason=failure.reason
+        )
+    kept = []
+    for node in nodes.values():
+        times = tuple(t for t in node.times if datetime.fromisoformat(t) > earliest)
+        if times:
+            kept.append(node.model_copy(update={"times": times}))
+    draft.values["suspect_nodes"] = tuple(kept[-_MAX_NODES:])
+
+
+def avoided(draft: Draft) -> tuple[str, ...]:
+    """Nodes that a new attempt keeps away from."""
+    policy, now = draft.observation.run.spec.health_policy, draft.observation.now
+    earliest = now - timedelta(seconds=seconds(policy.node_window))
+    if not policy.node_failures:
+        return ()
+    return tuple(
+        node.name
+        for node in draft.get("suspect_nodes")
+        if sum(datetime.fromisoformat(t) > earliest for t in node.times) >= policy.node_failures
+    )

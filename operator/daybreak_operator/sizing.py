@@ -1,0 +1,77 @@
+"""How many nodes a run has: what its user wants, what there is, and how often that may change."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.api.status import ScalingStatus
+from daybreak_operator.draft import Draft
+
+Reason = Literal["Requested", "NodesLost", "GrownBack"]
+
+
+def next_size(draft: Draft) -> int:
+    """Nodes of an attempt that is about to be made.
+
+    A run that went on smaller tries its full size again at its first restart after the cooldown,
+    or takes what is known to be free.
+    """
+    run, wanted = draft.observation.run, draft.observation.run.spec.workers.nodes
+    shrunk = reduced(run)
+    if shrunk is None:
+        return wanted
+    attempt = run.status.current_attempt
+    if attempt is None or attempt.nodes != shrunk.nodes or cooling(run, draft.observation.now):
+        return min(shrunk.nodes, wanted)
+    free = draft.observation.free_nodes
+    if free is None:
+        return wanted
+    return min(wanted, max(free, run.spec.workers.min_nodes or wanted))
+
+
+def reduced(run: TrainingRun) -> ScalingStatus | None:
+    """The size that the run was reduced to, if it is smaller than what is wanted."""
+    scaling = run.status.scaling
+    if scaling is None or scaling.reason != "NodesLost":
+        return None
+    return scaling if scaling.nodes < run.spec.workers.nodes else None
+
+
+def changed(draft: Draft, nodes: int, reason: Reason) -> None:
+    """Notes a new size; the next change has to wait for the cooldown."""
+    draft.values["scaling"] = ScalingStatus(nodes=nodes, reason=reason, time=draft.now)
+
+
+def cooling(run: TrainingRun, now: datetime) -> timedelta | None:
+    """What is left of the cooldown; None where the size may change."""
+    if run.status.scaling is None:
+        return None
+    since = datetime.fromisoformat(run.status.scaling.time)
+    left = since + timedelta(seconds=seconds(run.spec.scale_cooldown)) - now
+    return left if left > timedelta() else None
+
+
+def resize(draft: Draft, nodes: int, *, admitted: bool) -> tuple[int, Reason] | None:
+    """The size to go to from a live attempt of `nodes`, or None. What has to wait for the cooldown
+    is said in condition Degraded; an attempt that nothing was spent on changes at once."""
+    run, now = draft.observation.run, draft.observation.now
+    wanted = run.spec.workers.nodes
+    if wanted == nodes:
+        return None
+    if wanted > nodes and reduced(run) is not None:
+        draft.degraded("FewerNodes", f"the run trains on {nodes} of {wanted} nodes")
+        free = draft.observation.free_nodes
+        if not free or cooling(run, now):
+            return None
+        return min(wanted, nodes + free), "GrownBack"
+    if admitted and cooling(run, now):
+        draft.degraded(
+            "ScaleCooldown",
+            f"the change from {nodes} to {wanted} node(s) waits until scaleCooldown "
+            f"({run.spec.scale_cooldown}) has passed since the last one",
+        )
+        return None
+    return wanted, "Requested"
