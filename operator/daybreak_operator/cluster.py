@@ -11,6 +11,7 @@ from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
+from daybreak_operator.capacity import Capacity, capacity
 from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.decision import PodRef
 from daybreak_operator.draft import EventNote
@@ -164,6 +165,22 @@ class Cluster:
             )
             found[kind] = self._api.sanitize_for_serialization(answer.items)
         return found
+
+    async def capacity(self, worker: Mapping[str, Any], mine: set[str]) -> Capacity | None:
+        """What nodes have left for such a pod; None where the operator may not read nodes and all
+        pods."""
+        try:
+            nodes = await self._core.list_node(_request_timeout=_TIMEOUT_SECONDS)
+            pods = await self._core.list_pod_for_all_namespaces(
+                field_selector="spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed",
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            if error.status == 403:
+                return None
+            raise
+        plain = self._api.sanitize_for_serialization
+        return capacity(plain(nodes.items), plain(pods.items), worker, mine)
 
     async def recipe(self, run: TrainingRun, recipe_hash: str) -> FixedRecipe | None:
         """The recipe of that hash, as the run's ConfigMap has it; None where there is none."""

@@ -99,7 +99,7 @@ def _checkpoints(run: TrainingRun, status: TrainingRunStatus, now: str) -> Truth
             return Truth(
                 "False",
                 "CheckpointOverdue",
-                f"no commit since {since.isoformat(timespec='seconds')}, and checkpoint.interval is "
+                f"no commit since {since.isoformat(timespec='seconds')} with checkpoint.interval "
                 f"{run.spec.checkpoint.interval}: the workers' logs say what storage answers",
             )
     if status.checkpoint is None:

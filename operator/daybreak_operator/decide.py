@@ -14,7 +14,6 @@ from __future__ import annotations
 from datetime import datetime
 
 from daybreak_operator import sizing
-from daybreak_operator.api.run import MANAGER
 from daybreak_operator.api.status import TERMINAL, AttemptStatus
 from daybreak_operator.attempt import with_job
 from daybreak_operator.children.config import config_map, network_policy, service
@@ -38,7 +37,7 @@ def decide(seen: Observation) -> Decision | None:
     """What to do now; None for a run that is being deleted, which the garbage collector clears,
     and for one that another controller manages."""
     run, draft = seen.run, Draft(seen)
-    if run.deleting or run.spec.managed_by not in (None, MANAGER):
+    if run.deleting or not run.ours:
         return None
     if run.status.phase in TERMINAL:
         return after_end(seen)

@@ -70,8 +70,7 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
     advanced = _advanced(draft)
     if seen.progress is None and advanced is not None and seen.now - advanced > _SILENCE:
         draft.degraded("WorkerSilent", "worker 0 does not answer the operator")
-    straggler = getattr(seen.progress, "straggler", None)
-    if straggler is not None:
+    if seen.progress is not None and (straggler := seen.progress.straggler) is not None:
         draft.degraded(
             "Straggler",
             f"rank {straggler.rank} takes much longer for its part of a step than the others; a "

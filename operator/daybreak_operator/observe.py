@@ -14,15 +14,18 @@ from datetime import UTC, datetime
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.children.job import budget, claims, secrets
+from daybreak_operator.capacity import Capacity
+from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView, owner_uid
 from daybreak_operator.progress import ProgressClient
+from daybreak_operator.sizing import reduced
 from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
 
-_ASK_SECONDS = 60.0
+_ASK_SECONDS = 600.0
+_CAPACITY_SECONDS = 60.0
 KINDS = ("Job", "Pod")
 Bodies = Mapping[str, Sequence[Body]]
 
@@ -32,13 +35,15 @@ class Observer:
         self._cache, self._cluster, self._progress = cache, cluster, progress
         self._ask_at: dict[Key, float] = {}
         """When the cache is compared with the API server again (monotonic clock)."""
+        self._capacity: dict[Key, tuple[float, Capacity | None]] = {}
+        """What was free for a run, until when (monotonic clock) it is not asked again."""
         self._recipes: dict[Key, FixedRecipe] = {}
         """Of runs that have one. It never changes, so it is read once."""
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
         jobs, pods = _views(run, self._cached(key))
         due = self._ask_at.get(key, 0.0) <= time.monotonic()
-        settled = run.deleting or run.status.phase in TERMINAL
+        settled = run.deleting or run.status.phase in TERMINAL or not run.ours
         if not settled and (due or not _undisturbed(run, jobs, pods)):
             jobs, pods = _views(run, await self._ask(key, run))
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
@@ -47,6 +52,7 @@ class Observer:
             (p for p in pods if p.index == 0 and p.attempt == run.status.attempt and not p.over),
             None,
         )
+        room = None if settled else await self._room(key, run, pods, recipe)
         return Observation(
             run=run,
             recipe=recipe,
@@ -57,7 +63,26 @@ class Observer:
             foreign=foreign,
             progress=await self._progress.ask(zero.address) if zero and zero.address else None,
             now=datetime.now(UTC),
+            lost_nodes=room.lost if room else frozenset(),
+            free_nodes=room.free if room else None,
         )
+
+    async def _room(
+        self, key: Key, run: TrainingRun, pods: Sequence[PodView], recipe: FixedRecipe | None
+    ) -> Capacity | None:
+        """What the cluster's nodes have for the run, where that matters: it may grow back, or a
+        node of its does not answer. None where the operator may not read nodes."""
+        silent = any(pod.node_silent and not pod.over for pod in pods)
+        if recipe is None or not (silent or reduced(run)):
+            return None
+        until, known = self._capacity.get(key, (0.0, None))
+        if until > time.monotonic():
+            return known
+        worker = job(run, max(1, run.status.attempt), recipe, nodes=run.spec.workers.nodes)
+        mine = {pod.node for pod in pods if pod.node is not None}
+        found = await self._cluster.capacity(worker["spec"]["template"], mine)
+        self._capacity[key] = (time.monotonic() + _CAPACITY_SECONDS, found)
+        return found
 
     def _cached(self, key: Key) -> Bodies:
         jobs, pods = (self._cache.children(kind, key) for kind in KINDS)
@@ -77,6 +102,7 @@ class Observer:
         """The run is gone."""
         self._ask_at.pop(key, None)
         self._recipes.pop(key, None)
+        self._capacity.pop(key, None)
 
     async def _recipe(self, key: Key, run: TrainingRun) -> tuple[FixedRecipe | None, str | None]:
         """The recipe that the run was given, else the one that it is to be given; or what is wrong

@@ -152,11 +152,6 @@ class HealthPolicy(ApiModel):
         "run with minNodes goes on with the nodes it has; another gives them back, waits and tries "
         "again. Workers that all wait are queued, for as long as it takes.",
     )
-    straggler_ratio: Annotated[float, Field(ge=1.05, le=10)] = Field(
-        default=1.3,
-        description="A rank whose own part of a step takes this many times the median for minutes "
-        "is reported in condition Degraded.",
-    )
     node_failures: Annotated[int, Field(ge=0, le=100)] = Field(
         default=2,
         description="Failures of infrastructure on one node within nodeWindow after which this "

@@ -38,6 +38,11 @@ class TrainingRun:
     annotations: Mapping[str, str] = field(default_factory=dict)
     created: datetime = datetime(1970, 1, 1, tzinfo=UTC)
 
+    @property
+    def ours(self) -> bool:
+        """Whether no other controller manages it."""
+        return self.spec.managed_by in (None, MANAGER)
+
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> TrainingRun:
         """Raises InvalidRunError."""

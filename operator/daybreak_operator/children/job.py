@@ -151,6 +151,7 @@ def settings(
         export_dtype=spec.export.dtype if spec.export else "fp32",
         budget=budget(run),
         deadline=spec.deadline,
+        held_seconds=held_seconds,
         grace_seconds=seconds(spec.termination_grace_period),
     )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from daybreak_operator.cluster import Cluster
 from daybreak_operator.controller import Controller, back_off_seconds
 from daybreak_operator.observe import Observer
 from daybreak_operator.progress import ProgressClient
-from daybreak_trainer.contract import HTTP_PORT
+from daybreak_trainer.contract import HTTP_PORT, rfc3339
 
 KEY = ("n", "r")
 POD_IP = "127.47.0.9"
@@ -32,17 +33,26 @@ RUN: dict[str, Any] = {
         "uid": "u",
         "generation": 1,
         "resourceVersion": "7",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
     },
     "spec": {
         "workers": {"image": "i", "nodes": 1},
         "data": {"streams": [{"url": "s3://d"}]},
         "recipe": {"preset": "smoke"},
         "checkpoint": {"storage": "s3://c"},
+        "failurePolicy": {"backoff": {"initial": "0s"}},
     },
     "status": {
         "phase": "Running",
         "attempt": 1,
         "workers": {"desired": 1, "ready": 1, "selector": "daybreak.dev/run=r"},
+        "currentAttempt": {
+            "number": 1,
+            "nodes": 1,
+            "createdTime": "2026-01-01T00:00:00Z",
+            "admittedTime": "2026-01-01T00:00:01Z",
+            "firstStepTime": "2026-01-01T00:00:02Z",
+        },
     },
 }
 JOB: dict[str, Any] = {
@@ -260,9 +270,11 @@ async def test_a_recipe_that_is_lost_is_not_replaced_by_another() -> None:
 
 
 async def test_many_events_do_not_add_up_to_many_looks() -> None:
-    """However often a run was looked at because of an event, it is polled once a second."""
+    """However often a run was looked at because of an event, a young one is polled once a
+    second."""
     server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
-    cache.run_event(None, RUN)
+    young = RUN["status"]["currentAttempt"] | {"createdTime": rfc3339(datetime.now(UTC))}
+    cache.run_event(None, _changed(RUN, currentAttempt=young))
     cache.child_event("Job", None, JOB)
     cache.child_event("Pod", None, POD)
     async with serving(server, cache) as controller:

@@ -25,7 +25,8 @@ SPEC: dict[str, Any] = {
     "data": {"streams": [{"url": "s3://d"}]},
     "recipe": {"preset": "smoke"},
     "checkpoint": {"storage": "s3://c"},
-    "failurePolicy": {"maxRestarts": 2},
+    "failurePolicy": {"maxRestarts": 2, "noProgressLimit": 0, "backoff": {"initial": "0s"}},
+    "scaleCooldown": "0s",
 }
 
 

@@ -1,0 +1,155 @@
+"""What the cluster's nodes have left for a run, where the operator may read them.
+
+The permission is optional (chart: `nodes.read`). Without it nothing here is known, and a run that
+went on smaller tries its full size at its next restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from daybreak_operator.observation import true_conditions
+
+Json = Mapping[str, Any]
+_UNITS = {
+    "m": Decimal("0.001"),
+    "k": Decimal(10**3),
+    "M": Decimal(10**6),
+    "G": Decimal(10**9),
+    "T": Decimal(10**12),
+    "P": Decimal(10**15),
+    "Ki": Decimal(2**10),
+    "Mi": Decimal(2**20),
+    "Gi": Decimal(2**30),
+    "Ti": Decimal(2**40),
+    "Pi": Decimal(2**50),
+}
+_BLOCKING = ("NoSchedule", "NoExecute")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    lost: frozenset[str]
+    """Nodes that hold pods of the run and do not answer, or do not exist any more."""
+    free: int
+    """Ready nodes that match a worker of the run and have room for one more."""
+
+
+def capacity(nodes: Sequence[Json], pods: Iterable[Json], worker: Json, mine: set[str]) -> Capacity:
+    """`pods` are all pods of the cluster that have a node, `worker` a pod as the run's Job makes
+    it, `mine` the nodes on which the run has pods."""
+    used: dict[str, dict[str, Decimal]] = {}
+    for pod in pods:
+        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+            continue
+        node = used.setdefault(pod["spec"]["nodeName"], {})
+        for name, value in _requests(pod["spec"]).items():
+            node[name] = node.get(name, Decimal()) + value
+    wanted = _requests(worker["spec"])
+    names = {node["metadata"]["name"] for node in nodes}
+    unready = {node["metadata"]["name"] for node in nodes if not _ready(node)}
+    free = sum(
+        _ready(node)
+        and _matches(node, worker["spec"])
+        and _has_room(node, used.get(node["metadata"]["name"], {}), wanted)
+        for node in nodes
+    )
+    return Capacity(frozenset(name for name in mine if name not in names or name in unready), free)
+
+
+def _ready(node: Json) -> bool:
+    return "Ready" in true_conditions(node.get("status") or {})
+
+
+def _matches(node: Json, spec: Json) -> bool:
+    """The node selector, taints, and required node affinity by labels and name; what else a
+    scheduler looks at, it will find out."""
+    labels = node["metadata"].get("labels") or {}
+    if (node.get("spec") or {}).get("unschedulable"):
+        return False
+    if any(labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
+        return False
+    for taint in (node.get("spec") or {}).get("taints") or []:
+        tolerated = any(_tolerates(t, taint) for t in spec.get("tolerations") or [])
+        if taint.get("effect") in _BLOCKING and not tolerated:
+            return False
+    required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ) or {}
+    terms = required.get("nodeSelectorTerms")
+    fields = {"metadata.name": node["metadata"]["name"]}
+    return not terms or any(
+        all(_expression(e, labels) for e in term.get("matchExpressions") or [])
+        and all(_expression(e, fields) for e in term.get("matchFields") or [])
+        for term in terms
+    )
+
+
+def _tolerates(toleration: Json, taint: Json) -> bool:
+    if toleration.get("key") not in (None, taint["key"]):
+        return False
+    if toleration.get("effect") not in (None, "", taint.get("effect")):
+        return False
+    exists = toleration.get("operator", "Equal") == "Exists"
+    return bool(exists or toleration.get("value", "") == taint.get("value", ""))
+
+
+def _expression(expression: Json, labels: Mapping[str, str]) -> bool:
+    key, operator = expression["key"], expression["operator"]
+    values, value = expression.get("values") or [], labels.get(key)
+    if operator == "Exists":
+        return value is not None
+    if operator == "DoesNotExist":
+        return value is None
+    if operator == "NotIn":
+        return value not in values
+    if operator == "In":
+        return value in values
+    if value is None or not value.lstrip("-").isdigit():
+        return False
+    return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
+
+
+def _has_room(node: Json, used: Mapping[str, Decimal], wanted: Mapping[str, Decimal]) -> bool:
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    return all(
+        quantity(allocatable.get(name, "0")) - used.get(name, Decimal()) >= value
+        for name, value in wanted.items()
+    )
+
+
+def _requests(spec: Json) -> dict[str, Decimal]:
+    """What a pod takes of its node: its containers together, or its largest init container."""
+    total: dict[str, Decimal] = {"pods": Decimal(1)}
+    for container in spec.get("containers") or []:
+        for name, value in _of_container(container).items():
+            total[name] = total.get(name, Decimal()) + value
+    for container in spec.get("initContainers") or []:
+        for name, value in _of_container(container).items():
+            total[name] = max(total.get(name, Decimal()), value)
+    return total
+
+
+def _of_container(container: Json) -> dict[str, Decimal]:
+    resources = container.get("resources") or {}
+    # A limit without a request is one.
+    wanted = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {name: quantity(value) for name, value in wanted.items()}
+
+
+def quantity(text: object) -> Decimal:
+    """A Kubernetes quantity; one that is none counts as more than any node has."""
+    raw = str(text)
+    for unit in sorted(_UNITS, key=len, reverse=True):
+        if raw.endswith(unit):
+            raw, factor = raw[: -len(unit)], _UNITS[unit]
+            break
+    else:
+        factor = Decimal(1)
+    try:
+        return Decimal(raw) * factor
+    except ArithmeticError:
+        return Decimal("Infinity")
