@@ -50,8 +50,8 @@ generate: .venv/.ready ## CRD and API reference from the pydantic models
 
 .PHONY: bench
 bench: .venv/.ready ## run one benchmark: make bench NAME=...
-	@test -n "$(NAME)" || { echo "make bench NAME=one of: $$(ls benchmarks | sed -n 's/\.py$$//p' | xargs)"; exit 2; }
-	@$(VENV)/python benchmarks/$(NAME).py
+	@test -n "$(NAME)" || { echo "make bench NAME=one of: $$(ls -d benchmarks/*.py benchmarks/*/__main__.py | sed -E 's,benchmarks/([^/.]*).*,\1,' | xargs)"; exit 2; }
+	@$(VENV)/python $(or $(wildcard benchmarks/$(NAME).py),benchmarks/$(NAME))
 
 .PHONY: images
 images: ## build the operator and trainer images with docker or buildah

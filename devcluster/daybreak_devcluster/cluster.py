@@ -5,9 +5,9 @@ Leaving the `with` block, an exception, Ctrl-C and even SIGKILL of the owner end
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from daybreak_devcluster.binaries import find_binaries
@@ -31,7 +31,8 @@ class Cluster:
     """A running control plane and its nodes.
 
     `with Cluster(state_dir) as cluster:` starts it. Without nodes (`nodes=()`) no agent runs and
-    pods stay pending.
+    pods stay pending. `flags` go behind the others on a program's command line, by its name:
+    `{"kube-scheduler": ["--kube-api-qps=100"]}`.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Cluster:
         state_dir: Path,
         nodes: Sequence[NodeSpec] = numbered_nodes(1),
         report: Report = lambda line: None,
+        flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self._layout = Layout(state_dir.resolve())
         self._nodes = tuple(nodes)
         self._report = report
+        self._flags = flags
         self._running: tuple[subprocess.Popen[bytes], ClusterInfo] | None = None
 
     def start(self) -> Self:
@@ -51,7 +54,7 @@ class Cluster:
         Raises `BinariesNotFoundError` or `StartError`; nothing is left running then.
         """
         binaries = find_binaries(self._report)
-        self._running = launch(self._layout.root, binaries, self._nodes, self._report)
+        self._running = launch(self._layout.root, binaries, self._nodes, self._report, self._flags)
         return self
 
     def stop(self) -> None:

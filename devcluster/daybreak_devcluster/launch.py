@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from daybreak_devcluster.info import ClusterInfo
 from daybreak_devcluster.nodespec import NodeSpec
@@ -16,9 +17,13 @@ class StartError(Exception):
 
 
 def launch(
-    state_dir: Path, binaries: Path, nodes: Sequence[NodeSpec], report: Report
+    state_dir: Path,
+    binaries: Path,
+    nodes: Sequence[NodeSpec],
+    report: Report,
+    flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> tuple["subprocess.Popen[bytes]", ClusterInfo]:
-    """Start a supervisor; return it and the ready cluster.
+    """Start a supervisor; return it and the ready cluster. `flags`: see `Cluster`.
 
     The cluster ends when the supervisor's standard input closes, so also with this process, unless
     `detach` is written to it. Raises `StartError`; nothing is left running then.
@@ -32,6 +37,7 @@ def launch(
         ),  # -P: never import from cwd
         *("--state-dir", str(state_dir.resolve()), "--binaries", str(binaries)),
         *(f"--node={node.name}:{node.capacity_argument()}" for node in nodes),
+        *(f"--flag={program}:{flag}" for program, each in flags.items() for flag in each),
     ]
     supervisor = subprocess.Popen(
         command,

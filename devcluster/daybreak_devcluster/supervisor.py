@@ -15,7 +15,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -80,10 +80,17 @@ class Inbox:
 class Supervisor:
     """Starts, watches and stops one cluster."""
 
-    def __init__(self, layout: Layout, binaries: Path, nodes: Sequence[NodeSpec]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        binaries: Path,
+        nodes: Sequence[NodeSpec],
+        flags: Mapping[str, Sequence[str]],
+    ) -> None:
         self._layout = layout
         self._binaries = binaries
         self._nodes = nodes
+        self._flags = flags
         self._inbox = Inbox()
         self._children: list[Child] = []
         self._agents: list[Child] = []
@@ -155,7 +162,7 @@ class Supervisor:
             child.wait_or_kill(0.0)
 
     def _spawn(self, name: str, command: Sequence[str]) -> Child:
-        child = Child(name, command, self._layout.log(name))
+        child = Child(name, [*command, *self._flags.get(name, ())], self._layout.log(name))
         self._children.append(child)
         return child
 
@@ -204,9 +211,14 @@ def _turn_output_to(log: Path) -> None:
         os.dup2(output.fileno(), 2)
 
 
-def run(owned: OwnedStateDir, binaries: Path, nodes: Sequence[NodeSpec]) -> int:
+def run(
+    owned: OwnedStateDir,
+    binaries: Path,
+    nodes: Sequence[NodeSpec],
+    flags: Mapping[str, Sequence[str]],
+) -> int:
     """Run one cluster from start to end; returns the exit code."""
-    supervisor = Supervisor(owned.layout, binaries, nodes)
+    supervisor = Supervisor(owned.layout, binaries, nodes, flags)
     ready = failed_later = False
     try:
         if owned.was_stale:
@@ -239,14 +251,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--binaries", type=Path, required=True)
     parser.add_argument("--node", action="append", default=[], metavar="NAME:CAPACITY")
+    parser.add_argument("--flag", action="append", default=[], metavar="PROGRAM:FLAG")
     options = parser.parse_args(arguments)
     nodes = [NodeSpec.parse(*argument.split(":", 1)) for argument in options.node]
+    flags: dict[str, list[str]] = {}
+    for program, _, flag in (argument.partition(":") for argument in options.flag):
+        flags.setdefault(program, []).append(flag)
     try:
         owned = take(options.state_dir)
     except StateDirError as error:
         _emit("error", str(error))
         return 1
-    return run(owned, options.binaries, nodes)
+    return run(owned, options.binaries, nodes, flags)
 
 
 if __name__ == "__main__":
