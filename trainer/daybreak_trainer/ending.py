@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,8 @@ from daybreak_trainer.contract import (
     Termination,
 )
 
+OUT_OF_MEMORY, DEVICE_OUT_OF_MEMORY = "OutOfMemory", "DeviceOutOfMemory"
+"""Reasons of an end for want of the pod's memory, and of a device's."""
 PEER_LOST = "PeerLost"
 """The reason of an end whose cause lies with ranks elsewhere."""
 _SIGNAL_SLACK_SECONDS = 0.2
@@ -56,6 +58,8 @@ class Ending:
     do."""
     unfinished: str = ""
     """What one of them was still at, in words."""
+    oom_killed: bool = False
+    """The kernel has killed a process of this pod for the memory it used."""
 
 
 Records = Mapping[int, tuple[float, Termination]]
@@ -76,7 +80,7 @@ def conclude(ending: Ending, records: Records) -> Termination:
     if ending.stopped:
         # A rank that has no handler yet is ended by the stop itself.
         exits = tuple(end for end in ending.exits if end.code != -signal.SIGTERM)
-        return _stopped(ordered, _crash(Ending(exits), records), ending)
+        return _stopped(ordered, _crash(replace(ending, exits=exits), records), ending)
     if ending.hang is not None:
         return ending.hang
     for record in ordered:
@@ -113,13 +117,22 @@ def _crash(ending: Ending, records: Records) -> Termination | None:
     recorded = {record.exit_code for _, record in records.values()}
     for end in ending.exits:
         if end.code < 0:
-            causes.append((end.time - _SIGNAL_SLACK_SECONDS, _killed(end)))
+            killed = _killed(end, ending.oom_killed)
+            causes.append((end.time - _SIGNAL_SLACK_SECONDS, killed))
         elif end.code != ExitCode.DONE and end.code not in recorded:
             causes.append((end.time, _silent(end)))
     return min(causes, key=lambda cause: cause[0])[1] if causes else None
 
 
-def _killed(end: RankExit) -> Termination:
+def _killed(end: RankExit, oom_killed: bool) -> Termination:
+    if oom_killed and end.code == -signal.SIGKILL:
+        return Termination(
+            reason=OUT_OF_MEMORY,
+            message=f"local rank {end.local_rank} used more memory than the pod may: raise "
+            "workers.resources.limits.memory, or lower compute.deviceBatchSize",
+            exit_code=ExitCode.KILLED,
+            rank=end.rank,
+        )
     return Termination(
         reason="RankKilled",
         message=f"local rank {end.local_rank} {how_ended(end.code)}",

@@ -9,10 +9,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from daybreak_trainer.checkpoint.changes import ChangedError
 from daybreak_trainer.checkpoint.together import FencedError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
+from daybreak_trainer.ending import DEVICE_OUT_OF_MEMORY
 from daybreak_trainer.export.publish import ExportTakenError
 from daybreak_trainer.health.self_test import SelfTestError
 from daybreak_trainer.models.pretrained import HubUnreachableError
@@ -115,6 +118,12 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
     if any(sign in text for sign in _PEER_LOST_SIGNS):
         message = "another rank went away; its own record says why"
         return _record("PeerLost", message, ExitCode.FAILED, rank, standing)
+    if isinstance(error, torch.OutOfMemoryError):
+        message = (
+            f"{text.splitlines()[0]} -- set compute.deviceBatchSize lower, or "
+            "compute.activationCheckpointing: blocks"
+        )
+        return _record(DEVICE_OUT_OF_MEMORY, message, ExitCode.FAILED, rank, standing)
     lines = traceback.format_exception(error)
     tail = "".join(lines).splitlines()[-_TRACEBACK_LINES:]
     record = _record("TrainerError", text, ExitCode.FAILED, rank, standing)

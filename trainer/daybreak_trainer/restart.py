@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daybreak_trainer.contract import ExitCode, Message, Termination
-from daybreak_trainer.ending import PEER_LOST
+from daybreak_trainer.ending import DEVICE_OUT_OF_MEMORY, OUT_OF_MEMORY, PEER_LOST
 
 ON_PURPOSE = frozenset(
     {
@@ -27,7 +27,7 @@ ON_PURPOSE = frozenset(
 )
 """Never followed by a restart in place. A hang is no crash: what makes a rank hang (a device, a
 driver, a mount) outlives its process, so the pod is replaced."""
-_MET_AGAIN = frozenset({"BadDevice", "StartFailed", "Fenced"})
+_MET_AGAIN = frozenset({"BadDevice", "StartFailed", "Fenced", OUT_OF_MEMORY, DEVICE_OUT_OF_MEMORY})
 """Reasons that other ranks in the same pods would meet again."""
 
 

@@ -10,6 +10,7 @@ from daybreak_trainer.contract import ExitCode, Termination
 from daybreak_trainer.ending import Ending, how_ended
 from daybreak_trainer.health import stacks
 from daybreak_trainer.health.grace import abandon_seconds, usable_seconds
+from daybreak_trainer.health.memory import oom_kills
 from daybreak_trainer.health.watchdog import (
     Clocks,
     Elsewhere,
@@ -81,6 +82,7 @@ class Watch:
         self._hung: tuple[Stalled, Termination] | None = None
         self._kill_at = float("inf")
         self._unfinished = ""
+        self._oom_kills = oom_kills()
         self._unkillable_seconds = _UNKILLABLE_SECONDS
 
     def to_the_end(self) -> Ended:
@@ -108,6 +110,7 @@ class Watch:
             hang=hang,
             cut_short=ranks.cut_short,
             unfinished=self._unfinished,
+            oom_killed=oom_kills() > self._oom_kills,
         )
         return Ended(ending, stalled, ranks.are_running)
 

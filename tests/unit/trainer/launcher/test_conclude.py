@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+import torch
 
 from daybreak_trainer.contract import ExitCode, Termination
 from daybreak_trainer.ending import Ending, RankExit, conclude
+from daybreak_trainer.health.memory import oom_kills
+from daybreak_trainer.rank import Standing, failure
+from daybreak_trainer.restart import NodeEnd, Over, Restarts, decide
 
 
 def record(reason: str, code: int) -> Termination:
@@ -143,3 +150,29 @@ def test_ranks_that_never_started() -> None:
     """The problem is the message."""
     ended = conclude(Ending(problem="DistNetworkError: no route"), {})
     assert (ended.exit_code, ended.message) == (ExitCode.FAILED, "DistNetworkError: no route")
+
+
+def test_a_rank_that_used_too_much_memory_is_no_mere_crash() -> None:
+    """The kernel's kill looks like any other; the pod's cgroup tells them apart."""
+    ending = exits((0, -9))
+    killed = conclude(replace(ending, oom_killed=True), {})
+    assert (killed.exit_code, killed.reason) == (ExitCode.KILLED, "OutOfMemory")
+    assert "resources.limits.memory" in killed.message
+    crashed = conclude(replace(exits((0, -11)), oom_killed=True), {})
+    assert crashed.reason == "RankKilled"
+
+
+def test_kills_for_memory_are_counted_where_something_counts_them(tmp_path: Path) -> None:
+    """cgroup v2; elsewhere there are none."""
+    assert oom_kills(tmp_path / "absent") == 0
+    (tmp_path / "memory.events").write_text("low 0\nmax 12\noom 2\noom_kill 3\n")
+    assert oom_kills(tmp_path / "memory.events") == 3
+
+
+def test_a_device_out_of_memory_says_what_helps() -> None:
+    """And the next round in the same pods would meet it again."""
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    record = failure(error, 3, Standing())
+    assert (record.reason, record.rank) == ("DeviceOutOfMemory", 3)
+    assert "compute.deviceBatchSize" in record.message
+    assert isinstance(decide([NodeEnd(termination=record)], Restarts(), 3), Over)
