@@ -18,7 +18,7 @@ from daybreak_operator.failures import Failure, classify, stuck
 from daybreak_operator.hang import hung, told_of_trouble
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import JobView, PodView
-from daybreak_operator.restarts import end_attempt, interrupted, record
+from daybreak_operator.restarts import end_attempt, forgive, interrupted, record
 from daybreak_trainer.contract import rfc3339
 
 _MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 1.0, 15.0
@@ -34,11 +34,16 @@ def with_job(draft: Draft, job: JobView) -> Decision:
     attempt = _follow(draft, job, pods)
     zero = next((pod for pod in pods if pod.index == 0), None)
     told = zero.termination if zero is not None else None
-    draft.take((told.progress if told else None) or seen.progress)
-    if job.worker_zero_done or (zero is not None and zero.phase == "Succeeded"):
+    draft.take((told.progress if told else None) or draft.heard)
+    if told is not None:
+        draft.take_checkpoint(told.checkpoint)
+    # A sidecar may keep a pod going whose trainer is done.
+    if job.worker_zero_done or (zero is not None and zero.exit_code == 0):
         return complete(draft)
     if job.deleting or attempt.ended_time is not None:
         return _leaving(draft, job)
+    if job.suspended and _was_placed(attempt, pods):
+        return _evicted(draft, job)
     created = datetime.fromisoformat(attempt.created_time)
     policy = run.spec.health_policy
     failure = classify(job, pods, seen.lost_nodes) or stuck(pods, policy, created, seen.now)
@@ -75,18 +80,28 @@ def _follow(draft: Draft, job: JobView, pods: Sequence[PodView]) -> AttemptStatu
             devices_per_node=devices_per_node(run),
             created_time=run.status.start_time or draft.now,
         )
-    if job.suspended and attempt.admitted_time is not None and attempt.ended_time is None:
-        # A queue has taken the nodes back; the Job waits for others.
-        interrupted(draft)
-        draft.note("Warning", "Evicted", f"the queue has taken back attempt {job.attempt}'s nodes")
-        attempt = attempt.model_copy(update={"admitted_time": None, "first_step_time": None})
-    elif attempt.admitted_time is None and _all_placed(job, pods):
+    if attempt.admitted_time is None and _all_placed(job, pods):
         created = datetime.fromisoformat(attempt.created_time)
         last = max((pod.scheduled_at for pod in pods if pod.scheduled_at), default=now)
         admitted = rfc3339(min(max(last, created), now), "seconds")
         attempt = attempt.model_copy(update={"admitted_time": admitted})
     draft.values["current_attempt"] = attempt
     return attempt
+
+
+def _was_placed(attempt: AttemptStatus, pods: Sequence[PodView]) -> bool:
+    return attempt.admitted_time is not None or any(pod.deleting or pod.over for pod in pods)
+
+
+def _evicted(draft: Draft, job: JobView) -> Decision:
+    """A queue has taken the nodes back. The attempt is over: other pods under its number could not
+    be told from those that leave, in its checkpoints nor in its ledger."""
+    end_attempt(draft)
+    interrupted(draft)
+    text = f"the queue has taken back attempt {job.attempt}'s nodes"
+    draft.note("Warning", "Evicted", text)
+    draft.settle("Restarting", "Evicted", text)
+    return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(job.name,))
 
 
 def _all_placed(job: JobView, pods: Sequence[PodView]) -> bool:
@@ -109,13 +124,15 @@ def _resized(
         draft.note("Normal", "Resizing", f"the run goes on {change} from its next checkpoint")
         return _stop(draft, job, "Restarting", "Resizing", change)
     placed = [pod for pod in pods if pod.node is not None and not pod.over]
-    if admitted or not placed or len(placed) >= job.parallelism or job.suspended:
+    if admitted or len(placed) >= job.parallelism or job.suspended:
         return None
     limit = timedelta(seconds=seconds(run.spec.health_policy.scheduling_deadline))
     created = datetime.fromisoformat(attempt.created_time)
-    first = min(max(p.scheduled_at or created, created) for p in placed)
+    first = min((max(p.scheduled_at or created, created) for p in placed), default=created)
     if now - first < limit:
         return None
+    if not placed:
+        return _on_suspect_nodes(draft, job, pods)
     why = next((p.unschedulable for p in pods if p.unschedulable), "their pods are not there")
     fewest = run.spec.workers.min_nodes
     if fewest is not None and fewest <= len(placed):
@@ -123,6 +140,7 @@ def _resized(
         change = f"from {job.parallelism} to {len(placed)} node(s), for there are no more: {why}"
         draft.note("Warning", "FewerNodes", f"the run goes on {change}")
         return _stop(draft, job, "Restarting", "FewerNodes", change)
+    forgive(draft)
     failure = Failure(
         "uncharged",
         "Unschedulable",
@@ -134,10 +152,20 @@ def _resized(
     return _failed(draft, failure)
 
 
+def _on_suspect_nodes(draft: Draft, job: JobView, pods: Sequence[PodView]) -> Decision | None:
+    """Workers that all wait are queued for as long as it takes, but not for nodes that this run
+    itself keeps away from: there are no others."""
+    if not any(pod.unschedulable for pod in pods) or not forgive(draft):
+        return None
+    text = "no node takes the run's workers but those on which they failed: these are tried again"
+    draft.note("Warning", "SuspectNodesNeeded", text)
+    return _stop(draft, job, "Restarting", "SuspectNodesNeeded", text)
+
+
 def _goes_on(
     draft: Draft, job: JobView, pods: Sequence[PodView], attempt: AttemptStatus
 ) -> Decision:
-    progress = draft.observation.progress
+    progress = draft.heard
     again = _poll_seconds(draft, attempt)
     told_of_trouble(draft, pods)
     waiting = next((p.unschedulable for p in pods if p.unschedulable and not p.over), None)
@@ -159,7 +187,10 @@ def _goes_on(
         draft.settle("Running", "Unanswered", "worker 0 does not answer")
     else:
         held_up = next((f"pod {p.name}: {p.waiting}" for p in pods if p.waiting), None)
-        draft.settle("Starting", "Starting", held_up or "workers are starting")
+        text = held_up or "workers are starting"
+        if len(pods) < job.parallelism:
+            text = f"not all pods are made yet: `kubectl describe job {job.name}` says why"
+        draft.settle("Starting", "Starting", text)
     return concluded(draft, again)
 
 
@@ -189,10 +220,15 @@ def _stop(draft: Draft, job: JobView, phase: Phase, reason: str, message: str) -
 def _leaving(draft: Draft, job: JobView) -> Decision:
     """The attempt's end is on record, or its Job is going: see it gone."""
     seen = draft.observation
-    if draft.get("current_attempt").ended_time is None:
+    attempt = draft.get("current_attempt")
+    commit = draft.get("checkpoint")
+    if attempt.ended_time is None:
         end_attempt(draft, expected=seen.run.spec.suspend)
         if not seen.run.spec.suspend:
             interrupted(draft)
+    elif commit is not None and commit.step > attempt.start_step and draft.stored.fruitless:
+        # It was told only now that there is a newer commit.
+        draft.values |= {"fruitless": 0, "no_progress": 0, "next_attempt_time": None}
     phase = draft.stored.phase
     if phase not in ("Restarting", "Suspended"):
         phase = "Suspended" if seen.run.spec.suspend else "Restarting"

@@ -22,7 +22,7 @@ from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import after_end, fail, overdue
 from daybreak_operator.limits import reached
-from daybreak_operator.observation import Observation
+from daybreak_operator.observation import JobView, Observation
 from daybreak_operator.preparing import prepared
 from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_unsettled
 
@@ -55,9 +55,11 @@ def _without_job(draft: Draft) -> Decision:
         end_attempt(draft)
         interrupted(draft)
         draft.note("Warning", "JobLost", f"the Job of attempt {status.attempt} is gone")
-    if any(not pod.over for pod in seen.pods) or any(job.deleting for job in seen.jobs):
+    if any(not pod.over for pod in seen.pods) or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)
     if run.spec.suspend:
+        if not _ended(draft.get("current_attempt")):
+            end_attempt(draft, expected=True)  # its Job was never seen
         draft.settle("Suspended", "Suspended", "spec.suspend is true")
         return concluded(draft)
     if (limit := reached(draft, at_work=False)) is not None:
@@ -95,6 +97,7 @@ def _without_job(draft: Draft) -> Decision:
         status,
         ensure=(config_map(run, seen.recipe), service(run), network_policy(run)),
         create_job=body,
+        again_seconds=_MISSING_RETRY_SECONDS,
     )
 
 
@@ -104,10 +107,9 @@ def _next_attempt(draft: Draft) -> Decision:
     number = 1 + max([status.attempt, *(j.attempt for j in seen.jobs)])
     nodes = sizing.next_size(draft)
     before, scaling = status.current_attempt, status.scaling
-    known = scaling is not None and scaling.nodes == nodes
-    if before is not None and before.nodes != nodes and not known:
+    if before is not None and nodes != (scaling.nodes if scaling else before.nodes):
         lost = sizing.reduced(seen.run) is not None
-        sizing.changed(draft, nodes, "GrownBack" if lost else "Requested")
+        sizing.changed(draft, nodes, sizing.grown(seen.run, nodes) if lost else "Requested")
     commit = draft.get("checkpoint")
     draft.values |= {
         "attempt": number,
@@ -133,13 +135,18 @@ def _next_attempt(draft: Draft) -> Decision:
 def _waiting_for_pods(draft: Draft) -> Decision:
     """An earlier attempt's pods at work, or Jobs that are not gone yet. Pods that have ended hold
     nothing; those of a Job that was deleted without them stay for ever."""
-    stuck = overdue(draft.observation)
+    seen = draft.observation
+    stuck = overdue(seen)
     phase = draft.stored.phase
-    if draft.observation.run.spec.suspend:
+    if seen.run.spec.suspend:
         phase = "Suspended"
     elif phase in ("Running", "Starting", "Suspended", "Queued"):
         phase = "Restarting"
-    draft.settle(phase, "OldPodsRemain", "waiting until the last attempt's pods are gone")
+    text = "waiting until the last attempt's pods are gone"
+    stray = sorted(pod.name for pod in seen.pods if not (pod.over or pod.deleting))
+    if stray and not seen.jobs:
+        text += f"; pod {stray[0]} has lost its Job: it is waited for until it ends or is deleted"
+    draft.settle(phase, "OldPodsRemain", text)
     for pod in stuck:
         draft.note(
             "Warning",
@@ -147,7 +154,15 @@ def _waiting_for_pods(draft: Draft) -> Decision:
             f"pod {pod.name} did not end in its grace period and is deleted at once: its commits "
             "cannot be mistaken for those of the next attempt",
         )
-    return concluded(draft, _POLL_SECONDS, delete_pods=stuck)
+    strays = tuple(job.name for job in seen.jobs if _is_left(job) and not job.deleting)
+    return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
+
+
+def _is_left(job: JobView) -> bool:
+    """Where the current attempt has no Job, another attempt's is on its way out, or was forgotten:
+    a status that was restored or edited knows less than there is. The Job that prepares data
+    belongs to no attempt."""
+    return job.deleting or job.attempt > 0
 
 
 def _ended(attempt: AttemptStatus | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from daybreak_operator.api.status import (
@@ -52,6 +53,14 @@ class Draft:
     @property
     def stored(self) -> TrainingRunStatus:
         return self.observation.run.status
+
+    @property
+    def heard(self) -> Progress | None:
+        """What this attempt's worker 0 said just now. On a network that pods share, who answers at
+        its address may be another."""
+        told, run = self.observation.progress, self.observation.run
+        mine = told and (told.run_uid, told.attempt) == (run.uid, run.status.attempt)
+        return told if mine else None
 
     def get(self, name: str) -> Any:
         """A field of the next status, as it stands."""
@@ -151,8 +160,12 @@ class Draft:
         if attempt is None or attempt.number != progress.attempt:
             return
         if attempt.first_step_time is None and progress.first_step_at is not None:
+            # By the worker's clock, which may be wrong.
+            told = datetime.fromisoformat(progress.first_step_at)
+            since = datetime.fromisoformat(attempt.admitted_time or attempt.created_time)
+            at = min(max(told, since), self.observation.now)
             self.values["current_attempt"] = attempt.model_copy(
-                update={"first_step_time": progress.first_step_at}
+                update={"first_step_time": rfc3339(at, "seconds")}
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.observation import Observation, PodView
@@ -55,13 +56,20 @@ def after_end(seen: Observation) -> Decision:
     in_time = not failed and seen.now < since + grace
     jobs: tuple[str, ...] = ()
     pods = overdue(seen)
+    if failed:
+        # One that waits in a queue would get its pods later.
+        begun = {pod.attempt for pod in seen.pods}
+        idle = (j for j in seen.jobs if j.attempt not in begun and j.failed is None)
+        jobs = tuple(job.name for job in idle if job.attempt > 0 and not job.deleting)
     if policy == "All" and not (alive and in_time):
         jobs = tuple(job.name for job in seen.jobs if not job.deleting)
         if seen.preparation is not None and not seen.preparation.deleting:
             jobs = (*jobs, seen.preparation.name)
     elif failed or (policy == "Running" and not in_time):
         pods = (*pods, *(PodRef.of(pod) for pod in alive if not pod.deleting))
-    again = _POLL_SECONDS if alive or jobs else None
+    # Workers of a complete run that nobody ends may stay for ever.
+    ending = alive and (failed or in_time or policy != "None" or any(p.deleting for p in alive))
+    again = _POLL_SECONDS if ending or jobs else None
     ttl = run.spec.ttl_seconds_after_finished
     left = (since + timedelta(seconds=ttl) - seen.now).total_seconds() if ttl is not None else None
     if left is not None and again is None:
@@ -70,7 +78,7 @@ def after_end(seen: Observation) -> Decision:
         status,
         delete_jobs=jobs,
         delete_pods=pods,
-        delete_run=left is not None and left <= 0 and not alive,
+        delete_run=left is not None and left <= 0 and not ending,
         again_seconds=again,
     )
 
@@ -82,6 +90,8 @@ def overdue(seen: Observation) -> tuple[PodRef, ...]:
     under their own attempt's prefix, and the next attempt has chosen its parent by then.
     """
     attempt = seen.run.status.current_attempt
+    if attempt is not None and attempt.ended_time is None and seen.run.status.phase not in TERMINAL:
+        return ()  # its end is put on record first
     ended = datetime.fromisoformat(attempt.ended_time) if attempt and attempt.ended_time else None
     grace = timedelta(seconds=seconds(seen.run.spec.termination_grace_period))
 

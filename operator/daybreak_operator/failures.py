@@ -40,6 +40,8 @@ _CLASS_OF_CODE: dict[int, FailureClass] = {
 }
 _BLAMES_NODE: frozenset[FailureClass] = frozenset({"Infrastructure"})
 _BAD_DEVICE = "BadDevice"
+_REJECTED = "UnexpectedAdmissionError"
+"""By a kubelet that could not give a pod the devices it was promised."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Failure:
     node: str | None = None
     blames_node: bool = False
     """The node counts as suspect."""
+    avoid_node: bool = False
+    """A user's rule says that this once is enough."""
     rule: str | None = None
     rank: int | None = None
     step: int = 0
@@ -120,7 +124,7 @@ def ruled(failure: Failure, policy: FailurePolicy) -> Failure:
                 failure,
                 verdict=verdict,
                 rule=rule.name,
-                blames_node=failure.blames_node or rule.avoid_node,
+                avoid_node=rule.avoid_node,
             )
     return failure
 
@@ -138,11 +142,13 @@ def _matches(rule: FailureRule, failure: Failure) -> bool:
     return bool(failure.conditions & set(rule.on_pod_conditions or ()))
 
 
-def _end(pod: PodView) -> tuple[datetime, bool, int]:
-    """Sorts by time, in whole seconds: of pods that ended in the same one, those that were only
-    told to stop come last, for the failure of another is what stops them."""
+def _end(pod: PodView) -> tuple[bool, datetime, bool, int]:
+    """Sorts what a new attempt cannot cure first, whatever clock its node has, and then by time, in
+    whole seconds: of pods that ended in the same one, those that were only told to stop come last,
+    for the failure of another is what stops them."""
     end = pod.finished_at or datetime.max.replace(tzinfo=UTC)
-    return (end, pod.exit_code in UNCHARGED_EXIT_CODES, pod.index)
+    told_to_stop = pod.exit_code in UNCHARGED_EXIT_CODES
+    return (pod.exit_code not in FINAL_EXIT_CODES, end, told_to_stop, pod.index)
 
 
 def _lost_peers(pod: PodView) -> bool:
@@ -212,6 +218,8 @@ def _named(pod: PodView, lost_nodes: frozenset[str]) -> tuple[str, FailureClass]
     if pod.disrupted is not None or pod.reason in ("Evicted", "Preempting", "Shutdown"):
         preempted = disruption == "PreemptionByScheduler"
         return ("Preempted" if preempted else pod.reason or "Disrupted"), "Interruption"
+    if pod.reason == _REJECTED:
+        return pod.reason, "Infrastructure"
     return "WorkerFailed", _class_of(code, "")
 
 

@@ -26,7 +26,8 @@ def hung(draft: Draft, attempt: AttemptStatus, zero: PodView | None) -> Failure 
     seen, policy = draft.observation, draft.observation.run.spec.health_policy
     if attempt.admitted_time is None:
         return None
-    answers = seen.progress is not None
+    heard = draft.heard
+    answers = heard is not None
     unreachable = zero is not None and zero.ready and not answers
     if attempt.first_step_time is None:
         limit = timedelta(seconds=seconds(policy.startup_deadline))
@@ -44,7 +45,7 @@ def hung(draft: Draft, attempt: AttemptStatus, zero: PodView | None) -> Failure 
     if advanced is None or unreachable:
         return None
     limit = timedelta(seconds=seconds(policy.progress_deadline)) + _LAUNCHER_FIRST
-    if answers and seen.progress is not None and seen.progress.phase != "Training":
+    if heard is not None and heard.phase != "Training":
         return None
     if seen.now - advanced < limit:
         return None
@@ -68,9 +69,10 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
         if not pod.over:
             draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
     advanced = _advanced(draft)
-    if seen.progress is None and advanced is not None and seen.now - advanced > _SILENCE:
+    heard = draft.heard
+    if heard is None and advanced is not None and seen.now - advanced > _SILENCE:
         draft.degraded("WorkerSilent", "worker 0 does not answer the operator")
-    if seen.progress is not None and (straggler := seen.progress.straggler) is not None:
+    if heard is not None and (straggler := heard.straggler) is not None:
         draft.degraded(
             "Straggler",
             f"rank {straggler.rank} takes much longer for its part of a step than the others; a "
@@ -93,5 +95,5 @@ def _failure(draft: Draft, zero: PodView | None, reason: str, message: str) -> F
         "Hang",
         pod=zero.name if zero is not None else None,
         node=zero.node if zero is not None else None,
-        progress=draft.observation.progress,
+        progress=draft.heard,
     )

@@ -88,9 +88,7 @@ def _parts(
 ) -> Iterator[tuple[AttemptStatus | None, datetime, datetime]]:
     """The interval, cut where one attempt follows another."""
     if same or after is None:
-        # A queue that takes nodes back takes the time of their admission off the record.
-        evicted = same and before and after and before.admitted_time and not after.admitted_time
-        yield (after if same and not evicted else before), start, end
+        yield (after if same else before), start, end
         return
     cut = _within(_parse(after.created_time), start, end)
     yield before, start, cut

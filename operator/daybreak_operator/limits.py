@@ -7,11 +7,14 @@ attempts, and where workers do not come to an end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.draft import Draft
 from daybreak_operator.ledger import account
+from daybreak_trainer.contract import BudgetSettings
+from daybreak_trainer.plan.limits import Limits
+from daybreak_trainer.recipe import RecipeError
 
 _TIME_TO_END = timedelta(minutes=10)
 """That workers at work get beyond a limit that they know of, for their last commit and export."""
@@ -28,7 +31,8 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     seen = draft.observation
     spec, status = seen.run.spec, seen.run.status
     late = _TIME_TO_END if at_work else timedelta()
-    if spec.deadline is not None and seen.now >= _deadline(spec.deadline) + late:
+    deadline = _deadline(spec.deadline)
+    if deadline is not None and seen.now >= deadline + late:
         return LimitReached(
             "DeadlineExceeded",
             f"spec.deadline is {spec.deadline}, and the run had not come to its end by then",
@@ -61,5 +65,10 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     return None
 
 
-def _deadline(text: str) -> datetime:
-    return datetime.fromisoformat(text.strip().upper().replace("Z", "+00:00"))
+def _deadline(text: str | None) -> datetime | None:
+    """None also for what is no time: before an attempt begins, the run fails and says so."""
+    try:
+        unix_time = Limits.of(BudgetSettings(), text).deadline_unix_time
+    except RecipeError:
+        return None
+    return datetime.fromtimestamp(unix_time, UTC) if unix_time is not None else None

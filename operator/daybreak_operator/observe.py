@@ -8,7 +8,7 @@ be taken back. So for these the API server itself is asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from daybreak_operator.api.run import TrainingRun
@@ -31,8 +31,17 @@ Bodies = Mapping[str, Sequence[Body]]
 
 
 class Observer:
-    def __init__(self, cache: Cache, cluster: Cluster, progress: ProgressClient) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        cluster: Cluster,
+        progress: ProgressClient,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cache, self._cluster, self._progress = cache, cluster, progress
+        self._now, self._monotonic = now, monotonic
         self._ask_at: dict[Key, float] = {}
         """When the cache is compared with the API server again (monotonic clock)."""
         self._capacity: dict[Key, tuple[float, Capacity | None]] = {}
@@ -42,7 +51,7 @@ class Observer:
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
         jobs, pods = _views(run, self._cached(key))
-        due = self._ask_at.get(key, 0.0) <= time.monotonic()
+        due = self._ask_at.get(key, 0.0) <= self._monotonic()
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
         if not settled and (due or not _undisturbed(run, jobs, pods)):
             jobs, pods = _views(run, await self._ask(key, run))
@@ -62,7 +71,7 @@ class Observer:
             missing=() if has_job else await self._missing(run),
             foreign=foreign,
             progress=await self._progress.ask(zero.address) if zero and zero.address else None,
-            now=datetime.now(UTC),
+            now=self._now(),
             lost_nodes=room.lost if room else frozenset(),
             free_nodes=room.free if room else None,
         )
@@ -76,12 +85,12 @@ class Observer:
         if recipe is None or not (silent or reduced(run)):
             return None
         until, known = self._capacity.get(key, (0.0, None))
-        if until > time.monotonic():
+        if until > self._monotonic():
             return known
         worker = job(run, max(1, run.status.attempt), recipe, nodes=run.spec.workers.nodes)
         mine = {pod.node for pod in pods if pod.node is not None}
         found = await self._cluster.capacity(worker["spec"]["template"], mine)
-        self._capacity[key] = (time.monotonic() + _CAPACITY_SECONDS, found)
+        self._capacity[key] = (self._monotonic() + _CAPACITY_SECONDS, found)
         return found
 
     def _cached(self, key: Key) -> Bodies:
@@ -95,7 +104,7 @@ class Observer:
         found = await self._cluster.children(run)
         for kind in KINDS:
             self._cache.forget(kind, key, cached[kind] - _uids(found[kind]))
-        self._ask_at[key] = time.monotonic() + _ASK_SECONDS
+        self._ask_at[key] = self._monotonic() + _ASK_SECONDS
         return {"Job": found["Job"], "Pod": [*found["Pod"], *self._cache.last_words(key)]}
 
     def forget(self, key: Key) -> None:
@@ -164,9 +173,13 @@ def _undisturbed(run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodVi
     job = next((j for j in jobs if j.attempt == run.status.attempt), None)
     if job is None:
         return False
-    if job.deleting or job.suspended:
+    if job.deleting:
         return True
     mine = [pod for pod in pods if pod.attempt == job.attempt]
+    if job.suspended:
+        # One that had its nodes was evicted, unless this is what was before.
+        attempt = run.status.current_attempt
+        return not mine and (attempt is None or attempt.admitted_time is None)
     begun = any(pod.index == 0 for pod in mine)
     return begun and job.failed is None and not any(pod.over for pod in mine)
 

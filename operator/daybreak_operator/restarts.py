@@ -126,10 +126,11 @@ def _suspect(draft: Draft, failure: Failure) -> None:
     """Remembers the node of a failure that may be the node's, and forgets old ones."""
     policy, now = draft.observation.run.spec.health_policy, draft.observation.now
     earliest = now - timedelta(seconds=seconds(policy.node_window))
-    nodes = {node.name: node for node in draft.stored.suspect_nodes}
-    if failure.blames_node and failure.node is not None:
+    nodes = {node.name: node for node in draft.get("suspect_nodes")}
+    if (failure.blames_node or failure.avoid_node) and failure.node is not None:
         old = nodes.pop(failure.node, None)
-        times = (*(old.times if old else ()), draft.now)
+        count = max(1, policy.node_failures) if failure.avoid_node else 1
+        times = (*(old.times if old else ()), *[draft.now] * count)
         nodes[failure.node] = SuspectNode(
             name=failure.node, times=times[-_MAX_TIMES:], reason=failure.reason
         )
@@ -139,6 +140,16 @@ def _suspect(draft: Draft, failure: Failure) -> None:
         if times:
             kept.append(node.model_copy(update={"times": times}))
     draft.values["suspect_nodes"] = tuple(kept[-_MAX_NODES:])
+
+
+def forgive(draft: Draft) -> bool:
+    """Forgets the suspect nodes, for without them the run cannot be placed; whether there were any
+    to avoid."""
+    limit = draft.observation.run.spec.health_policy.node_failures
+    known = any(len(node.times) >= limit > 0 for node in draft.stored.suspect_nodes)
+    if known:
+        draft.values["suspect_nodes"] = ()
+    return known
 
 
 def avoided(draft: Draft) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ def next_size(draft: Draft) -> int:
     free = draft.observation.free_nodes
     if free is None:
         return wanted
-    return min(wanted, max(free, run.spec.workers.min_nodes or wanted))
+    # What was free a moment ago may be from when the last attempt's pods were still there.
+    return min(wanted, max(free, shrunk.nodes))
 
 
 def reduced(run: TrainingRun) -> ScalingStatus | None:
@@ -43,6 +44,11 @@ def reduced(run: TrainingRun) -> ScalingStatus | None:
 def changed(draft: Draft, nodes: int, reason: Reason) -> None:
     """Notes a new size; the next change has to wait for the cooldown."""
     draft.values["scaling"] = ScalingStatus(nodes=nodes, reason=reason, time=draft.now)
+
+
+def grown(run: TrainingRun, nodes: int) -> Reason:
+    """Why a reduced run gets a larger size: one that is not all it wants is still reduced."""
+    return "GrownBack" if nodes >= run.spec.workers.nodes else "NodesLost"
 
 
 def cooling(run: TrainingRun, now: datetime) -> timedelta | None:
@@ -64,9 +70,11 @@ def resize(draft: Draft, nodes: int, *, admitted: bool) -> tuple[int, Reason] | 
     if wanted > nodes and reduced(run) is not None:
         draft.degraded("FewerNodes", f"the run trains on {nodes} of {wanted} nodes")
         free = draft.observation.free_nodes
-        if not free or cooling(run, now):
+        # Workers that wait for nodes themselves will take the free ones.
+        if not admitted or not free or cooling(run, now):
             return None
-        return min(wanted, nodes + free), "GrownBack"
+        larger = min(wanted, nodes + free)
+        return larger, grown(run, larger)
     if admitted and cooling(run, now):
         draft.degraded(
             "ScaleCooldown",
