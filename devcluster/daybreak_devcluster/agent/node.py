@@ -28,6 +28,8 @@ class Node:
         self._name = name
         self._address = address
         self._capacity = {"pods": "110", **capacity}
+        self._registered: tuple[int, str] | None = None
+        """The port for logs and the version, once the node is there."""
 
     async def register(self, log_port: int) -> None:
         """Create the node and mark it ready; `log_port` is where the API server asks for logs."""
@@ -43,12 +45,24 @@ class Node:
         }
         await self._create("/api/v1/nodes", body)
         version = (await persistently(lambda: self._api.get("/version")))["gitVersion"]
+        await persistently(lambda: self._say_ready(log_port, version))
+        self._registered = (log_port, version)
+
+    async def _say_ready(self, log_port: int, version: str) -> Json:
         status = {"status": self._status(log_port, version)}
-        path = f"/api/v1/nodes/{self._name}/status"
-        await persistently(lambda: self._api.patch(path, status, STRATEGIC))
+        return await self._api.patch(f"/api/v1/nodes/{self._name}/status", status, STRATEGIC)
+
+    async def _still_ready(self) -> None:
+        """Say it again where the control plane has given the node up: a Lease that came late."""
+        if self._registered is None:
+            return
+        node = await self._api.get(f"/api/v1/nodes/{self._name}")
+        conditions = {c["type"]: c["status"] for c in node["status"].get("conditions", [])}
+        if conditions.get("Ready") != "True":
+            await self._say_ready(*self._registered)
 
     async def heartbeat(self) -> None:
-        """Renew the node's Lease for ever."""
+        """Renew the node's Lease for ever, and say that it is ready where that was forgotten."""
         spec = {"holderIdentity": self._name, "leaseDurationSeconds": _LEASE_SECONDS}
         lease = {
             "apiVersion": "coordination.k8s.io/v1",
@@ -65,6 +79,8 @@ class Node:
                     await self._api.post(_LEASES, lease)
             except Unreachable as error:
                 _log.warning("heartbeat: %r", error)
+            with contextlib.suppress(ApiError, *Unreachable):
+                await self._still_ready()
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
     async def unregister(self) -> None:
