@@ -57,7 +57,7 @@ class Cluster:
                 self._networking.create_namespaced_network_policy,
                 self._networking.read_namespaced_network_policy,
             ),
-            "Job": (self._batch.create_namespaced_job, self._batch.read_namespaced_job),
+            "Job": (self._create_job, self._batch.read_namespaced_job),
         }[kind]
         try:
             await create(run.namespace, dict(body), _request_timeout=_TIMEOUT_SECONDS)
@@ -70,6 +70,14 @@ class Cluster:
                 raise ForeignObjectError(
                     f"{kind} {name} exists and does not belong to this run; rename or delete it."
                 ) from None
+
+    async def _create_job(self, namespace: str, body: dict[str, Any], **options: Any) -> None:
+        """As it is: what a user laid over the pod template is the API server's to judge. The client
+        refuses a quantity such as `8` that is not a string, and drops fields that it does not know.
+        """
+        await self._custom.create_namespaced_custom_object(
+            "batch", "v1", namespace, "jobs", body, **options
+        )
 
     async def delete_job(self, run: TrainingRun, name: str) -> None:
         """In the foreground, so the Job is gone only when its pods are."""

@@ -44,8 +44,14 @@ def template(script: dict[int, Json]) -> Json:
 def spec(nodes: int, script: dict[int, Json]) -> Json:
     """The changes to `Bench.apply`'s run that make it a scripted one."""
     image = "ghcr.io/daybreak/trainer:0.1.0"
+    resources = {"requests": {"memory": 1 << 20}}  # a number: the API takes it as well as a string
     return {
-        "workers": {"image": image, "nodes": nodes, "template": template(script)},
+        "workers": {
+            "image": image,
+            "nodes": nodes,
+            "resources": resources,
+            "template": template(script),
+        },
         "recipe": {
             "preset": "smoke",
             "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 6}],
