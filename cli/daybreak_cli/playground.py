@@ -74,7 +74,7 @@ class Playground:
     namespace: str
     folder: Path
 
-    def apply(self, name: str, **changes: Any) -> None:
+    def apply(self, name: str, labels: dict[str, str] | None = None, **changes: Any) -> None:
         """A small run on two nodes; `changes` replace fields of its spec."""
         spec: Object = {
             "workers": {
@@ -98,7 +98,7 @@ class Playground:
         body = {
             "apiVersion": "daybreak.dev/v1alpha1",
             "kind": "TrainingRun",
-            "metadata": {"name": name},
+            "metadata": {"name": name, "labels": labels or {}},
             "spec": spec | changes,
         }
         self.cluster.kubectl("create", "-n", self.namespace, "-f", "-", input=json.dumps(body))

@@ -34,6 +34,12 @@ class Bench(Playground):
         commits = sorted((self.folder / "checkpoints" / name).glob("run-*/attempt-*/step-*"))
         return [asdict(line) for line in history.read(Storage(str(commits[-1])))]
 
+    def commits(self, name: str, attempt: int) -> list[int]:
+        """The steps that an attempt committed at."""
+        pattern = f"run-*/attempt-{attempt:04d}/step-*"
+        found = (self.folder / "checkpoints" / name).glob(pattern)
+        return sorted(int(folder.name.removeprefix("step-")) for folder in found)
+
     def origin(self, name: str, attempt: int) -> Run | None:
         """The commit that an attempt resumed from; None where it began afresh."""
         pattern = f"run-*/attempt-{attempt:04d}/ATTEMPT.json"

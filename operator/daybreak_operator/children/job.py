@@ -10,7 +10,7 @@ from typing import Any
 from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import EvaluationSpec, PersistentVolumeClaim, SecretRef
-from daybreak_operator.children import names
+from daybreak_operator.children import names, queueing
 from daybreak_operator.children.overlay import keeping_off, overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
@@ -40,7 +40,6 @@ _LOST_NODE: list[dict[str, Any]] = [
 ]
 """Left to itself a cluster waits for five minutes before it takes a dead node's pods away, and all
 others of the gang wait with it."""
-_QUEUE_LABELS = ("kueue.x-k8s.io/", "scheduling.volcano.sh/", "volcano.sh/")
 
 
 def job(
@@ -52,15 +51,16 @@ def job(
     avoided: Sequence[str] = (),
     held_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Created once and never re-applied. Kueue and Volcano see their labels copied onto it.
+    """Created once and never re-applied: a queue such as Kueue writes into it.
 
     `avoided` names nodes that the pods keep away from; `held_seconds` is what the run has used of
     its budget before.
     """
-    metadata = names.metadata(run, names.job_name(run, attempt), attempt)
-    metadata["labels"] |= {k: v for k, v in run.labels.items() if k.startswith(_QUEUE_LABELS)}
     told = settings(run, attempt, recipe, nodes=nodes, held_seconds=held_seconds)
     template = overlaid(_pod(run, attempt, recipe, told), run.spec.workers.template, TRAINER)
+    metadata = names.metadata(run, names.job_name(run, attempt), attempt)
+    metadata["labels"] |= queueing.job_labels(run)
+    metadata["annotations"] = queueing.job_annotations(run, template["spec"], nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -208,7 +208,10 @@ def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe, told: RunSettings)
     """Meets Pod Security's `restricted` level; holds no API token."""
     volumes, mounts = _volumes(run, recipe)
     return {
-        "metadata": {"labels": names.labels(run, attempt)},
+        "metadata": {
+            "labels": names.labels(run, attempt),
+            "annotations": queueing.pod_annotations(run),
+        },
         "spec": {
             "restartPolicy": "Never",
             "subdomain": names.service_name(run),

@@ -1,0 +1,81 @@
+"""What of a run the queues of a cluster get to see, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.children.job import job
+from daybreak_operator.children.queueing import refusal
+from daybreak_operator.observation import FixedRecipe
+from daybreak_trainer.recipe import resolve
+
+RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
+KUEUE, VOLCANO = "kueue.x-k8s.io/", "scheduling.volcano.sh/"
+
+
+def a_run(template: dict[str, Any] | None = None, **metadata: dict[str, str]) -> TrainingRun:
+    """A run on three nodes with these labels and annotations."""
+    return TrainingRun.of(
+        {
+            "metadata": {
+                **{"name": "r", "namespace": "n", "uid": "u", "resourceVersion": "1"},
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+                **metadata,
+            },
+            "spec": {
+                "workers": {"image": "i", "nodes": 3, "template": template or {}},
+                "data": {"streams": [{"url": "s3://d"}]},
+                "recipe": {"preset": "smoke"},
+                "checkpoint": {"storage": "s3://c"},
+            },
+        }
+    )
+
+
+def test_kueue_finds_its_labels_on_the_job_and_the_topology_on_the_pods() -> None:
+    """Only what a user says; a workload's name, say, would be wrong for the second attempt."""
+    asked = {f"{KUEUE}queue-name": "research", f"{KUEUE}priority-class": "high"}
+    topology = {f"{KUEUE}podset-preferred-topology": "example.com/rack"}
+    provisioning = {"provreq.kueue.x-k8s.io/maxRunDurationSeconds": "600"}
+    made = job(
+        a_run(
+            labels=asked | {f"{KUEUE}prebuilt-workload-name": "w", "team": "a"},
+            annotations=topology | provisioning | {f"{KUEUE}other": "x", "note": "mine"},
+        ),
+        1,
+        RECIPE,
+        nodes=3,
+    )
+    labels = made["metadata"]["labels"]
+    assert {k: v for k, v in labels.items() if "daybreak" not in k + v} == asked
+    assert made["metadata"]["annotations"] == provisioning
+    assert made["spec"]["template"]["metadata"]["annotations"] == topology
+
+
+def test_volcano_starts_all_workers_or_none() -> None:
+    """It takes the number of the attempt's workers from the Job, its queue from the pods; the
+    number is only there where it schedules."""
+    asked = {f"{VOLCANO}queue-name": "research"}
+    template = {"spec": {"schedulerName": "volcano"}, "metadata": {"annotations": {"mine": "too"}}}
+    made = job(a_run(template, annotations=asked), 1, RECIPE, nodes=2)
+    assert made["metadata"]["annotations"] == {f"{VOLCANO}group-min-member": "2"}
+    assert made["spec"]["template"]["metadata"]["annotations"] == asked | {"mine": "too"}
+    assert job(a_run(), 1, RECIPE, nodes=3)["metadata"]["annotations"] == {}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"), [("job-min-parallelism", "2"), ("elastic-job", "true")]
+)
+def test_a_number_of_workers_that_kueue_chooses_is_refused(annotation: str, value: str) -> None:
+    """The sentence names the annotation and what to do instead."""
+    said = refusal(a_run(annotations={KUEUE + annotation: value}))
+    assert said is not None
+    assert KUEUE + annotation in said
+    assert "Remove the annotation" in said
+
+
+def test_other_annotations_are_not_refused() -> None:
+    assert refusal(a_run(annotations={f"{KUEUE}elastic-job": "false", "note": "mine"})) is None
