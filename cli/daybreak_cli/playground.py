@@ -25,8 +25,8 @@ Object = dict[str, Any]
 
 
 def install_operator(cluster: Cluster) -> None:
-    """The operator as `manifests/base` installs it, under its own ServiceAccount."""
-    cluster.kubectl("apply", "-k", str(ROOT / "manifests/base"))
+    """One operator, under its own ServiceAccount with the rights of `manifests/base`."""
+    cluster.kubectl("apply", "-k", str(ROOT / "manifests/overlays/devcluster"))
     cluster.kubectl(
         *("wait", "-n", _OPERATOR_NAMESPACE, "--for=condition=Available"),
         *("deployment/daybreak-operator", "--timeout=90s"),

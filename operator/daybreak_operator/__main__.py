@@ -3,43 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import asyncio
 import os
+import sys
+from pathlib import Path
 
-import kopf
-from kopf._core.engines.peering import Identity
-
-from daybreak_operator.handlers import registry
+from daybreak_operator import log
+from daybreak_operator.controller import PROGRESS_SECONDS
+from daybreak_operator.process import Options, run
 from daybreak_trainer.contract import ENV_POD_IP
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="daybreak_operator", description=__doc__)
-    parser.add_argument(
-        "--namespace", action="append", default=[], help="watch only this one; may be repeated"
+    parser = _parser()
+    given = parser.parse_args()
+    lease = None
+    if given.leader_elect:
+        namespace = given.lease_namespace or _own_namespace()
+        if namespace is None:
+            parser.error("--leader-elect outside of a pod needs --lease-namespace")
+        lease = (namespace, given.lease_name)
+    log.configure(given.log_format)
+    options = Options(
+        namespaces=tuple(given.namespace),
+        http_host=given.http_host,
+        http_port=given.http_port,
+        lease=lease,
+        progress_seconds=given.progress_interval,
     )
-    parser.add_argument(
+    sys.exit(asyncio.run(run(options)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="daybreak_operator", description=__doc__)
+    add = parser.add_argument
+    add("--namespace", action="append", default=[], help="watch only this one; may be repeated")
+    add(
         "--http-host",
         default=os.environ.get(ENV_POD_IP, "127.0.0.1"),
-        help="address of /healthz and /metrics; default: the pod's own IP",
+        help="address of /healthz, /readyz and /metrics; default: the pod's own IP",
     )
-    parser.add_argument("--http-port", type=int, default=8080)
-    options = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    add("--http-port", type=int, default=8080)
+    add(
+        "--leader-elect",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="work only while holding a Lease; needed where there is more than one operator",
     )
-    # kopf reports every event that it hands on; what came of it, the controller reports.
-    for noisy in ("kopf.activities", "kopf.objects"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    kopf.run(
-        registry=registry(options.http_host, options.http_port),
-        clusterwide=not options.namespace,
-        namespaces=options.namespace,
-        standalone=True,
-        # Not used without peering, but kopf would look up the user's name, and a pod's user has
-        # none.
-        identity=Identity("daybreak-operator"),
+    add("--lease-name", default="daybreak-operator")
+    add("--lease-namespace", help="default: the pod's own namespace")
+    add(
+        "--progress-interval",
+        type=float,
+        default=PROGRESS_SECONDS,
+        metavar="SECONDS",
+        help="a run's progress is written at most so often (default: %(default)g)",
     )
+    add(
+        "--log-format",
+        choices=("json", "text"),
+        default="json" if _own_namespace() else "text",
+        help="default: json in a pod, else text",
+    )
+    return parser
+
+
+def _own_namespace() -> str | None:
+    """The pod's namespace; None outside of a pod."""
+    path = _ACCOUNT / "namespace"
+    return path.read_text().strip() if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
+from daybreak_operator import metrics
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
 from daybreak_operator.capacity import Capacity, capacity
 from daybreak_operator.children.names import config_name, selector
@@ -28,6 +29,17 @@ class ConflictError(Exception):
 
 class ForeignObjectError(Exception):
     """An object with a child's name that is not ours; the message names it."""
+
+
+class Named(Protocol):
+    """As much of a run as names it."""
+
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
 
 
 class Cluster:
@@ -159,6 +171,32 @@ class Cluster:
             if error.status in (404, 409):
                 raise ConflictError from error
             raise
+        before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+        metrics.count_change(before, status)
+
+    async def patch_status(
+        self, run: Named, resource_version: str, status: Mapping[str, Any]
+    ) -> None:
+        """Changes these fields of the status and no others, if the run has that version.
+
+        Raises:
+            ConflictError: it has not.
+        """
+        try:
+            await self._custom.patch_namespaced_custom_object_status(
+                GROUP,
+                VERSION,
+                run.namespace,
+                PLURAL,
+                run.name,
+                {"metadata": {"resourceVersion": resource_version}, "status": dict(status)},
+                _request_timeout=_TIMEOUT_SECONDS,
+                _content_type="application/merge-patch+json",
+            )
+        except ApiException as error:
+            if error.status in (404, 409):
+                raise ConflictError from error
+            raise
 
     async def children(self, run: TrainingRun) -> dict[str, list[dict[str, Any]]]:
         """The Jobs and pods that carry the run's label, as the API server has them now."""
@@ -217,7 +255,7 @@ class Cluster:
             raise
         return False
 
-    async def record(self, run: TrainingRun, note: EventNote) -> None:
+    async def record(self, run: Named, note: EventNote) -> None:
         """Writes an Event once: its name follows from what it says."""
         key = f"{run.uid}/{note.attempt}/{note.reason}/{note.message}"
         now = rfc3339(datetime.now(UTC), "seconds")

@@ -1,7 +1,8 @@
-"""The work queue: a run is looked at when something about it changed, or its time has come.
+"""Looks at a run when something about it changed, or its time has come.
 
 Level-triggered: `reconcile` reads the whole state and never an event, so a lost or doubled event
-changes nothing. One run is looked at by one task at a time; errors back off and are tried again.
+changes nothing. Whose turn it is, is the work queue's to say. Until `start`, in an operator that
+does not lead, nothing is queued; from then on every known run is looked at.
 """
 
 from __future__ import annotations
@@ -9,109 +10,116 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from dataclasses import replace
 
 from daybreak_operator import metrics
 from daybreak_operator.act import act, stored
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
-from daybreak_operator.cache import Cache, Key
+from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError
 from daybreak_operator.decide import Decision, decide
 from daybreak_operator.draft import EventNote
+from daybreak_operator.leader import NotLeadingError
+from daybreak_operator.log import about, describe
 from daybreak_operator.observe import Observer
+from daybreak_operator.unreadable import report
+from daybreak_operator.workqueue import WorkQueue
 
 _log = logging.getLogger(__name__)
-_WORKERS = 8
-_FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _MAX_DOUBLINGS = 0.2, 60.0, 16
-_PROGRESS_WRITE_SECONDS = 2.0
-
-
-def back_off_seconds(failures: int) -> float:
-    """How long to wait after so many failures in a row, from 1: doubled each time, up to a limit
-    (the exponent has one too: 2.0**1024 is an error, and a day of failures comes so far)."""
-    doublings = min(failures - 1, _MAX_DOUBLINGS)
-    return min(_FIRST_BACKOFF_SECONDS * 2.0**doublings, _MAX_BACKOFF_SECONDS)
+_WORKERS = 32
+"""Looks at a time. Most of a look is waiting for an answer, and one run's slow worker must not make
+others wait."""
+_LOOK_SECONDS = 60.0
+"""For one look: what takes longer is given up and tried again."""
+_RESYNC_SECONDS = 600.0
+PROGRESS_SECONDS = 15.0
+_PROGRESS_KEYS = frozenset({"progress", "stage", "ledger", "checkpoint"})
 
 
 class Controller:
-    def __init__(self, cache: Cache, cluster: Cluster, observer: Observer) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        cluster: Cluster,
+        observer: Observer,
+        progress_seconds: float = PROGRESS_SECONDS,
+    ) -> None:
         self._cache, self._cluster, self._observer = cache, cluster, observer
-        self._queue: asyncio.Queue[Key] = asyncio.Queue()
-        self._queued: set[Key] = set()
-        self._busy: set[Key] = set()
-        self._dirty: set[Key] = set()
-        self._failures: Counter[Key] = Counter()
+        self._progress_seconds = progress_seconds
+        self.queue: WorkQueue[Key] = WorkQueue()
         self._foreign: dict[Key, tuple[str, ...]] = {}
         self._progress_written: dict[Key, float] = {}
         self._told: dict[Key, set[tuple[str, EventNote]]] = {}
         """Events that are on record, with their run's UID, so each look need not send them again.
         Only that is saved: a second Event of the same name would be refused."""
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
+        self._resync: asyncio.Task[None] | None = None
 
     def enqueue(self, key: Key) -> None:
         """Have the run looked at soon; any number of calls before that are one."""
-        if (timer := self._timers.pop(key, None)) is not None:
-            timer.cancel()  # one look ahead for each run, however many events there are
-        if key in self._busy:
-            self._dirty.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._queue.put_nowait(key)
-            metrics.QUEUE_LENGTH.set(len(self._queued))
+        if self._workers:
+            self.queue.add(key)
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        """This operator leads: looks at every run that is known, and from now on at what comes."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(_WORKERS)]
+        self._resync = asyncio.create_task(self._look_at_all())
+
+    async def drain(self, seconds: float) -> None:
+        """Begins no look any more; those under way may end, and are given up after `seconds`."""
+        self.queue.close()
+        if self._workers:
+            await asyncio.wait(self._workers, timeout=seconds)
+        await self.stop()
 
     async def stop(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        for task in self._tasks:
+        """Ends at once, in the middle of looks. Nothing is written after this has returned."""
+        self.queue.close()
+        tasks = [*self._workers, *([self._resync] if self._resync else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_at_all(self) -> None:
+        """At first, and every now and then, for an event that nobody told."""
+        while True:
+            for key in list(self._cache.runs):
+                self.queue.add(key)
+            await asyncio.sleep(_RESYNC_SECONDS)
 
     async def _work(self) -> None:
-        while True:
-            key = await self._queue.get()
-            self._queued.discard(key)
-            metrics.QUEUE_LENGTH.set(len(self._queued))
-            self._busy.add(key)
-            again: float | None = None
+        while (key := await self.queue.get()) is not None:
             started = time.monotonic()
-            try:
-                again = await self.reconcile(key)
-                self._failures.pop(key, None)
-                metrics.RECONCILES.labels("done").inc()
-            except Exception as error:  # noqa: BLE001 (one run's trouble is not the others')
-                self._failures[key] += 1
-                again = back_off_seconds(self._failures[key])
-                metrics.RECONCILES.labels("error").inc()
-                what = f"{type(error).__name__}: {error}"
-                _log.warning("%s/%s: %s; again in %.1f s", *key, what, again)
-            finally:
-                self._busy.discard(key)
-                metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
-            if key in self._dirty:
-                self._dirty.discard(key)
-                self.enqueue(key)
-            elif again is not None:
-                loop = asyncio.get_running_loop()
-                self._timers[key] = loop.call_later(again, self.enqueue, key)
+            again: float | None = None
+            body = self._cache.runs.get(key, {})
+            with about(*key, attempt=(body.get("status") or {}).get("attempt", 0)):
+                try:
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        again = await self.reconcile(key)
+                    self.queue.succeeded(key)
+                    metrics.RECONCILES.labels("done").inc()
+                except NotLeadingError:
+                    metrics.RECONCILES.labels("refused").inc()  # the process is about to end
+                except Exception as error:  # noqa: BLE001 (one run's trouble is not the others')
+                    again = self.queue.failed(key)
+                    metrics.RECONCILES.labels("error").inc()
+                    _log.warning("%s; again in %.1f s", describe(error), again)
+                finally:
+                    self.queue.done(key)
+                    metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
+            if again is not None:
+                self.queue.add_after(key, again)
 
     async def reconcile(self, key: Key) -> float | None:
         """Looks at one run and does what is to be done; returns when to look again."""
         body = self._cache.runs.get(key)
         if body is None:
-            for memory in (self._foreign, self._progress_written, self._told):
-                memory.pop(key, None)
-            self._observer.forget(key)
-            self._measure_runs()
+            self._forget(key)
             return None
         try:
             run = TrainingRun.of(body)
         except InvalidRunError as error:
-            _log.error("%s/%s cannot be read: %s", *key, error)
+            await self._cannot_read(body, str(error))
             return None
         seen = await self._observer.observe(key, run, self._foreign.pop(key, ()))
         decision = decide(seen)
@@ -124,38 +132,40 @@ class Controller:
             return decision.again_seconds
         try:
             await act(self._cluster, run, decision)
-            told.update((run.uid, note) for note in news)
         except ConflictError:
+            metrics.STATUS_CONFLICTS.inc()
             return None  # the change that won is on its way to us as an event
         except ForeignObjectError as error:
             self._foreign[key] = (str(error),)
             return 0.0
-        self._measure_runs()
+        told.update((run.uid, note) for note in news)
         return decision.again_seconds
+
+    async def _cannot_read(self, body: Body, problem: str) -> None:
+        _log.error("the run cannot be read: %s", problem)
+        try:
+            await report(self._cluster, body, problem)
+        except ConflictError:
+            metrics.STATUS_CONFLICTS.inc()
+
+    def _forget(self, key: Key) -> None:
+        """The run is gone."""
+        for memory in (self._foreign, self._progress_written, self._told):
+            memory.pop(key, None)
+        self.queue.forget(key)
+        self._observer.forget(key)
 
     def _too_soon(self, key: Key, run: TrainingRun, decision: Decision) -> bool:
         """Progress alone is written every few seconds: each write wakes every watcher."""
-        if decision.ensure or decision.create_job or decision.delete_jobs or decision.events:
-            return False
+        if replace(decision, again_seconds=None) != Decision(decision.status):
+            return False  # there is something to do beside the status
         before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         after = stored(decision)
         changed = {k for k in {*before, *after} if before.get(k) != after.get(k)}
         now = time.monotonic()
-        if changed and changed <= {"progress", "stage"}:
-            if now - self._progress_written.get(key, 0.0) < _PROGRESS_WRITE_SECONDS:
+        if changed and changed <= _PROGRESS_KEYS:
+            written = self._progress_written.get(key)
+            if written is not None and now - written < self._progress_seconds:
                 return True
             self._progress_written[key] = now
         return False
-
-    def _measure_runs(self) -> None:
-        phases = Counter(
-            (body.get("status") or {}).get("phase", "Pending") for body in self._cache.runs.values()
-        )
-        metrics.RUNS.clear()
-        for phase, count in phases.items():
-            metrics.RUNS.labels(phase).set(count)
-        metrics.ALIGNMENT.clear()
-        for (namespace, name), body in self._cache.runs.items():
-            evaluation = (body.get("status") or {}).get("evaluation") or {}
-            for tag, share in evaluation.get("alignmentByTag", {}).items():
-                metrics.ALIGNMENT.labels(namespace, name, tag).set(float(share))

@@ -84,8 +84,8 @@ def _operate(namespace: str, folder: Path, plan: Plan) -> None:
     os.dup2(log, 2)
     _lay_around(plan, folder / "calls")
     sys.argv = ["daybreak_operator", "--namespace", namespace, "--http-port", "0"]
+    sys.argv += ["--progress-interval", "2"]
     operator.main()
-    os._exit(0)
 
 
 def _lay_around(plan: Plan, calls: Path) -> None:

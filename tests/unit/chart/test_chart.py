@@ -51,7 +51,10 @@ def test_the_defaults_hold_no_object_that_a_bare_cluster_does_not_know(
     """Without values the chart needs nothing beyond Kubernetes itself, and every object is valid
     against its strict schema."""
     groups = {manifest["apiVersion"].split("/")[0] for manifest in rendered}
-    assert groups == {"v1", "apps", "rbac.authorization.k8s.io", "apiextensions.k8s.io"}
+    assert groups == {
+        *("v1", "apps", "policy", "networking.k8s.io"),
+        *("rbac.authorization.k8s.io", "apiextensions.k8s.io"),
+    }
     for manifest in rendered:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
@@ -89,7 +92,63 @@ def test_the_operator_meets_the_restricted_level(rendered: list[Manifest]) -> No
         "readOnlyRootFilesystem": True,
     }
     assert container["command"][:2] == ["python", "-m"]
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_two_replicas_of_which_one_leads(rendered: list[Manifest]) -> None:
+    """Both ways to install have a standby, elect a leader by a Lease that they may write, and let a
+    drain take one at a time; who scrapes the operator may reach it."""
+    base = ROOT / "manifests" / "base"
+    kustomized = [
+        manifest
+        for part in ("operator", "rbac", "disruptions", "network")
+        for manifest in yaml.safe_load_all((base / f"{part}.yaml").read_text())
+    ]
+    for manifests, name in ((rendered, "daybreak"), (kustomized, "daybreak-operator")):
+        (deployment,) = by_kind(manifests, "Deployment")
+        assert deployment["spec"]["replicas"] == 2
+        assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert "--leader-elect" in container["args"]
+        (role,) = by_kind(manifests, "Role")
+        assert [(rule.get("resourceNames"), rule["verbs"]) for rule in role["rules"]] == [
+            (None, ["create"]),
+            ([name], ["get", "update"]),
+        ]
+        labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+        (budget,) = by_kind(manifests, "PodDisruptionBudget")
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert budget["spec"]["selector"]["matchLabels"].items() <= labels
+        (policy,) = by_kind(manifests, "NetworkPolicy")
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+        (rule,) = policy["spec"]["ingress"]
+        assert rule["ports"] == [{"port": "http", "protocol": "TCP"}]
+        probes = {
+            container[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")
+        }
+        assert probes == {"/healthz", "/readyz"}
+
+
+def test_nodes_are_read_when_that_is_allowed() -> None:
+    """With a ClusterRole of its own, also where the operator serves some namespaces only."""
+    manifests = render("--set", "nodes.read=true", "--set", "watchNamespaces={research}")
+    (role,) = by_kind(manifests, "ClusterRole")[:1]
+    assert rules([role], "ClusterRole") == {
+        *(("", "nodes", verb) for verb in ("get", "list", "watch")),
+        ("", "pods", "list"),
+    }
+
+
+def test_what_a_cluster_has_its_own_way_of_is_a_value() -> None:
+    """Replicas, priority, and who guards the network."""
+    manifests = render(
+        *("--set", "replicas=1", "--set", "priorityClassName=system-cluster-critical"),
+        *("--set", "networkPolicy.enabled=false"),
+    )
+    (deployment,) = by_kind(manifests, "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["priorityClassName"] == "system-cluster-critical"
+    assert not by_kind(manifests, "NetworkPolicy")
 
 
 def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
@@ -149,21 +208,24 @@ def rules(manifests: list[Manifest], kind: str) -> set[tuple[str, str, str]]:
 
 def test_every_way_to_install_grants_the_same(rendered: list[Manifest]) -> None:
     """The chart, for all namespaces or for some, and the kustomize base allow the operator the
-    same, and neither writes to pods nor lists Secrets."""
+    same, and neither makes or changes pods nor lists Secrets."""
     base = list(yaml.safe_load_all((ROOT / "manifests" / "base" / "rbac.yaml").read_text()))
     allowed = rules(rendered, "ClusterRole")
     assert allowed == rules(base, "ClusterRole")
     some = render("--set", "watchNamespaces={research,art}")
-    assert allowed == rules(some, "Role")
+    roles = by_kind(some, "Role")
+    served = [role for role in roles if role["metadata"]["namespace"] != "daybreak-system"]
+    assert allowed == rules(served, "Role")
     assert not rules(some, "ClusterRole")
-    assert {role["metadata"]["namespace"] for role in by_kind(some, "Role")} == {"research", "art"}
+    assert {role["metadata"]["namespace"] for role in served} == {"research", "art"}
     (deployment,) = by_kind(some, "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["--namespace=research", "--namespace=art"]
+    assert container["args"][-2:] == ["--namespace=research", "--namespace=art"]
     assert {verb for group, resource, verb in allowed if resource == "pods"} == {
         "get",
         "list",
         "watch",
+        "delete",
     }
     assert {verb for group, resource, verb in allowed if resource == "secrets"} == {"get"}
 
@@ -174,7 +236,7 @@ def test_every_way_to_install_grants_the_same(rendered: list[Manifest]) -> None:
         "image.repo=x",
         "crd.instal=true",
         "image.pullPolicy=Sometimes",
-        "replicas=3",
+        "replica=3",
         "watchNamespaces={My_Team}",
     ],
 )

@@ -6,7 +6,7 @@
 import sys
 import threading
 
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
 from daybreak_operator import metrics
 
@@ -24,10 +24,15 @@ server, thread = start_http_server(0, addr="127.0.0.1")
 print(server.server_port, flush=True)
 threading.Thread(target=wait_for_end, daemon=True).start()
 
-metrics.RUNS.labels("Running").set(1)
+run = {
+    "metadata": {"namespace": "research", "name": "demo"},
+    "status": {
+        "phase": "Running",
+        "evaluation": {"alignmentByTag": {"single": "1.0", "colours": "0.5"}},
+    },
+}
+REGISTRY.register(metrics.RunCollector(lambda: [run]))
 metrics.QUEUE_LENGTH.set(2)
-for tag, share in (("single", 1.0), ("colours", 0.5)):
-    metrics.ALIGNMENT.labels("research", "demo", tag).set(share)
 while not ended.wait(PERIOD_SECONDS):
     metrics.RECONCILES.labels("done").inc()
     metrics.RECONCILE_SECONDS.observe(0.02)

@@ -1,0 +1,59 @@
+"""What is told of a run that the schema let through and this operator cannot read.
+
+An older operator may meet a newer one's run: so nothing of it is replaced, and it does not fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from daybreak_operator.cluster import Cluster
+from daybreak_operator.draft import EventNote
+from daybreak_trainer.contract import rfc3339
+
+_CONDITION, _REASON = "Degraded", "InvalidRun"
+_REMEDY = "nothing is done for this run until that is corrected, or read by another version"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """As much of a run as names it."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+async def report(cluster: Cluster, body: Mapping[str, Any], problem: str) -> None:
+    """An Event and the condition `Degraded`, both once for one problem.
+
+    Raises:
+        ConflictError: the run changed meanwhile.
+    """
+    metadata, status = body["metadata"], body.get("status") or {}
+    told = status.get("conditions") or []
+    before: Mapping[str, Any] = next((c for c in told if c.get("type") == _CONDITION), {})
+    now = rfc3339(datetime.now(UTC), "seconds")
+    held = before.get("status") == "True"
+    condition = {
+        "type": _CONDITION,
+        "status": "True",
+        "reason": _REASON,
+        "message": f"{problem}; {_REMEDY}",
+        "lastTransitionTime": before["lastTransitionTime"] if held else now,
+        "observedGeneration": metadata.get("generation", 0),
+    }
+    if condition == before:
+        return
+    run = _Named(metadata["namespace"], metadata["name"], metadata["uid"])
+    note = EventNote("Warning", _REASON, condition["message"], status.get("attempt", 0))
+    await cluster.record(run, note)
+    others = [c for c in told if c.get("type") != _CONDITION]
+    await cluster.patch_status(
+        run,
+        metadata["resourceVersion"],
+        {"phase": status.get("phase", "Pending"), "conditions": [*others, condition]},
+    )
