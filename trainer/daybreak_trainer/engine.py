@@ -25,6 +25,7 @@ from daybreak_trainer.checkpoint.checkpointer import Checkpointer
 from daybreak_trainer.checkpoint.history import Journal
 from daybreak_trainer.checkpoint.layout import Commit, run_folder
 from daybreak_trainer.checkpoint.lineage import Expected
+from daybreak_trainer.checkpoint.source import Source
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.data.batch import StepPlan
 from daybreak_trainer.data.cache import NodeCache
@@ -70,7 +71,7 @@ class Engine:
 
     Raises:
         DatasetError, DataUnavailableError, RecipeError, HubUnreachableError, ComputeError,
-        StorageError: as their names say.
+        ResumeFromError, StorageError: as their names say.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Engine:
             rank,
             # A rank that waits for a save must not look hung.
             timeout_seconds=min(_SAVE_SECONDS, _OF_THE_CLOCK * run.health.progress_seconds),
+            source=self._source(),
         )
 
     def _agree_on_precision(self) -> torch.dtype:
@@ -271,6 +273,13 @@ class Engine:
             data=json.loads(self.corpus.description.to_json()),
             accepted=frozenset(run.accept_changes),
         )
+
+    def _source(self) -> Source | None:
+        run = self.settings.run
+        if run.resume_from is None:
+            return None
+        options = self.settings.storage_options("checkpoint")
+        return Source.of(run.resume_from, run.uid, options, self.storage.moved)
 
     def tensors(self) -> dict[str, Any]:
         """Everything that a commit holds as tensors: the live ones, not copies."""

@@ -57,9 +57,14 @@ class ProgressReporter:
         self._set(at_once=True, phase=phase, message=message)
 
     def resumed(
-        self, checkpoint: CheckpointRef | None, skipped: list[str], state: RunState
+        self,
+        origin: CheckpointRef | None,
+        checkpoint: CheckpointRef | None,
+        skipped: list[str],
+        state: RunState,
     ) -> None:
-        """Training goes on from `checkpoint`, or begins."""
+        """Training goes on from `origin`, or begins. `checkpoint` is the same, unless it is another
+        run's."""
         if self._file is not None:
             self._metrics.checkpoints.holds(state.training_seconds)
         if checkpoint is not None and self._file is not None:
@@ -67,7 +72,7 @@ class ProgressReporter:
             self._metrics.checkpoints.resumed(step=checkpoint.step, unix_time=made)
         self._set(
             at_once=True,
-            resumed_from=checkpoint,
+            resumed_from=origin,
             checkpoint=checkpoint,
             skipped_checkpoints=tuple(skipped),
             step=state.step,

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from daybreak_trainer.checkpoint.changes import ChangedError
+from daybreak_trainer.checkpoint.source import ResumeFromError
 from daybreak_trainer.checkpoint.together import FencedError
 from daybreak_trainer.contract import RANKS_FOLDER, CheckpointRef, ExitCode, Progress, Termination
 from daybreak_trainer.data.errors import BadDataError, DataUnavailableError
@@ -105,6 +106,7 @@ def failure(error: BaseException, rank: int, standing: Standing) -> Termination:
         (ExportTakenError, "ExportTaken", ExitCode.DO_NOT_RESTART),
         (LimitReachedError, "LimitReached", ExitCode.DO_NOT_RESTART),
         (ChangedError, "Changed", ExitCode.BAD_RECIPE),
+        (ResumeFromError, "BadResumeFrom", ExitCode.BAD_RECIPE),
         (FencedError, "Fenced", ExitCode.FAILED),
         (StorageRefusedError, "StorageRefused", ExitCode.BAD_RECIPE),
         (StorageError, "StorageFailed", ExitCode.FAILED),

@@ -94,8 +94,9 @@ class Replanner:
         self.reach: Reach | None = None
         """How far the run gets; None while that is not known, where nothing limits it, and where
         decisions say so."""
-        self.recipe_changed = False
-        """Since the commit that is gone on from: it did not know how long the run is now."""
+        self.has_new_end = False
+        """The commit that is gone on from did not know how long the run is now: it was made with
+        another recipe, or for another run."""
         self._work_per_second: float | None = None
         """By the last measurement of this attempt, where stages have steps."""
         self._judged_seconds: float | None = None
@@ -170,7 +171,7 @@ class Replanner:
         """Where an attempt goes on, or training after a roll-back, by the speed that there was
         before: what is over already is not trained on until it is measured. The same on all
         ranks."""
-        open_again = self.recipe_changed and not self._recipe.is_fixed
+        open_again = self.has_new_end and not self._recipe.is_fixed
         is_over = state.step >= course.total_steps and not open_again
         if not self._limits.any or is_over:
             return None
@@ -209,7 +210,8 @@ class Replanner:
             known = self._measured_before(course, state)
             if known is not None:
                 return known
-        known = average(course, state.step, _seconds(ledger, _KEPT), self._work)
+        begin = state.source.point.step if state.source is not None else 0
+        known = average(course, begin, state.step, _seconds(ledger, _KEPT), self._work)
         if known is None or not self._device_seconds:
             return known
         return known * world * self._held / self._device_seconds

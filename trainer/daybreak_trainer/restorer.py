@@ -43,7 +43,8 @@ class Restorer:
         self._checkpointer = engine.checkpointer
 
     def resume(self, restart_causes: Sequence[str] = ()) -> None:
-        """Goes on from the newest good commit of the run's lineage, or from the beginning.
+        """Goes on from the newest good commit of the run's lineage, or from the beginning, which
+        may be another run's commit.
         `restart_causes`: why ranks of this attempt were started again, oldest first."""
         context = self._context
         context.heartbeat.enter(Phase.RESTORING)
@@ -60,9 +61,10 @@ class Restorer:
         context.state.restarted(restart_causes, same)
         if context.rank.is_first and context.state.restarts:
             context.metrics.health.restarts(context.state.restarts)
+        origin = self._checkpointer.reference_to(commit) if commit is not None else None
         reference = self._checkpointer.reference
         context.standing.checkpoint = reference
-        context.progress.resumed(reference, search.skipped, context.state)
+        context.progress.resumed(origin, reference, search.skipped, context.state)
         for found in deque(context.journal.evaluations(), maxlen=1):
             self._planner.evaluated(found.seconds)
             context.progress.validated(found)
@@ -78,12 +80,12 @@ class Restorer:
         context.standing.step, context.standing.samples = context.step, context.state.samples
 
     def _take_course(self, search: Search) -> None:
-        """As the commit's decisions have it; where it was made with another recipe, as they are to
-        be understood by the one of now."""
+        """As the commit's decisions have it; where it was made with another recipe or for another
+        run, as they are to be understood by the one of now."""
         context = self._context
         recipe, state = context.settings.recipe, context.state
-        self._planner.recipe_changed = "recipe" in search.changed
-        if self._planner.recipe_changed:
+        self._planner.has_new_end = "recipe" in search.changed or search.is_foreign
+        if self._planner.has_new_end:
             state.decisions = carried(search.recipe, recipe, state.decisions, state.step)
         context.course = Course.of(recipe, state.decisions)
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daybreak_trainer.checkpoint.layout import DataPosition, SkippedRange, SnapshotRef, TrainState
+from daybreak_trainer.checkpoint.layout import (
+    DataPosition,
+    SkippedRange,
+    SnapshotRef,
+    SourceCommit,
+    TrainState,
+)
 from daybreak_trainer.data.batch import Batch
 from daybreak_trainer.health import restarts
 from daybreak_trainer.schedule.decision import Decision
@@ -33,6 +39,8 @@ class RunState:
     """About the run's length, oldest first."""
     snapshots: tuple[SnapshotRef, ...] = ()
     """Power-function averages kept so far, oldest first."""
+    source: SourceCommit | None = None
+    """Another run's commit, where this run began with it."""
 
     def trained(self, batch: Batch) -> None:
         """A step on `batch` was taken."""
@@ -46,7 +54,7 @@ class RunState:
         self.skipped, self.training_seconds = state.skipped, state.training_seconds
         self.restarts, self.rounds = dict(state.restarts), state.rounds
         self.decisions, self.device_seconds = state.decisions, state.device_seconds
-        self.snapshots = state.snapshots
+        self.snapshots, self.source = state.snapshots, state.source
 
     def restarted(self, causes: Sequence[str], same_attempt: bool) -> None:
         """`causes` are those of this attempt so far, oldest first; where the commit that was gone
@@ -89,5 +97,6 @@ class RunState:
             rounds=self.rounds,
             decisions=self.decisions,
             snapshots=self.snapshots,
+            source=self.source,
             precision=precision,
         )

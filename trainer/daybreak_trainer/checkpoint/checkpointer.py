@@ -36,6 +36,7 @@ from daybreak_trainer.checkpoint.layout import (
     Commit,
     CommitPoint,
     SnapshotRef,
+    SourceCommit,
     TrainState,
     attempt_folder,
     run_folder,
@@ -44,6 +45,7 @@ from daybreak_trainer.checkpoint.lineage import Expected, Search
 from daybreak_trainer.checkpoint.publish import Publisher
 from daybreak_trainer.checkpoint.saves import Outcome, Saves
 from daybreak_trainer.checkpoint.snapshots import Manifest
+from daybreak_trainer.checkpoint.source import Source
 from daybreak_trainer.checkpoint.staging import flattened
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.checkpoint.together import Together
@@ -68,12 +70,16 @@ class Checkpointer:
         keep_last: int,
         rank: Rank,
         timeout_seconds: float = _TIMEOUT_SECONDS,
+        source: Source | None = None,
     ) -> None:
-        """Makes a gloo group of its own: collectives of a background thread and of training on one
-        group would meet each other's. `timeout_seconds` is how long the store may stand still under
-        any rank before all give up; one that is slow, but moves, has all the time it needs."""
+        """`source`: where the run begins, if not at its recipe's beginning; `timeout_seconds`: how
+        long the store may stand still under any rank before all give up. One that is slow, but
+        moves, has all the time it needs.
+
+        Makes a gloo group of its own: collectives of a background thread and of training on one
+        group would meet each other's."""
         self._run = storage.child(run_folder(expected.uid))
-        self._expected = expected
+        self._expected, self._source = expected, source
         self._attempt, self._keep_last, self._rank = attempt, keep_last, rank
         group = dist.new_group(
             backend="gloo",
@@ -98,6 +104,7 @@ class Checkpointer:
 
         Raises:
             ChangedError: the newest commit was made with another recipe or other data.
+            ResumeFromError: there is none, and the one that the run is to begin from is not good.
             StorageError: the store fails or stands still.
             RanksLostError: a rank is gone.
         """
@@ -131,14 +138,38 @@ class Checkpointer:
         self._together.run_on_first(f"write {claim}", lambda: self._run.write(claim, b""))
         while not isinstance(found := self._together.run_on_first(looking, candidate), Search):
             problem = unwanted(found) or self._damage(found)
+        if found.commit is not None or self._source is None:
+            return found
+        return self._begun(self._source, found, unwanted)
+
+    def _begun(
+        self, source: Source, own: Search, unwanted: Callable[[Commit], str | None]
+    ) -> Search:
+        """A collective: what there is to begin from, where the run has no commit of its own."""
+        reading = f"read {source.checkpoint.url}"
+        found = self._together.run_on_first(
+            reading, lambda: source.read(self._expected, own.skipped)
+        )
+        assert found.commit is not None  # else it raises
+        if unwanted(found.commit):
+            return own
+        if problem := self._damage(found.commit):
+            raise source.refused(problem)
         return found
+
+    def _folder(self, commit: Commit) -> Storage:
+        """Where a commit lies that was found."""
+        if commit.uid == self._expected.uid:
+            return self._run.child(commit.point.folder)
+        assert self._source is not None  # nothing else is another run's
+        return self._source.checkpoint
 
     def _damage(self, commit: Commit) -> str | None:
         """A collective: what is wrong with the first damaged file."""
         # By size, so that each rank has as many bytes to read.
         by_size = sorted(commit.files, key=lambda name: (-commit.files[name].size, name))
         mine = by_size[self._rank.rank :: self._rank.world]
-        checkpoint = self._run.child(commit.point.folder)
+        checkpoint = self._folder(commit)
         damages = self._together.run(
             f"verify {checkpoint.url}", lambda: verify.damages(checkpoint, commit.files, mine)
         )
@@ -148,16 +179,22 @@ class Checkpointer:
         """Goes on from what `find` found: writes down where this attempt starts from, before it
         commits anything. After a later `find` (a roll-back) too: commits of this attempt that it
         passed over are taken back."""
-        self._saves.latest = search.commit
-        self._publisher.parent = search.commit.point if search.commit else None
-        self._together.run_on_first(f"begin in {self._run.url}", self._write_origin)
+        own = search.commit if not search.is_foreign else None
+        self._saves.latest = own
+        self._publisher.parent = own.point if own is not None else None
+        source = search.commit.state.source if search.commit and search.is_foreign else None
+        if source is not None and self._rank.is_first:
+            log.event("begun_from_another_run", url=source.url, step=source.point.step)
+        self._together.run_on_first(f"begin in {self._run.url}", lambda: self._write_origin(source))
 
-    def _write_origin(self) -> None:
+    def _write_origin(self, source: SourceCommit | None) -> None:
         here = f"{attempt_folder(self._attempt)}/{ATTEMPT}"
         # An attempt whose ranks start a second time keeps the origin it first wrote down.
         parent = self._publisher.parent
         if not self._run.exists(here):
-            record = Attempt(uid=self._expected.uid, attempt=self._attempt, parent=parent)
+            record = Attempt(
+                uid=self._expected.uid, attempt=self._attempt, parent=parent, source=source
+            )
             self._run.write(here, record.seal())
         # What it then committed and `find` passed over would look newer than what follows now.
         start = parent.order if parent else (0, 0)
@@ -176,7 +213,7 @@ class Checkpointer:
             RanksLostError: a rank is gone.
         """
         mark = time.monotonic()
-        checkpoint = self._run.child(commit.point.folder)
+        checkpoint = self._folder(commit)
         dcp.load(flattened(tensors), checkpoint, self._together)
         reading = f"read {checkpoint.url}/{HISTORY}"
         raw = self._together.run_on_first(reading, lambda: checkpoint.read(HISTORY))
@@ -322,10 +359,11 @@ class Checkpointer:
     @property
     def reference(self) -> CheckpointRef | None:
         """The newest commit, as progress reports it."""
-        if (latest := self.latest) is None:
-            return None
-        url = f"{self._run.url}/{latest.point.folder}"
-        return CheckpointRef(step=latest.step, time=latest.time, url=url)
+        return None if (latest := self.latest) is None else self.reference_to(latest)
+
+    def reference_to(self, commit: Commit) -> CheckpointRef:
+        """A commit that was found or made."""
+        return CheckpointRef(step=commit.step, time=commit.time, url=self._folder(commit).url)
 
     def _stamped(self, state: TrainState) -> TrainState:
         return state.model_copy(update={"versions": self._versions})

@@ -103,13 +103,24 @@ def _digest(document: dict[str, Any]) -> str:
     return str(xxhash.xxh64(plain.encode()).hexdigest())
 
 
+class SourceCommit(Message):
+    """A commit of another run, which this one began from (`checkpoint.resumeFrom`)."""
+
+    url: str
+    uid: str
+    point: CommitPoint
+
+
 class Attempt(SealedMessage):
     """`ATTEMPT.json`: an attempt's place in the run's lineage."""
 
     uid: str
     attempt: int
     parent: CommitPoint | None = Field(
-        default=None, description="The commit it resumed from; null where it began afresh."
+        default=None, description="The commit it resumed from; null where the run began with it."
+    )
+    source: SourceCommit | None = Field(
+        default=None, description="Where that was, if it was not the recipe's beginning."
     )
 
 
@@ -170,6 +181,11 @@ class TrainState(Message):
     )
     snapshots: tuple[SnapshotRef, ...] = Field(
         default=(), description="Averages kept so far, oldest first."
+    )
+    source: SourceCommit | None = Field(
+        default=None,
+        description="Where the run began. Steps and samples before it are counted, the time and "
+        "devices that they took are not.",
     )
     precision: str = Field(
         default="", description="That its steps were computed in, `bf16` or `fp32`."

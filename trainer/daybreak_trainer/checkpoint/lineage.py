@@ -40,7 +40,9 @@ class Search:
     changed: dict[str, list[str]] = field(default_factory=dict)
     """What differs from the commit and was accepted, by kind (`recipe`, `data`)."""
     recipe: dict[str, Any] = field(default_factory=dict)
-    """The commit's, where that is another; empty where it cannot be read."""
+    """The commit's, where that or the run is another; empty where it cannot be read."""
+    is_foreign: bool = False
+    """The commit is another run's (`source`)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def searching(
             search.skipped.append(f"{name} was passed over: {commit}")
             continue
         checkpoint = run.child(point.folder)
-        changed = _changed(checkpoint, commit, expected)
+        changed = compared(checkpoint, commit, expected)
         if problem := (yield commit):
             search.skipped.append(f"{name} was passed over: {problem}")
             continue
@@ -105,8 +107,13 @@ def searching(
     return search
 
 
-def _changed(checkpoint: Storage, commit: Commit, expected: Expected) -> dict[str, list[str]]:
-    """Asked before the files are read: a refusal must not cost a download."""
+def compared(checkpoint: Storage, commit: Commit, expected: Expected) -> dict[str, list[str]]:
+    """What differs and is accepted. Asked before the files are read: a refusal must not cost a
+    download.
+
+    Raises:
+        ChangedError: more than that differs.
+    """
     found = changes.describe(
         checkpoint,
         commit,

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from daybreak_trainer.checkpoint.changes import ChangedError
+from daybreak_trainer.checkpoint.source import ResumeFromError
 from daybreak_trainer.checkpoint.storage import StorageError
 from daybreak_trainer.checkpoint.streams import Moved
 from daybreak_trainer.checkpoint.worker import Worker
@@ -36,7 +37,7 @@ class RanksLostError(RuntimeError):
     failed."""
 
 
-_TOLD_AS_THEY_ARE = (FencedError, ChangedError)
+_TOLD_AS_THEY_ARE = (FencedError, ChangedError, ResumeFromError)
 
 
 class _Round(NamedTuple):
@@ -218,6 +219,6 @@ class _Standstill:
 
 def _sendable(error: Exception | None) -> Exception | None:
     """Errors of libraries may not survive the way to another process."""
-    if error is None or isinstance(error, StorageError | ChangedError):
+    if error is None or isinstance(error, StorageError | ChangedError | ResumeFromError):
         return None if error is None else type(error)(str(error))
     return StorageError(str(error) or repr(error))

@@ -109,11 +109,13 @@ def expected(course: Course, last: Decision, step: int, ranks: int) -> float | N
     return speed * _resized(last, ranks)
 
 
-def average(course: Course, step: int, seconds: float, work: Sequence[float]) -> float | None:
-    """Images/s in the stage of the next step, by the `seconds` that all steps before it took; None
-    where there was none."""
+def average(
+    course: Course, since: int, step: int, seconds: float, work: Sequence[float]
+) -> float | None:
+    """Images/s in the stage of the next step, by the `seconds` that all steps before it took, from
+    step `since` on; None where there was none."""
     done = sum(
-        max(0, min(step, end) - course.begin(index)) * stage.batch_size * work[index]
+        max(0, min(step, end) - max(since, course.begin(index))) * stage.batch_size * work[index]
         for index, (stage, end) in enumerate(zip(course.recipe.stages, course.ends, strict=True))
     )
     return done / seconds / work[course.index_at(step)] if done and seconds > 0 else None

@@ -333,7 +333,7 @@ def test_a_finished_run_goes_on_only_with_another_recipe(tmp_path: Path) -> None
     assert planner.at_resume(Course.of(old, (end,)), state, ledger) is None
     decisions = carried(json.loads(old.to_json()), new, (end,), 4000)
     planner, course = resumed(new, decisions), Course.of(new, decisions)
-    planner.recipe_changed = True
+    planner.has_new_end = True
     plan = planner.at_resume(course, state, ledger)
     assert isinstance(plan, Decision)
     after = course.after(plan)
