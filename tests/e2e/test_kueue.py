@@ -156,7 +156,8 @@ def test_an_evicted_run_commits_queues_again_and_loses_nothing(stage: Stage) -> 
     _until(stage, "low", "Running")
     _submit(stage, "high", HIGH, HOLDS)
     evicted = _until(stage, "low", "Queued", attempt=2)
-    assert evicted["restarts"] == 0
+    assert (evicted["restarts"], evicted["interruptions"]) == (0, 1)
+    assert "the queue has taken back attempt 1's nodes" in stage.bench.events("low")
     assert evicted["checkpoint"]["step"] == HOLDS_AT
     assert _job(stage, "low-2")["spec"]["suspend"] is True
     _until(stage, "high", "Running")
