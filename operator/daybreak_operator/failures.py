@@ -186,6 +186,11 @@ def _of_pod(pod: PodView, lost_nodes: frozenset[str]) -> Failure:
             f"pod {pod.name} used more memory than its limit: raise workers.resources.limits.memory"
             ", or set compute.deviceBatchSize or compute.activationCheckpointing"
         )
+    elif reason == "GracePeriodExceeded":
+        message = (
+            f"pod {pod.name} was deleted and killed before it had committed: raise "
+            "terminationGracePeriod above the time of a commit"
+        )
     elif told is not None:
         message = told.message
     return Failure(
@@ -218,6 +223,8 @@ def _named(pod: PodView, lost_nodes: frozenset[str]) -> tuple[str, FailureClass]
     if pod.disrupted is not None or pod.reason in ("Evicted", "Preempting", "Shutdown"):
         preempted = disruption == "PreemptionByScheduler"
         return ("Preempted" if preempted else pod.reason or "Disrupted"), "Interruption"
+    if pod.deleting and code == _KILLED:
+        return "GracePeriodExceeded", "Interruption"
     if pod.reason == _REJECTED:
         return pod.reason, "Infrastructure"
     return "WorkerFailed", _class_of(code, "")
