@@ -207,7 +207,14 @@ class Checkpoint(Storage):
             (
                 _ONE_PLACE.format(url="storage"),
                 "checkpoint: set exactly one of storage, persistentVolumeClaim",
-            )
+            ),
+            (
+                "!has(self.resumeFrom) || self.resumeFrom.contains('://') || "
+                "(has(self.persistentVolumeClaim) && (!self.resumeFrom.startsWith('/') || "
+                "self.resumeFrom.startsWith('/mnt/daybreak/checkpoint/')))",
+                "checkpoint.resumeFrom must be a URL, or in checkpoint.persistentVolumeClaim: a "
+                "path from the volume's root, or as status.checkpoint.url has it",
+            ),
         )
     )
 
@@ -222,6 +229,21 @@ class Checkpoint(Storage):
         max_length=2,
         description="A checkpoint made with another recipe or other data is refused, and the run "
         "fails saying what changed, unless that is listed here.",
+    )
+    resume_from: (
+        Annotated[
+            str, Field(max_length=2048, pattern=r"(^|/)run-[^/]+/attempt-[0-9]+/step-[0-9]+/?$")
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Begin from this commit of another run: its URL as in that run's "
+        "status.checkpoint.url, read with secretRef, or a path in persistentVolumeClaim from the "
+        "volume's root. Steps and samples go on, budget and ledger begin anew; the commit is not "
+        "changed. Of no effect once the run has a commit of its own.",
+        json_schema_extra=cel(
+            ("!self.contains('..')", "checkpoint.resumeFrom must be a path without '..'")
+        ),
     )
 
 

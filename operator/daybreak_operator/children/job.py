@@ -10,7 +10,7 @@ from typing import Any
 from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import EvaluationSpec, PersistentVolumeClaim, SecretRef
-from daybreak_operator.children import names, queueing
+from daybreak_operator.children import names, queueing, resume_from
 from daybreak_operator.children.overlay import keeping_off, overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
@@ -138,6 +138,7 @@ def settings(
         checkpoint_interval_steps=interval.steps,
         checkpoint_keep_last=spec.checkpoint.keep_last,
         accept_changes=spec.checkpoint.accept_changes,
+        resume_from=resume_from.url(run),
         cache_bytes=_cache_bytes(spec.data.cache.size_limit),
         compute=ComputeSettings(**spec.compute.model_dump()),
         health=HealthSettings(
@@ -304,6 +305,7 @@ def _volumes(
             | ({"subPath": claim.sub_path} if claim.sub_path else {})
             | ({"readOnly": True} if is_data else {})
         )
+    mounts += resume_from.mounts(run)
     for role, secret in secrets(run).items():
         volumes.append({"name": f"secret-{role}", "secret": {"secretName": secret.name}})
         path = str(contract.SECRETS_DIR / role)

@@ -17,8 +17,8 @@ from daybreak_trainer.recipe import resolve
 RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
 
 
-def environment(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The trainer container's environment, by name."""
+def trainer(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The trainer's container."""
     spec: dict[str, Any] = {
         "workers": {"image": "i", **workers},
         "data": {"streams": [{"url": "s3://d"}]},
@@ -37,7 +37,15 @@ def environment(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
         status=TrainingRunStatus(),
         raw_recipe={"preset": "smoke"},
     )
-    container = job(run, 1, RECIPE, nodes=2)["spec"]["template"]["spec"]["containers"][0]
+    found: dict[str, Any] = job(run, 1, RECIPE, nodes=2)["spec"]["template"]["spec"]["containers"][
+        0
+    ]
+    return found
+
+
+def environment(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The trainer container's environment, by name."""
+    container = trainer(workers, **fields)
     return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
@@ -127,3 +135,30 @@ def test_every_stream_comes_with_its_weight_and_its_secret() -> None:
         ("s3://a", 3, "data-0"),
         ("/mnt/daybreak/data-1", 1, "data-1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "told", "mounted"),
+    [
+        ("s3://other/run-u/attempt-0003/step-00041000", None, False),
+        ("/mnt/daybreak/checkpoint/run-u/attempt-0003/step-00041000", None, False),
+        (
+            "older/run-u/attempt-0003/step-00041000",
+            "/mnt/daybreak/resume-from/older/run-u/attempt-0003/step-00041000",
+            True,
+        ),
+    ],
+)
+def test_the_commit_to_begin_from_is_found_where_it_is(
+    given: str, told: str | None, mounted: bool
+) -> None:
+    """A URL and a path that the checkpoints' own mount has as they are; of a path on the volume the
+    workers see the whole volume, and can write nothing there."""
+    claim = {"claimName": "checkpoints", "subPath": "newer"}
+    checkpoint = {"persistentVolumeClaim": claim, "resumeFrom": given}
+    container = trainer({}, checkpoint=checkpoint)
+    assert settings(checkpoint=checkpoint).resume_from == (told or given)
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    mount = {"name": "volume-checkpoint", "mountPath": "/mnt/daybreak/resume-from"}
+    found = mounts.get("/mnt/daybreak/resume-from")
+    assert found == (mount | {"readOnly": True} if mounted else None)
