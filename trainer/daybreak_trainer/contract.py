@@ -19,6 +19,9 @@ from pydantic.alias_generators import to_camel
 
 LABEL_RUN = "daybreak.dev/run"
 LABEL_ATTEMPT = "daybreak.dev/attempt"
+LABEL_ROLE = "daybreak.dev/role"
+"""On what is of a run and of no attempt; `ROLE_PREPARE`."""
+ROLE_PREPARE = "prepare"
 
 
 class ExitCode(IntEnum):
@@ -77,7 +80,8 @@ VOLUMES_DIR = Path("/mnt/daybreak")
 TERMINATION_LOG = Path("/dev/termination-log")
 
 Role = str
-"""`checkpoint`, `export`, or `data-<i>` for the i-th stream."""
+"""`checkpoint`, `export`, `data-<i>` for the i-th stream, or `source` of what is prepared."""
+SOURCE_ROLE: Role = "source"
 
 RANKS_FOLDER = "ranks"
 """Under the work folder: how each rank ended, `<rank>.json`, a `Termination`."""
@@ -100,6 +104,8 @@ def worker_dirs(work_dir: Path) -> dict[str, str]:
 
 ENV_RUN = "DAYBREAK_RUN"
 """`RunSettings` as JSON."""
+ENV_PREPARE = "DAYBREAK_PREPARE"
+"""`PrepareSettings` as JSON, in a pod that prepares data."""
 ENV_NODE_INDEX = "DAYBREAK_NODE_INDEX"
 """The pod's completion index, 0 ... nodes-1 (fieldRef)."""
 ENV_POD_NAME = "DAYBREAK_POD_NAME"
@@ -272,6 +278,42 @@ class RunSettings(Message):
     grace_seconds: float = Field(
         default=120.0, description="The pod's termination grace period: SIGTERM to SIGKILL."
     )
+
+
+class EmbeddingSettings(Message):
+    """Captions' embeddings, made once before training."""
+
+    encoder: str
+    max_tokens: int = Field(default=256, ge=1)
+    precision: Literal["bf16", "8bit"] = "bf16"
+    captions: tuple[str, ...] = ("caption",)
+    lower_case: bool = False
+
+
+class PrepareSettings(Message):
+    """Everything the pods that prepare a stream's data need to know. What decides which bytes they
+    write is all but `nodes` and `out`."""
+
+    name: str
+    namespace: str
+    nodes: int = Field(ge=1, description="Pods that share the work.")
+    source: str = Field(
+        description="digits, shapes, a folder of images, or a dataset that gets more columns: its "
+        "folder or URL."
+    )
+    out: StreamSettings = Field(description="The stream that reads what is made.")
+    resolution: int | None = Field(default=None, ge=1)
+    count: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    buckets: bool = False
+    multiple: int | None = Field(default=None, ge=1)
+    encoding: Literal["png", "jpeg"] | None = None
+    jpeg_quality: int = Field(default=92, ge=1, le=100)
+    shard_bytes: int = Field(default=1 << 22, ge=1)
+    skip_unreadable: bool = False
+    latents: str | None = Field(default=None, description="Autoencoder.")
+    embeddings: EmbeddingSettings | None = None
+    drop_images: bool = False
 
 
 # --- What a worker says ---------------------------------------------------------------------------

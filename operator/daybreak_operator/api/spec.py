@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from daybreak_operator.api.base import ApiModel, cel
 from daybreak_operator.api.policies import FailurePolicy, HealthPolicy
-from daybreak_operator.api.types import Duration, Interval, Money, Name, Url
+from daybreak_operator.api.prepare import Prepare
+from daybreak_operator.api.types import (
+    Duration,
+    Interval,
+    Money,
+    OpenObject,
+    PersistentVolumeClaim,
+    SecretRef,
+    Url,
+)
 from daybreak_trainer.recipe import RecipeOverrides
 from daybreak_trainer.recipe.base import Source
 
-_OpenObject = Annotated[
-    dict[str, Any],
-    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
-]
 _IntOrAuto = Annotated[
     int | Literal["auto"],
     WithJsonSchema(
@@ -32,25 +37,6 @@ _IntOrAuto = Annotated[
 ]
 
 _ONE_PLACE = "[has(self.{url}), has(self.persistentVolumeClaim)].filter(x, x).size() == 1"
-
-
-class SecretRef(ApiModel):
-    name: Name = Field(description="Name of a Secret in the run's namespace.")
-
-
-class PersistentVolumeClaim(ApiModel):
-    claim_name: Name = Field(description="Name of a PersistentVolumeClaim in the run's namespace.")
-    sub_path: str | None = Field(
-        default=None,
-        max_length=1024,
-        description="Folder inside the volume; the whole volume if left out.",
-        json_schema_extra=cel(
-            (
-                "!self.startsWith('/') && !self.contains('..')",
-                "subPath must be a relative path without '..'",
-            )
-        ),
-    )
 
 
 class Stream(ApiModel):
@@ -91,12 +77,26 @@ class Cache(ApiModel):
 class Data(ApiModel):
     """What to train on."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.prepare) || self.prepare.stream < size(self.streams)",
+                "data.prepare.stream is the number of one of data.streams, from 0",
+            )
+        )
+    )
+
     streams: tuple[Stream, ...] = Field(
         min_length=1,
         max_length=16,
         description="The datasets to train on, mixed by their weights.",
     )
     cache: Cache = Field(default=Cache(), description="Where workers keep downloaded shards.")
+    prepare: Prepare | None = Field(
+        default=None,
+        description="Prepare a stream's data first, in pods of its own. What is there already, "
+        "whole and of the same inputs, is not made again.",
+    )
 
 
 class Workers(ApiModel):
@@ -136,11 +136,11 @@ class Workers(ApiModel):
     processes_per_node: _IntOrAuto = Field(
         default="auto", description="Ranks in a pod; auto is one for each GPU, or one without."
     )
-    resources: _OpenObject = Field(
+    resources: OpenObject = Field(
         default_factory=dict,
         description="Resources of the trainer container, as in a pod: GPUs under limits.",
     )
-    template: _OpenObject = Field(
+    template: OpenObject = Field(
         default_factory=dict,
         description="Laid over the pod template: metadata labels and annotations, and spec fields "
         "such as nodeSelector, tolerations, affinity, volumes. A container named trainer is "

@@ -8,9 +8,11 @@ from math import ceil
 from typing import Any
 
 from daybreak_operator.api.duration import Interval, seconds
+from daybreak_operator.api.quantity import quantity
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.spec import EvaluationSpec, PersistentVolumeClaim, SecretRef
-from daybreak_operator.children import names, queueing, resume_from
+from daybreak_operator.api.spec import EvaluationSpec
+from daybreak_operator.api.types import PersistentVolumeClaim, SecretRef
+from daybreak_operator.children import names, pods, queueing, resume_from
 from daybreak_operator.children.overlay import keeping_off, overlaid
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer import contract
@@ -25,21 +27,8 @@ from daybreak_trainer.contract import (
 )
 
 TRAINER = "trainer"
-_COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _GPU = re.compile(r"(^|[/.-])gpu([.-]|$)")
 """Names of GPU resources: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915 and the like."""
-_LOST_NODE_SECONDS = 60
-_LOST_NODE: list[dict[str, Any]] = [
-    {
-        "key": f"node.kubernetes.io/{taint}",
-        "operator": "Exists",
-        "effect": "NoExecute",
-        "tolerationSeconds": _LOST_NODE_SECONDS,
-    }
-    for taint in ("unreachable", "not-ready")
-]
-"""Left to itself a cluster waits for five minutes before it takes a dead node's pods away, and all
-others of the gang wait with it."""
 
 
 def job(
@@ -183,14 +172,11 @@ def budget(run: TrainingRun) -> BudgetSettings:
 _CACHE_SHARE = 0.8
 """The rest of the scratch volume is for a text encoder, compiled kernels and temporary files; the
 kubelet evicts a pod that exceeds its volume's limit."""
-_UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 
 
 def _cache_bytes(size_limit: str) -> int:
     """What the shard cache may take of a scratch volume of this size (a Kubernetes quantity)."""
-    unit = _UNITS.get(size_limit[-2:])
-    value = float(size_limit[:-2]) * unit if unit else float(size_limit)
-    return max(1, int(value * _CACHE_SHARE))
+    return max(1, int(float(quantity(size_limit)) * _CACHE_SHARE))
 
 
 def _url(role: str, storage: str | None) -> str:
@@ -216,17 +202,8 @@ def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe, told: RunSettings)
         "spec": {
             "restartPolicy": "Never",
             "subdomain": names.service_name(run),
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "tolerations": _LOST_NODE,
+            **pods.ANY_POD,
             "terminationGracePeriodSeconds": ceil(seconds(run.spec.termination_grace_period)),
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": 1000,
-                "runAsGroup": 1000,
-                "fsGroup": 1000,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
             "containers": [_container(run, told, mounts)],
             "volumes": volumes,
         },
@@ -234,9 +211,6 @@ def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe, told: RunSettings)
 
 
 def _container(run: TrainingRun, told: RunSettings, mounts: list[dict[str, Any]]) -> dict[str, Any]:
-    def field(name: str, path: str) -> dict[str, Any]:
-        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
-
     probe = {"httpGet": {"path": "/healthz", "port": contract.HTTP_PORT}}
     return {
         "name": TRAINER,
@@ -244,19 +218,15 @@ def _container(run: TrainingRun, told: RunSettings, mounts: list[dict[str, Any]]
         "command": ["python", "-m", "daybreak_trainer.launch"],
         "env": [
             {"name": contract.ENV_RUN, "value": told.to_json()},
-            field(contract.ENV_NODE_INDEX, _COMPLETION_INDEX),
-            field(contract.ENV_POD_NAME, "metadata.name"),
-            field(contract.ENV_POD_IP, "status.podIP"),
+            pods.field_env(contract.ENV_NODE_INDEX, pods.COMPLETION_INDEX),
+            pods.field_env(contract.ENV_POD_NAME, "metadata.name"),
+            pods.field_env(contract.ENV_POD_IP, "status.podIP"),
             *_threads(run),
         ],
         "ports": [{"name": "http", "containerPort": contract.HTTP_PORT}],
         "readinessProbe": {**probe, "periodSeconds": 5},
         "resources": run.spec.workers.resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": pods.SECURE_CONTAINER,
         "volumeMounts": mounts,
     }
 
@@ -295,19 +265,11 @@ def _volumes(
         {"name": "shm", "mountPath": "/dev/shm"},
         {"name": "recipe", "mountPath": str(contract.RECIPE_PATH.parent), "readOnly": True},
     ]
-    for role, claim in claims(run).items():
-        is_data = role.startswith("data-")
-        source = {"claimName": claim.claim_name}
-        volumes.append({"name": f"volume-{role}", "persistentVolumeClaim": source})
-        mount = {"name": f"volume-{role}", "mountPath": str(contract.VOLUMES_DIR / role)}
-        mounts.append(
-            mount
-            | ({"subPath": claim.sub_path} if claim.sub_path else {})
-            | ({"readOnly": True} if is_data else {})
-        )
-    mounts += resume_from.mounts(run)
-    for role, secret in secrets(run).items():
-        volumes.append({"name": f"secret-{role}", "secret": {"secretName": secret.name}})
-        path = str(contract.SECRETS_DIR / role)
-        mounts.append({"name": f"secret-{role}", "mountPath": path, "readOnly": True})
-    return volumes, mounts
+    mounted = [
+        pods.mounted_claim(role, claim, read_only=role.startswith("data-"))
+        for role, claim in claims(run).items()
+    ]
+    mounted += [pods.mounted_secret(role, secret) for role, secret in secrets(run).items()]
+    volumes += [volume for volume, _ in mounted]
+    mounts += [mount for _, mount in mounted]
+    return volumes, mounts + resume_from.mounts(run)

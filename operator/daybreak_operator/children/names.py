@@ -20,6 +20,10 @@ def config_name(run: TrainingRun, recipe_hash: str) -> str:
     return f"{run.name}-recipe-{recipe_hash}"
 
 
+def prepare_name(run: TrainingRun) -> str:
+    return f"{run.name}-prepare"
+
+
 def selector(run: TrainingRun) -> str:
     return f"{LABEL_RUN}={run.name}"
 

@@ -1,5 +1,5 @@
-"""Lays `workers.template` over our pod template: what the user says wins, except for what makes it
-a worker of this attempt."""
+"""Lays a user's template over our pod template: what the user says wins, except for what makes it a
+pod of this run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def overlaid(
     # The operator finds the pods by these labels and the Job needs this restart policy.
     merged["metadata"]["labels"] |= template["metadata"]["labels"]
     merged["spec"]["restartPolicy"] = ours["restartPolicy"]
-    merged["spec"]["subdomain"] = ours["subdomain"]
+    if "subdomain" in ours:
+        merged["spec"]["subdomain"] = ours["subdomain"]
     # Of one taint the user's tolerations hold; a key may stand there more than once.
     said = [t for t in merged["spec"].get("tolerations", []) if t not in ours["tolerations"]]
     keys = {toleration.get("key") for toleration in said}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +31,37 @@ class Captioned:
     """By column."""
 
 
-def read(folder: Path) -> list[Captioned]:
-    """All images of a folder with their captions, in a fixed order.
+Listed = Captioned | Path
+"""An image whose captions stand in an index, or one that has them beside it, still to be read."""
+
+
+def listed(folder: Path) -> Sequence[Listed]:
+    """All images of a folder in a fixed order; no caption is read that lies in a file of its own.
 
     Raises:
-        DatasetError: no images, a missing or empty caption, a line that is no JSON object with
-            `file` and `caption`, a line that names a missing file, or one that has other captions
-            than the one before. The message names it.
+        DatasetError: no images, a line of the index that is no JSON object with `file` and
+            `caption`, or names a missing file. The message names it.
     """
     index = folder / CAPTIONS
-    found = _from_index(index) if index.is_file() else _from_sidecars(folder)
+    found: Sequence[Listed] = _from_index(index) if index.is_file() else _images(folder)
     if not found:
         raise DatasetError(
             f"{folder}: no images here; put {', '.join(sorted(SUFFIXES))} files with captions in "
             f"{CAPTIONS} or in a .txt beside each"
         )
+    return found
+
+
+def captioned(images: Sequence[Listed]) -> list[Captioned]:
+    """With their captions.
+
+    Raises:
+        DatasetError: a caption is missing or empty, or an image has others than the one before. The
+            message names it.
+    """
+    found = [
+        item if isinstance(item, Captioned) else Captioned(item, _sidecar(item)) for item in images
+    ]
     first = found[0]
     for item in found:
         if differing := set(item.captions) ^ set(first.captions):
@@ -85,11 +101,8 @@ def _captions(entry: Mapping[str, object], where: str) -> dict[str, str]:
     return {name: _checked(str(entry[name]), f"{where}: {name}") for name in names}
 
 
-def _from_sidecars(folder: Path) -> list[Captioned]:
-    found = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        found.append(Captioned(path, _sidecar(path)))
-    return found
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _sidecar(image: Path) -> dict[str, str]:

@@ -79,12 +79,22 @@ class NewColumn(Protocol):
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
+    """A dataset that is read."""
+
     corpus: Corpus
-    card: DatasetCard
+    counters: DataCounters
     shards: Sequence[Shard]
-    """Those of which a sample is kept."""
-    total: int
+    """Those of which a sample is kept, or a part of them."""
+
+    @property
+    def card(self) -> DatasetCard:
+        return self.corpus.cards[0]
+
+    @property
+    def total(self) -> int:
+        """Samples."""
+        return sum(shard.kept for shard in self.shards)
 
 
 def rewrite(
@@ -93,9 +103,13 @@ def rewrite(
     added: Sequence[NewColumn],
     dropped: frozenset[str] = frozenset(),
     progress: Progress = lambda done, total: None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    part: range | None = None,
 ) -> DatasetCard:
-    """Writes the dataset at `source`, a folder or URL, to `out`, with columns `added` and without
-    those `dropped`.
+    """Writes the dataset at `source`, a folder or URL with its fsspec `options`, to `out`, with
+    columns `added` and without those `dropped`; with `part`, only shards of these numbers, of those
+    that have a sample to keep.
 
     Raises:
         DatasetError: the source is no dataset or has one of the columns already, a sample cannot be
@@ -106,23 +120,23 @@ def rewrite(
         raise DatasetError(f"{out} exists already; choose another folder or remove it first")
     work = out.parent / f".{out.name}.{_UNFINISHED}"
     try:
-        for part in (_WHOLE, _NOTES):
-            (work / part).mkdir(parents=True, exist_ok=True)
-        return _rewrite(source, out, work, added, dropped, progress)
+        for folder in (_WHOLE, _NOTES):
+            (work / folder).mkdir(parents=True, exist_ok=True)
+        opened = open_source(source, options or {}, part)
+        return _rewrite(source, opened, out, work, added, dropped, progress)
     except OSError as error:
         raise DatasetError(f"{work}: cannot be written: {error}") from None
 
 
 def _rewrite(
     source: str,
+    opened: Source,
     out: Path,
     work: Path,
     added: Sequence[NewColumn],
     dropped: frozenset[str],
     progress: Progress,
 ) -> DatasetCard:
-    counters = DataCounters()
-    opened = _open(source, counters)
     for field in sorted({field for column in added for field in column.record()}):
         if getattr(opened.card, field) is not None:
             raise DatasetError(
@@ -130,9 +144,9 @@ def _rewrite(
                 "dataset that it was made from"
             )
     _claim(work, opened.corpus, added, dropped)
-    cache = NodeCache(work / _CACHE, _CACHE_BYTES, counters)
+    cache = NodeCache(work / _CACHE, _CACHE_BYTES, opened.counters)
     infos, done = [_kept(work, number) for number in range(len(opened.shards))], 0
-    with closing(Shards(opened.corpus, cache, counters, downloads=_AHEAD)) as files:
+    with closing(Shards(opened.corpus, cache, opened.counters, downloads=_AHEAD)) as files:
         todo = [number for number, info in enumerate(infos) if info is None]
         for number, shard in enumerate(opened.shards):
             if infos[number] is None:
@@ -145,10 +159,14 @@ def _rewrite(
     return _finish(opened, out, work, [info for info in infos if info is not None], added)
 
 
-def _open(source: str, counters: DataCounters) -> _Source:
-    corpus = open_corpus([Stream(source)], counters)
-    card = corpus.cards[0]
-    return _Source(corpus, card, [s for s in corpus.shards if s.kept], len(corpus))
+def open_source(source: str, options: Mapping[str, Any], part: range | None = None) -> Source:
+    """Raises DatasetError, DataUnavailableError: as `open_corpus`."""
+    counters = DataCounters()
+    corpus = open_corpus([Stream(source, options)], counters)
+    shards = [shard for shard in corpus.shards if shard.kept]
+    if part is not None:
+        shards = shards[part.start : part.stop]
+    return Source(corpus, counters, shards)
 
 
 def _claim(work: Path, corpus: Corpus, added: Sequence[NewColumn], dropped: frozenset[str]) -> None:
@@ -260,7 +278,7 @@ def _writer(folder: Path, columns: Mapping[str, str]) -> Any:
 
 
 def _finish(
-    opened: _Source,
+    opened: Source,
     out: Path,
     work: Path,
     infos: Sequence[dict[str, Any]],

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 MOST_WORDS = 1 << 16
-_SAMPLES = 256
+SAMPLES = 256
 _WORD = re.compile(r"\w+|[^\w\s]+")
 """As the tokenizers of `models/tokenizers.py` split."""
 
@@ -16,14 +16,14 @@ class CaptionSurvey:
     """Counts words, and keeps some captions, of `total` samples in their order."""
 
     def __init__(self, total: int) -> None:
-        self._every = max(total // _SAMPLES, 1)
+        self._every = max(total // SAMPLES, 1)
         self._counts: Counter[str] = Counter()
         self._sample: dict[str, list[str]] = {}
         self._seen = 0
 
     def note(self, captions: Mapping[str, str]) -> None:
         """The captions of the next sample, by column."""
-        keep = self._seen % self._every == 0 and self._seen < self._every * _SAMPLES
+        keep = self._seen % self._every == 0 and self._seen < self._every * SAMPLES
         self._seen += 1
         for column, caption in captions.items():
             self._counts.update(_WORD.findall(caption.lower()))

@@ -30,7 +30,9 @@ def test_sidecars_caption_images_of_each_kind(tmp_path: Path, suffix: str) -> No
     """`a.png` goes with `a.txt`, in subfolders too; white space in a caption does not count."""
     image = save(tmp_path / "sub" / f"a.{suffix}")
     image.with_suffix(".txt").write_text("  a red\n box ")
-    assert folder.read(tmp_path) == [folder.Captioned(image, {"caption": "a red box"})]
+    assert folder.captioned(folder.listed(tmp_path)) == [
+        folder.Captioned(image, {"caption": "a red box"})
+    ]
 
 
 def test_captions_file_decides_what_is_used(tmp_path: Path) -> None:
@@ -38,7 +40,9 @@ def test_captions_file_decides_what_is_used(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "unlisted.png"):
         save(tmp_path / name)
     captions(tmp_path, {"file": "b.png", "caption": "b"}, "", {"file": "a.png", "caption": "a"})
-    assert [(c.file.name, c.captions["caption"]) for c in folder.read(tmp_path)] == [
+    assert [
+        (c.file.name, c.captions["caption"]) for c in folder.captioned(folder.listed(tmp_path))
+    ] == [
         ("b.png", "b"),
         ("a.png", "a"),
     ]
@@ -53,7 +57,9 @@ def test_an_image_may_have_several_captions(tmp_path: Path) -> None:
     captions(tmp_path / "listed", {"file": "a.png", **several})
     save(tmp_path / "beside" / "a.png").with_suffix(".json").write_text(json.dumps(several))
     for name in ("listed", "beside"):
-        assert [item.captions for item in folder.read(tmp_path / name)] == [wanted]
+        assert [item.captions for item in folder.captioned(folder.listed(tmp_path / name))] == [
+            wanted
+        ]
 
 
 def empty(path: Path) -> None:
@@ -125,7 +131,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, make: Callable[[Path], None], na
     source.mkdir()
     make(source)
     with pytest.raises(DatasetError, match=named):
-        folder.read(source)
+        folder.captioned(folder.listed(source))
 
 
 def test_the_centre_square_is_kept_upright(tmp_path: Path) -> None:
