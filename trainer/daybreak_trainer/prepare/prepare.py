@@ -187,8 +187,8 @@ def _open(
         )
     if source == "digits":
         size = resolution or _RESOLUTIONS[source]
-        parts = {None: _digits(digits.load("generator"), numbers, size)}
-        return Source(len(numbers), parts, size, _DIGITS_LICENCE)
+        drawn = _digits(digits.load("generator"), numbers, size)
+        return Source(len(numbers), {None: drawn}, size, _DIGITS_LICENCE)
     path = _folder(source)
     if resolution is None:
         raise DatasetError(f"{source}: say --resolution, the side of the images in pixels")
