@@ -100,6 +100,8 @@ class Server:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     writes: list[tuple[str, str, Any]] = field(default_factory=list)
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
+    seconds: float = 0.0
+    """How long a write takes."""
 
     async def answer(self, request: web.Request) -> web.Response:
         if request.path == "/progress":
@@ -108,6 +110,7 @@ class Server:
         if request.method != "GET":
             body = await request.json() if request.can_read_body else None
             self.writes.append((request.method, request.path, body))
+            await asyncio.sleep(self.seconds)
             return web.json_response(body)
         name = request.path.rpartition("/")[2]
         if "/configmaps/" in request.path:
@@ -288,6 +291,66 @@ async def test_many_events_do_not_add_up_to_many_looks() -> None:
             server.asked.get_nowait()
         first, *_, last = [await server.asked.get() for _ in range(4)]
     assert last - first > 2
+
+
+async def test_a_standby_knows_everything_and_does_nothing() -> None:
+    """Until it leads: then it looks at every run that it knows."""
+    server, cache = Server(), Cache()
+    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    async with serving(server, cache) as controller:
+        controller.enqueue(KEY)
+        await asyncio.sleep(0.1)
+        assert (len(controller.queue), server.writes) == (0, [])
+        controller.start()
+        while not server.writes:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_look_under_way_may_end_and_no_other_begins() -> None:
+    """At SIGTERM: what was begun is written whole, and what came later is left to the next one."""
+    server, cache = Server(), Cache()
+    server.seconds = 0.3
+    for name in ("r", "s"):
+        run = _changed(RUN, phase="Pending", attempt=0, workers=None)
+        run["metadata"] |= {"name": name, "uid": name}
+        cache.run_event(None, run)
+    async with serving(server, cache) as controller:
+        later = cache.runs.pop(("n", "s"))
+        controller.start()
+        while not server.writes:
+            await asyncio.sleep(0.01)
+        cache.runs["n", "s"] = later
+        controller.queue.close()
+        controller.enqueue(("n", "s"))
+        await controller.drain(10.0)
+    assert [method for method, *_ in server.writes][-1] == "PUT"
+    assert all("/trainingruns/s/" not in path for _, path, _ in server.writes)
+
+
+async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
+    """An Event and a condition, once for one problem; the rest of the status may be a newer
+    version's."""
+    running = {
+        **{"type": "Running", "status": "True", "reason": "Training", "message": ""},
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    run = _changed(RUN, fromTheFuture=1, conditions=[running])
+    server, cache = Server(), Cache()
+    cache.run_event(None, run)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+        (_, _, event), (method, path, patch) = server.writes
+        assert event["reason"] == "InvalidRun"
+        assert "fromTheFuture" in event["message"]
+        assert (method, path.rpartition("/")[2]) == ("PATCH", "status")
+        assert patch["metadata"] == {"resourceVersion": "7"}
+        assert set(patch["status"]) == {"phase", "conditions"}
+        kept, told = patch["status"]["conditions"]
+        assert kept == running
+        assert (told["type"], told["status"], told["reason"]) == ("Degraded", "True", "InvalidRun")
+        cache.run_event("MODIFIED", _changed(run, conditions=[kept, told]))
+        await controller.reconcile(KEY)
+    assert len(server.writes) == 2
 
 
 def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
