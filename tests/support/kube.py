@@ -92,7 +92,9 @@ class Kube:
         }
 
     def operator_log(self) -> str:
-        return self.kubectl("-n", SYSTEM, "logs", f"deployment/{RELEASE}")
+        """Of all replicas."""
+        chosen = f"app.kubernetes.io/instance={RELEASE}"
+        return self.kubectl("-n", SYSTEM, "logs", "-l", chosen, "--prefix", "--tail=-1")
 
     def phases(self, name: str, namespace: str, seconds: float) -> Iterator[str]:
         """The run's phase, again at each of its changes, until the time is over."""
