@@ -23,7 +23,7 @@ from daybreak_operator.draft import Draft
 from daybreak_operator.ending import after_end, fail, overdue
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import JobView, Observation
-from daybreak_operator.preparing import prepared
+from daybreak_operator.preparing import paused, prepared
 from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_unsettled
 
 __all__ = ["Decision", "PodRef", "decide"]
@@ -55,13 +55,14 @@ def _without_job(draft: Draft) -> Decision:
         end_attempt(draft)
         interrupted(draft)
         draft.note("Warning", "JobLost", f"the Job of attempt {status.attempt} is gone")
-    if any(not pod.over for pod in seen.pods) or any(_is_left(job) for job in seen.jobs):
+    at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
+    if at_work or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)
     if run.spec.suspend:
         if not _ended(draft.get("current_attempt")):
             end_attempt(draft, expected=True)  # its Job was never seen
         draft.settle("Suspended", "Suspended", "spec.suspend is true")
-        return concluded(draft)
+        return concluded(draft, delete_jobs=paused(draft))
     if (limit := reached(draft, at_work=False)) is not None:
         return fail(draft, limit.reason, limit.message)
     if problem := " ".join((*seen.foreign, *seen.missing)):

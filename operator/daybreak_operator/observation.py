@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
-from daybreak_trainer.contract import LABEL_ATTEMPT, Progress, Termination
+from daybreak_trainer.contract import (
+    LABEL_ATTEMPT,
+    LABEL_ROLE,
+    ROLE_PREPARE,
+    Progress,
+    Termination,
+)
 from daybreak_trainer.recipe import Recipe
 
 TRAINER = "trainer"
+_MAIN = (TRAINER, "prepare")
+"""Names of the container that a pod is there for."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _STUCK = frozenset(
     {
@@ -99,13 +107,15 @@ class PodView:
     """The node controller does not hear from its node."""
     stuck: bool = False
     """What it waits for, time alone does not cure: an image, a volume, a wrong setting."""
+    prepares: bool = False
+    """It prepares the data, and belongs to no attempt."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> PodView:
         metadata, status = body["metadata"], body.get("status") or {}
         conditions = true_conditions(status)
         containers = status.get("containerStatuses") or []
-        trainer: Mapping[str, Any] = next((c for c in containers if c["name"] == TRAINER), {})
+        trainer: Mapping[str, Any] = next((c for c in containers if c["name"] in _MAIN), {})
         ended = (trainer.get("state") or {}).get("terminated") or {}
         waiting = _waiting([*(status.get("initContainerStatuses") or []), *containers])
         labels = metadata.get("labels") or {}
@@ -136,6 +146,7 @@ class PodView:
             gone_after=_time(metadata.get("deletionTimestamp")),
             node_silent=_node_silent(status),
             stuck=waiting.get("reason") in _STUCK,
+            prepares=prepares(metadata),
         )
 
     @property
@@ -152,6 +163,22 @@ class PreparationView:
     failed: str | None
     """Why it failed, in a sentence."""
     deleting: bool = False
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], pods: Sequence[PodView]) -> PreparationView:
+        """Of its Job, and of its pods that are still known."""
+        metadata = body["metadata"]
+        conditions = true_conditions(body.get("status") or {})
+        failed = conditions.get("Failed")
+        words = [p for p in pods if p.prepares and p.phase == "Failed" and p.termination]
+        first = min(words, key=lambda pod: str(pod.finished_at), default=None)
+        sentence = first.termination.message if first and first.termination else None
+        return cls(
+            name=metadata["name"],
+            done="Complete" in conditions,
+            failed=(sentence or failed.get("message", "its pods failed")) if failed else None,
+            deleting="deletionTimestamp" in metadata,
+        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +224,11 @@ def owner_uid(metadata: Mapping[str, Any]) -> str | None:
 
 def true_conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
+
+
+def prepares(metadata: Mapping[str, Any]) -> bool:
+    """Whether a Job or pod is of `data.prepare`."""
+    return (metadata.get("labels") or {}).get(LABEL_ROLE) == ROLE_PREPARE
 
 
 def _waiting(containers: list[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.capacity import Capacity
+from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster
-from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView, owner_uid
+from daybreak_operator.observation import (
+    FixedRecipe,
+    JobView,
+    Observation,
+    PodView,
+    PreparationView,
+    owner_uid,
+    prepares,
+)
 from daybreak_operator.progress import ProgressClient
 from daybreak_operator.sizing import reduced
+from daybreak_trainer.contract import SOURCE_ROLE
 from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
 
@@ -50,11 +61,12 @@ class Observer:
         """Of runs that have one. It never changes, so it is read once."""
 
     async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
-        jobs, pods = _views(run, self._cached(key))
+        seen = _views(run, self._cached(key))
         due = self._ask_at.get(key, 0.0) <= self._monotonic()
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
-        if not settled and (due or not _undisturbed(run, jobs, pods)):
-            jobs, pods = _views(run, await self._ask(key, run))
+        if not settled and (due or not _undisturbed(run, seen.jobs, seen.pods)):
+            seen = _views(run, await self._ask(key, run))
+        jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
         has_job = settled or any(job.attempt == run.status.attempt for job in jobs)
         zero = next(
@@ -74,6 +86,7 @@ class Observer:
             now=self._now(),
             lost_nodes=room.lost if room else frozenset(),
             free_nodes=room.free if room else None,
+            preparation=seen.preparation,
         )
 
     async def _room(
@@ -138,9 +151,12 @@ class Observer:
 
     async def _missing(self, run: TrainingRun) -> tuple[str, ...]:
         """One sentence for each claim and Secret the spec names that does not exist."""
+        mounted, kept = claims(run), secrets(run)
+        if run.spec.data.prepare is not None:
+            mounted, kept = mounted | prepare.claims(run), kept | prepare.secrets(run)
         kinds = {
-            "PersistentVolumeClaim": {r: c.claim_name for r, c in claims(run).items()},
-            "Secret": {role: secret.name for role, secret in secrets(run).items()},
+            "PersistentVolumeClaim": {r: c.claim_name for r, c in mounted.items()},
+            "Secret": {role: secret.name for role, secret in kept.items()},
         }
         return tuple(
             [
@@ -152,15 +168,30 @@ class Observer:
         )
 
 
-def _views(run: TrainingRun, bodies: Bodies) -> tuple[tuple[JobView, ...], tuple[PodView, ...]]:
+@dataclass(frozen=True)
+class _Children:
+    jobs: tuple[JobView, ...]
+    """Of attempts."""
+    pods: tuple[PodView, ...]
+    preparation: PreparationView | None
+
+
+def _views(run: TrainingRun, bodies: Bodies) -> _Children:
     """The run's Jobs, their pods, and others with its label that are at work: those are waited for.
     How the pods of other Jobs ended, a former run's of the same name say, tells nothing of ours."""
-    views = {body["metadata"]["uid"]: JobView.of(body) for body in bodies["Job"]}
-    jobs = {uid: job for uid, job in views.items() if job.owner_uid == run.uid}
-    pods = [(PodView.of(body), owner_uid(body["metadata"])) for body in bodies["Pod"]]
-    return (
-        tuple(jobs.values()),
-        tuple(pod for pod, owner in pods if owner in jobs or not pod.over),
+    ours = {
+        body["metadata"]["uid"]: body
+        for body in bodies["Job"]
+        if owner_uid(body["metadata"]) == run.uid
+    }
+    pairs = [(PodView.of(body), owner_uid(body["metadata"])) for body in bodies["Pod"]]
+    pods = tuple(pod for pod, owner in pairs if owner in ours or not pod.over)
+    preparing = [body for body in ours.values() if prepares(body["metadata"])]
+    attempts = [body for body in ours.values() if not prepares(body["metadata"])]
+    return _Children(
+        tuple(JobView.of(body) for body in attempts),
+        pods,
+        PreparationView.of(preparing[0], pods) if preparing else None,
     )
 
 
@@ -185,4 +216,6 @@ def _undisturbed(run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodVi
 
 
 def _field(role: str) -> str:
+    if role == SOURCE_ROLE:
+        return "spec.data.prepare"
     return f"spec.data.streams[{role.removeprefix('data-')}]" if "data-" in role else f"spec.{role}"

@@ -1,11 +1,50 @@
-"""`data.prepare`: the dataset is made before the first attempt. Pure."""
+"""`data.prepare`: the dataset is made before the first attempt. Pure.
+
+Its Job is made once, under a name of its own, and made again where somebody deleted it or the run
+was suspended meanwhile: pods go on where those before them were stopped. When it is done, that is
+on record, and the data is not looked at again.
+"""
 
 from __future__ import annotations
 
-from daybreak_operator.decision import Decision
+from daybreak_operator.api.status import PreparationStatus
+from daybreak_operator.children.prepare import prepare_job
+from daybreak_operator.decision import Decision, concluded
 from daybreak_operator.draft import Draft
+from daybreak_operator.ending import fail
+
+_POLL_SECONDS = 15.0
 
 
 def prepared(draft: Draft) -> Decision | None:
     """What is to be done until the data is there; None when it is, or nothing was asked for."""
-    return None
+    run, view = draft.observation.run, draft.observation.preparation
+    known = run.status.preparation
+    if run.spec.data.prepare is None or (known is not None and known.state == "Done"):
+        return None
+    if view is not None and view.done:
+        draft.values["preparation"] = PreparationStatus(state="Done", message="the data is there")
+        draft.note("Normal", "DataPrepared", "the data is there")
+        return None
+    if view is not None and view.failed is not None:
+        draft.values["preparation"] = PreparationStatus(state="Failed", message=view.failed)
+        return fail(draft, "PreparationFailed", view.failed)
+    text = "Job {} prepares the data"
+    if known is None:
+        draft.values["preparation"] = PreparationStatus(state="Running")
+        draft.values["start_time"] = run.status.start_time or draft.now
+        draft.note("Normal", "PreparingData", "the data is prepared before the first attempt")
+        draft.settle("Preparing", "PreparingData", "the data is prepared")
+        return concluded(draft, 0.0)
+    if view is None:
+        return Decision(run.status, create_job=prepare_job(run), again_seconds=_POLL_SECONDS)
+    draft.settle("Preparing", "PreparingData", text.format(view.name))
+    return concluded(draft, _POLL_SECONDS)
+
+
+def paused(draft: Draft) -> tuple[str, ...]:
+    """Jobs to delete while the run is suspended: what they have made so far stays."""
+    view = draft.observation.preparation
+    if view is None or view.deleting or view.done:
+        return ()
+    return (view.name,)

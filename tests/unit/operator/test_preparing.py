@@ -1,0 +1,127 @@
+"""Data preparation as a phase of the run: `decide` with the Job of `data.prepare`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.api.spec import TrainingRunSpec
+from daybreak_operator.api.status import TrainingRunStatus
+from daybreak_operator.decide import Decision, decide
+from daybreak_operator.observation import FixedRecipe, Observation, PodView, PreparationView
+from daybreak_trainer.contract import Termination
+from daybreak_trainer.recipe import resolve
+
+RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
+SPEC: dict[str, Any] = {
+    "workers": {"image": "i", "nodes": 1},
+    "data": {"streams": [{"url": "s3://d"}], "prepare": {"source": "digits"}},
+    "recipe": {"preset": "smoke"},
+    "checkpoint": {"storage": "s3://c"},
+}
+JOB = PreparationView("r-prepare", done=False, failed=None)
+
+
+def look(
+    status: TrainingRunStatus, view: PreparationView | None, later: int = 0, **spec: Any
+) -> Decision:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    run = TrainingRun(
+        name="r",
+        namespace="n",
+        uid="u",
+        generation=1,
+        resource_version="1",
+        deleting=False,
+        spec=TrainingRunSpec.model_validate(SPEC | spec),
+        status=status,
+        raw_recipe={"preset": "smoke"},
+        created=start,
+    )
+    seen = Observation(
+        run=run,
+        recipe=RECIPE,
+        recipe_problem=None,
+        jobs=(),
+        pods=(),
+        missing=(),
+        foreign=(),
+        progress=None,
+        now=start + timedelta(seconds=later),
+        preparation=view,
+    )
+    decision = decide(seen)
+    assert decision is not None
+    return decision
+
+
+def test_the_data_is_prepared_before_the_first_attempt() -> None:
+    """The phase is on record before its Job is made; the attempt begins when it is done, and the
+    time is no attempt's."""
+    first = look(TrainingRunStatus(), None)
+    assert (first.status.phase, first.create_job, first.status.attempt) == ("Preparing", None, 0)
+    second = look(first.status, None, 1)
+    assert second.create_job is not None
+    assert second.create_job["metadata"]["name"] == "r-prepare"
+    third = look(second.status, JOB, 60)
+    assert (third.status.phase, third.create_job) == ("Preparing", None)
+    done = look(third.status, replace(JOB, done=True), 100)
+    assert (done.status.phase, done.status.attempt) == ("Starting", 1)
+    assert done.status.preparation is not None
+    assert done.status.preparation.state == "Done"
+    assert done.status.ledger is not None
+    assert done.status.ledger.lost_seconds == {"preparation": 100}
+    assert done.status.ledger.held_seconds == 0
+    assert look(done.status, None, 101).create_job["metadata"]["name"] == "r-1"  # type: ignore[index]
+
+
+def test_what_preparation_could_not_do_ends_the_run() -> None:
+    """In the words of the pod that failed first."""
+    status = look(TrainingRunStatus(), None).status
+    failed = look(status, replace(JOB, failed="shapes: no room"), 5)
+    assert (failed.status.phase, failed.create_job) == ("Failed", None)
+    (condition,) = (c for c in failed.status.conditions if c.type == "Failed")
+    assert (condition.reason, condition.message) == ("PreparationFailed", "shapes: no room")
+
+
+def test_a_suspended_run_prepares_nothing() -> None:
+    """Its Job goes, and another goes on where the pods of this one stopped."""
+    status = look(TrainingRunStatus(), None).status
+    suspended = look(status, JOB, 5, suspend=True)
+    assert (suspended.status.phase, suspended.delete_jobs) == ("Suspended", ("r-prepare",))
+    again = look(suspended.status, None, 9)
+    assert again.create_job is not None
+    assert again.create_job["metadata"]["name"] == "r-prepare"
+
+
+def test_the_first_pod_that_failed_says_why() -> None:
+    """Its termination message; the Job's own where no pod has left one."""
+    body = {
+        "metadata": {"name": "r-prepare", "labels": {"daybreak.dev/role": "prepare"}},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "message": "index 0"}]},
+    }
+    pod = PodView(
+        name="p",
+        attempt=0,
+        index=0,
+        phase="Failed",
+        ready=False,
+        deleting=False,
+        disrupted=None,
+        address=None,
+        exit_code=65,
+        finished_at=datetime(2026, 1, 1, tzinfo=UTC),
+        termination=Termination(reason="BadData", message="no captions", exit_code=65),
+        waiting=None,
+        message="",
+        prepares=True,
+    )
+    later = replace(
+        pod,
+        finished_at=datetime(2026, 1, 2, tzinfo=UTC),
+        termination=Termination(reason="BadData", message="later", exit_code=65),
+    )
+    assert PreparationView.of(body, [later, pod]).failed == "no captions"
+    assert PreparationView.of(body, []).failed == "index 0"
