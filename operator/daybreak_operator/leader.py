@@ -9,8 +9,10 @@ are for people. Two who take it at once are told apart by the API server: each w
 version that it replaces.
 
 What these rules ask of clocks is that they run at about the same speed (10 s here within 15 s
-there). What they cannot undo is a request that the API server has received and not yet carried out;
-the five seconds in between are for it.
+there): a process that is stopped notices, a machine that is suspended as a whole does not until its
+next request is refused. What they cannot undo is a request that the API server has received and not
+yet carried out; the five seconds in between are for it. For both, a status write also names the
+version that it replaces.
 """
 
 from __future__ import annotations

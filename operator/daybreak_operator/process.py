@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,8 @@ from daybreak_operator.watches import Watches
 _log = logging.getLogger(__name__)
 _DRAIN_SECONDS = 15.0
 """For looks under way at SIGTERM; the pod's grace period is 30 s."""
+_ABANDON_SECONDS = 2.0
+"""For cancelled looks to end when the Lease is lost; they can write nothing any more."""
 LOST = 1
 
 
@@ -141,14 +143,17 @@ async def _lead(controller: Controller, elector: Elector | None) -> None:
         await elector.hold()
     except LeadershipLostError:
         metrics.LEADER.set(0)
-        await controller.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ABANDON_SECONDS):
+                await controller.stop()
         raise
 
 
 def _exit_at_once(reason: BaseException | None) -> None:
     """Writes are refused already. No more is tried, for what is left would only delay a new
     process, which begins with nothing that may be out of date."""
-    _log.critical("%s: this process ends", reason)
+    unexpected = None if isinstance(reason, LeadershipLostError) else reason
+    _log.critical("this process ends: %s", reason, exc_info=unexpected)
     logging.shutdown()
     os._exit(LOST)
 
