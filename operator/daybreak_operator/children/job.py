@@ -217,7 +217,7 @@ def _container(run: TrainingRun, told: RunSettings, mounts: list[dict[str, Any]]
         "image": run.spec.workers.image,
         "command": ["python", "-m", "daybreak_trainer.launch"],
         "env": [
-            {"name": contract.ENV_RUN, "value": told.to_json()},
+            pods.text_env(contract.ENV_RUN, told.to_json()),
             pods.field_env(contract.ENV_NODE_INDEX, pods.COMPLETION_INDEX),
             pods.field_env(contract.ENV_POD_NAME, "metadata.name"),
             pods.field_env(contract.ENV_POD_IP, "status.podIP"),

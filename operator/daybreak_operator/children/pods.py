@@ -53,6 +53,12 @@ def field_env(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
+def text_env(name: str, text: str) -> dict[str, Any]:
+    """A variable with just that text: `$(NAME)` and `$$` in it are a user's words, and no
+    references for the kubelet."""
+    return {"name": name, "value": text.replace("$", "$$")}
+
+
 def mounted_claim(role: Role, claim: PersistentVolumeClaim, *, read_only: bool) -> Mounted:
     name = f"volume-{role}"
     mount: dict[str, Any] = {"name": name, "mountPath": str(VOLUMES_DIR / role)}

@@ -140,7 +140,7 @@ def _pod(run: TrainingRun, role: dict[str, str]) -> dict[str, Any]:
         "image": spec.image or run.spec.workers.image,
         "command": ["python", "-m", "daybreak_trainer.prepare"],
         "env": [
-            {"name": contract.ENV_PREPARE, "value": settings(run).to_json()},
+            pods.text_env(contract.ENV_PREPARE, settings(run).to_json()),
             pods.field_env(contract.ENV_NODE_INDEX, pods.COMPLETION_INDEX),
             pods.field_env(contract.ENV_POD_NAME, "metadata.name"),
         ],

@@ -95,6 +95,14 @@ def test_the_workers_are_told_how_to_compute_and_when_they_count_as_hung() -> No
     )
 
 
+def test_a_prompt_is_no_reference() -> None:
+    """The kubelet replaces `$(NAME)` and `$$` in a value; what users write arrives as it is."""
+    prompt = "$(DAYBREAK_POD_IP) costs $$5"
+    raw = environment({}, evaluation={"prompts": [prompt]})[ENV_RUN]
+    assert "$$(DAYBREAK_POD_IP) costs $$$$5" in raw
+    assert RunSettings.model_validate_json(raw.replace("$$", "$")).evaluation.prompts == (prompt,)
+
+
 def test_the_workers_are_told_what_to_judge_and_when() -> None:
     """An interval is a time or a number of steps; 0s is none, and the run is judged at its end."""
     given = settings(
