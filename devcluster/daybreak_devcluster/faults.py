@@ -9,12 +9,15 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from daybreak_devcluster.cluster import Cluster
-from daybreak_devcluster.layout import Layout
+from daybreak_devcluster.layout import OUT_OF_MEMORY, Layout
 
+_RESTART_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 
@@ -29,17 +32,14 @@ def processes(
 
     Each container's process 1 comes first. Raises `FaultError` where no process matches.
     """
-    answer = json.loads(cluster.kubectl("-n", namespace, "get", "pod", pod, "-o", "json").stdout)
-    node, uid = answer["spec"].get("nodeName"), answer["metadata"]["uid"]
-    layout = Layout(cluster.info.state_dir)
     found: list[int] = []
-    for path in sorted(layout.nodes.joinpath(str(node), "pods", uid, "containers").glob("*/pid")):
-        first = int(path.read_text())
+    for folder in _container_folders(cluster, namespace, pod):
+        first = int(folder.joinpath("pid").read_text())
         found += [first, *_descendants(first)]
     chosen = tuple(pid for pid in found if match is None or _matches(pid, match))
     if not chosen:
         what = "no process" if match is None else f"no process that matches {match!r}"
-        raise FaultError(f"pod {namespace}/{pod} on node {node} has {what}")
+        raise FaultError(f"pod {namespace}/{pod} has {what}")
     return chosen
 
 
@@ -58,6 +58,14 @@ def kill_process(
     for pid in chosen:
         os.kill(pid, number)
     return chosen
+
+
+def run_out_of_memory(cluster: Cluster, namespace: str, pod: str) -> None:
+    """SIGKILL to each container, as the kernel sends it to one that exceeds its memory limit, and
+    its status says OOMKilled. Raises `FaultError`."""
+    for folder in _container_folders(cluster, namespace, pod):
+        folder.joinpath(OUT_OF_MEMORY).touch()
+    kill_process(cluster, namespace, pod)
 
 
 def freeze(cluster: Cluster, namespace: str, pod: str, match: str | None = None) -> tuple[int, ...]:
@@ -91,6 +99,43 @@ def drop_node(cluster: Cluster, node: str) -> None:
     if not _matches(pid, "daybreak_devcluster.agent"):  # nor does a zombie
         raise FaultError(f"node {node!r} has no running agent: process {pid} has ended")
     os.kill(pid, signal.SIGKILL)
+
+
+def return_node(cluster: Cluster, node: str) -> None:
+    """Power is back at a node that was dropped: its agent starts anew, and the pods that it still
+    has there have failed."""
+    _restart(cluster, f"agent-{node}")
+
+
+def restart_apiserver(cluster: Cluster) -> None:
+    """SIGKILL to the API server, and a new one in its place; returns when it answers."""
+    _restart(cluster, "kube-apiserver")
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while cluster.kubectl("get", "--raw", "/readyz", check=False).returncode != 0:
+        if time.monotonic() > deadline:
+            raise FaultError(f"the API server was not ready {_RESTART_SECONDS:.0f} s later")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _restart(cluster: Cluster, name: str) -> None:
+    file = Layout(cluster.info.state_dir).restart
+    partial = file.with_suffix(".new")
+    partial.write_text(name)
+    partial.replace(file)
+    os.kill(cluster.info.supervisor_pid, signal.SIGUSR1)
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while file.exists():
+        if time.monotonic() > deadline:
+            raise FaultError(f"the supervisor did not restart {name}")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _container_folders(cluster: Cluster, namespace: str, pod: str) -> tuple[Path, ...]:
+    """Of the containers that run; none where the pod has no node."""
+    answer = json.loads(cluster.kubectl("-n", namespace, "get", "pod", pod, "-o", "json").stdout)
+    node, uid = answer["spec"].get("nodeName"), answer["metadata"]["uid"]
+    containers = Layout(cluster.info.state_dir).nodes / str(node) / "pods" / uid / "containers"
+    return tuple(path.parent for path in sorted(containers.glob("*/pid")))
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+OUT_OF_MEMORY = "out-of-memory"
+"""In a container's folder: what kills it now is its memory limit."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,6 +53,11 @@ class Layout:
     def nodes(self) -> Path:
         """The node agents' state: pods, volumes, container logs."""
         return self.root / "nodes"
+
+    @property
+    def restart(self) -> Path:
+        """Names of programs that the supervisor is to start anew, one a line."""
+        return self.root / "restart"
 
     @property
     def kubectl_cache(self) -> Path:

@@ -22,6 +22,7 @@ class Child:
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name = name
+        self.command = tuple(command)
         self._log = log
         parent = os.getpid()
 

@@ -3,7 +3,8 @@
 It starts the programs in order, tells its starter over standard output how far it is (one JSON
 object a line: `progress`, then `ready` or `error`), and ends everything and removes the state
 directory on SIGTERM or SIGINT, and when its standard input closes: that is how it learns that its
-starter is gone, however that ended. A line `detach` on standard input makes it stay.
+starter is gone, however that ended. A line `detach` on standard input makes it stay. On SIGUSR1 it
+starts the programs anew that the file `Layout.restart` names (see `faults`).
 
 Single-threaded on purpose: `processes.Child` needs every fork to come from the main thread.
 """
@@ -50,14 +51,19 @@ class Inbox:
     def __init__(self) -> None:
         self._stop_signal: signal.Signals | None = None
         self._detached = False
+        self.restart_asked = False
         self._wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # only for its byte on the wake-up pipe
+        signal.signal(signal.SIGUSR1, self._on_restart)
 
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number)
+
+    def _on_restart(self, _number: int, _frame: FrameType | None) -> None:
+        self.restart_asked = True
 
     def wait(self, seconds: float | None) -> None:
         """Return after an event or the time.
@@ -148,7 +154,22 @@ class Supervisor:
         """Block until somebody asks for the end (`StopRequested`) or a program dies."""
         while True:
             self._inbox.wait(None)
+            if self._inbox.restart_asked:
+                self._inbox.restart_asked = False
+                self._restart()
             self._check_programs()
+
+    def _restart(self) -> None:
+        """Kills the programs that are named, if they still run, and starts them as before; the
+        file goes when it is done."""
+        file = self._layout.restart
+        names = set(file.read_text().split())
+        for programs in (self._children, self._agents):
+            for place, child in enumerate(programs):
+                if child.name in names:
+                    child.wait_or_kill(0.0)
+                    programs[place] = Child(child.name, child.command, self._layout.log(child.name))
+        file.unlink()
 
     def stop(self) -> None:
         """End every process. The agents get time to end their pods; the rest holds no data

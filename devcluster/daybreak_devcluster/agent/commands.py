@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from daybreak_devcluster.agent.data import Data
-from daybreak_devcluster.agent.environment import PodAddress, build_environment, expand
+from daybreak_devcluster.agent.environment import (
+    NotReadyError,
+    PodAddress,
+    build_environment,
+    expand,
+)
 from daybreak_devcluster.agent.hosts import hostname
 from daybreak_devcluster.agent.rootfs import HostView, Mount, root_options
 from daybreak_devcluster.agent.sandbox import Command
@@ -14,6 +19,8 @@ from daybreak_devcluster.agent.volumes import PodVolumes
 
 Json = dict[str, Any]
 _DEFAULT_USER = 65532  # for containers that must not run as root and name no user
+_MISSING = "missing.invalid/"
+"""Images are names only; those that begin so cannot be pulled."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class CommandBuilder:
         Raises `NotReadyError` where something it needs is missing, and `ValueError` or `OSError`
         where it can never run.
         """
+        if (image := spec.get("image", "")).startswith(_MISSING):
+            raise NotReadyError(f"image {image!r} cannot be pulled: not found", "ErrImagePull")
         name = hostname(self.pod) if not self.pod["spec"].get("hostNetwork") else self.address.node
         environment = await build_environment(
             self.pod,

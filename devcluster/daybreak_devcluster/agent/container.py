@@ -12,6 +12,7 @@ from daybreak_devcluster.agent.logs import ContainerLog
 from daybreak_devcluster.agent.probing import verdicts
 from daybreak_devcluster.agent.sandbox import Command, Sandbox, run_inside, start
 from daybreak_devcluster.agent.status import ContainerState
+from daybreak_devcluster.layout import OUT_OF_MEMORY
 
 Json = dict[str, Any]
 START_ERROR_CODE = 128
@@ -29,8 +30,9 @@ class Surroundings:
     """Its own: logs, termination message, process ID."""
     pod_ip: str
     grace_seconds: float
-    prepare: Callable[[Json], Awaitable[Command]]
-    """Makes the command; waits for what is not there yet. Raises `EndingError` with the pod."""
+    prepare: Callable[[Json, Callable[[str, str], None]], Awaitable[Command]]
+    """Makes the command; waits for what is not there yet, and tells why (reason and message).
+    Raises `EndingError` with the pod."""
     seconds_left: Callable[[], float | None]
     """Until everything has to be dead, or None while the pod is not ending."""
     pause: Callable[[float], Awaitable[None]]
@@ -129,7 +131,7 @@ class Container:
             state.wait("ContainerCreating")
         around.folder.mkdir(parents=True, exist_ok=True)
         self.termination_file.write_bytes(b"")
-        command = self._command = await around.prepare(self.spec)
+        command = self._command = await around.prepare(self.spec, self._wait)
         log = ContainerLog(around.folder / f"{state.restarts}.log")
         self.logs.append(log)
         sandbox = await start(command, log.feed)
@@ -155,6 +157,10 @@ class Container:
         self._note_end(code, log)
         around.changed()
 
+    def _wait(self, reason: str, message: str) -> None:
+        self.state.wait(reason, message)
+        self._around.changed()
+
     def _note_end(self, code: int, log: ContainerLog) -> None:
         first = log.first_line()
         if code == 1 and first.startswith("bwrap: "):
@@ -167,7 +173,10 @@ class Container:
         falls_back = self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
         if not message and falls_back and code != 0:
             message = log.tail()
-        self.state.end(code, "Completed" if code == 0 else "Error", message)
+        reason = "Completed" if code == 0 else "Error"
+        if (self._around.folder / OUT_OF_MEMORY).exists():
+            reason = "OOMKilled"
+        self.state.end(code, reason, message)
 
     def _start_probes(self) -> list["asyncio.Task[None]"]:
         if "startupProbe" in self.spec:

@@ -14,7 +14,14 @@ _SUBSCRIPT = re.compile(r"metadata\.(annotations|labels)\['([^']*)'\]")
 
 
 class NotReadyError(Exception):
-    """Something the pod needs is not there yet; the message names it. Worth another try."""
+    """Something the pod needs is not there yet; the message names it. Worth another try.
+
+    `reason` is the kubelet's word for it, where the place that asks has no better one.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)

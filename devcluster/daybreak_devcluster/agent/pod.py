@@ -255,8 +255,8 @@ class PodRunner:
             folder=self._folder / "containers" / spec["name"],
             pod_ip=self.pod_ip,
             grace_seconds=self._grace(),
-            prepare=lambda spec: self._prepared(
-                lambda: self._commands.build(spec), "CreateContainerConfigError"
+            prepare=lambda spec, tell: self._prepared(
+                lambda: self._commands.build(spec), "CreateContainerConfigError", tell
             ),
             seconds_left=self._seconds_left,
             pause=lambda seconds: self._unless_ending(asyncio.sleep(seconds)),
@@ -274,8 +274,13 @@ class PodRunner:
     def _grace(self) -> float:
         return float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
 
-    async def _prepared(self, make: Callable[[], Awaitable[T]], reason: str) -> T:
-        """Repeat until nothing is missing any more; say what is missing, once.
+    async def _prepared(
+        self,
+        make: Callable[[], Awaitable[T]],
+        reason: str,
+        tell: Callable[[str, str], None] = lambda *_: None,
+    ) -> T:
+        """Repeat until nothing is missing any more; say what is missing, once, and `tell` it.
 
         Raises `EndingError`, or `PodFailedError` where it can never work.
         """
@@ -286,7 +291,8 @@ class PodRunner:
             except NotReadyError as missing:
                 if str(missing) != said:
                     said = str(missing)
-                    self._event("Warning", reason, said)
+                    self._event("Warning", missing.reason or reason, said)
+                    tell(missing.reason or reason, said)
             except (ValueError, OSError) as error:
                 raise PodFailedError(reason, str(error)) from error
             await self._unless_ending(asyncio.sleep(_RETRY_SECONDS))
