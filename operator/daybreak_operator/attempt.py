@@ -171,9 +171,11 @@ def _goes_on(
     waiting = next((p.unschedulable for p in pods if p.unschedulable and not p.over), None)
     if job.suspended:
         text = "the Job waits for its queue to admit it"
+        if (why := draft.observation.queue_says) is not None:
+            text += f": {why}"
+            again = _QUEUE_SECONDS
         draft.settle("Queued", "Queued", text)
         draft.truths["Admitted"] = Truth("False", "Queued", text)
-        again = _QUEUE_SECONDS
     elif attempt.admitted_time is None and waiting is not None:
         text = f"workers wait for nodes: {waiting}"
         held = any(pod.node is not None for pod in pods)

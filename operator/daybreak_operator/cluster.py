@@ -14,9 +14,10 @@ from daybreak_operator import metrics
 from daybreak_operator.api.run import API_VERSION, GROUP, KIND, PLURAL, VERSION, TrainingRun
 from daybreak_operator.capacity import Capacity, capacity
 from daybreak_operator.children.names import config_name, selector
+from daybreak_operator.children.queueing import held_back
 from daybreak_operator.decision import PodRef
 from daybreak_operator.draft import EventNote
-from daybreak_operator.observation import FixedRecipe
+from daybreak_operator.observation import FixedRecipe, JobView
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 
 _TIMEOUT_SECONDS = 10
@@ -227,6 +228,24 @@ class Cluster:
             raise
         plain = self._api.sanitize_for_serialization
         return capacity(plain(nodes.items), plain(pods.items), worker, mine)
+
+    async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
+        """Why Kueue holds a Job back; None where it has not said yet, is not installed, or where
+        the operator may not read its Workloads."""
+        try:
+            found = await self._custom.list_namespaced_custom_object(
+                "kueue.x-k8s.io",
+                "v1beta2",
+                run.namespace,
+                "workloads",
+                label_selector=f"kueue.x-k8s.io/job-uid={job.uid}",
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+        except ApiException as error:
+            if error.status in (403, 404):
+                return None
+            raise
+        return held_back(found["items"])
 
     async def recipe(self, run: TrainingRun, recipe_hash: str) -> FixedRecipe | None:
         """The recipe of that hash, as the run's ConfigMap has it; None where there is none."""

@@ -52,6 +52,7 @@ class JobView:
     worker_zero_done: bool
     suspended: bool
     """By a queue such as Kueue."""
+    uid: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> JobView:
@@ -67,6 +68,7 @@ class JobView:
             failed=failed.get("message", "") if failed else None,
             worker_zero_done=_covers_zero(status.get("completedIndexes", "")),
             suspended=bool(spec.get("suspend")),
+            uid=metadata.get("uid", ""),
         )
 
 
@@ -214,6 +216,8 @@ class Observation:
     """Nodes known not to answer or not to exist, where the operator may read nodes."""
     free_nodes: int | None = None
     """Ready nodes that match the run's pods and have free devices for one more; None: not known."""
+    queue_says: str | None = None
+    """Why Kueue holds the Job back; None where nothing is known of it."""
 
 
 def owner_uid(metadata: Mapping[str, Any]) -> str | None:

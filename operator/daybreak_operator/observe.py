@@ -74,6 +74,7 @@ class Observer:
             None,
         )
         room = None if settled else await self._room(key, run, pods, recipe)
+        held = next((j for j in jobs if j.attempt == run.status.attempt and j.suspended), None)
         return Observation(
             run=run,
             recipe=recipe,
@@ -87,6 +88,7 @@ class Observer:
             lost_nodes=room.lost if room else frozenset(),
             free_nodes=room.free if room else None,
             preparation=seen.preparation,
+            queue_says=await self._cluster.queue_says(run, held) if held and not settled else None,
         )
 
     async def _room(

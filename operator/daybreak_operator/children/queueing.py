@@ -4,11 +4,12 @@ the Job and its pods. Pure. Labels and annotations are all there is: neither has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
 
+_LONGEST = 512
 _VOLCANO = "volcano"
 _GANG_SIZE = "scheduling.volcano.sh/group-min-member"
 
@@ -44,6 +45,18 @@ def refusal(run: TrainingRun) -> str | None:
                 "attempt has spec.workers.nodes workers or does not start. Remove the annotation, "
                 "and change spec.workers.nodes (kubectl scale) to train on fewer."
             )
+    return None
+
+
+def held_back(workloads: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why Kueue has not admitted a Job, in the words of its Workload; None where it has said
+    nothing yet."""
+    for workload in workloads:
+        conditions = (workload.get("status") or {}).get("conditions") or []
+        for kind in ("QuotaReserved", "Admitted"):
+            for condition in conditions:
+                if (condition["type"], condition["status"]) == (kind, "False"):
+                    return str(condition.get("message", ""))[:_LONGEST] or None
     return None
 
 

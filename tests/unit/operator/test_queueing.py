@@ -8,7 +8,7 @@ import pytest
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.children.job import job
-from daybreak_operator.children.queueing import refusal
+from daybreak_operator.children.queueing import held_back, refusal
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.recipe import resolve
 
@@ -75,6 +75,20 @@ def test_a_number_of_workers_that_kueue_chooses_is_refused(annotation: str, valu
     assert said is not None
     assert KUEUE + annotation in said
     assert "Remove the annotation" in said
+
+
+def test_kueue_is_quoted() -> None:
+    """The quota first, then what has to be checked beside it; before it has looked, nothing."""
+
+    def workload(*conditions: tuple[str, str, str]) -> dict[str, Any]:
+        keys = ("type", "status", "message")
+        return {"status": {"conditions": [dict(zip(keys, c, strict=True)) for c in conditions]}}
+
+    waits = ("Admitted", "False", "waiting for checks")
+    assert held_back([]) is None
+    assert held_back([{}]) is None
+    assert held_back([workload(waits, ("QuotaReserved", "False", "2 more"))]) == "2 more"
+    assert held_back([workload(("QuotaReserved", "True", ""), waits)]) == "waiting for checks"
 
 
 def test_other_annotations_are_not_refused() -> None:
