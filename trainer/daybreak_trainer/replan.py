@@ -158,9 +158,12 @@ class Replanner:
         if state.step == self._began + WARM_STEPS:
             self._started(state.step, ledger)
         reason = due(course, self._next_step(state), state.step, self._began)
-        if reason is None:
+        is_unplanned = not self._recipe.is_fixed and not state.decisions
+        if reason is None and not is_unplanned:
             return None
         plan: Plan = None
+        if reason is None:  # the first steps of a run: no speed is known, but the time is
+            return self._told(self._unmeasured(state, ledger) if self._rank.is_first else None)
         if self._rank.is_first:
             speed = self._measured(course, state.step, ledger)
             plan = self._planned(course, state, ledger, speed, reason)

@@ -313,6 +313,19 @@ def test_time_that_no_checkpoint_knows_of_counts(tmp_path: Path, budget: BudgetS
     assert lasts == [9, 3]
 
 
+def test_time_that_is_up_before_anything_is_measured_ends_the_run(tmp_path: Path) -> None:
+    """With shares, whose first decision takes twenty steps: a slow one of them may take hours."""
+    planned, state = recipe([1.0], 0.2), RunState()
+    planner = replanner(planned, tmp_path, BudgetSettings(duration_seconds=4000.0))
+    planner.resumed(state, 0.0)
+    planner.enter(0, {})
+    course, plans = Course.of(planned), []
+    for state.step, seconds in ((1, 3000.0), (2, 4500.0)):
+        plans.append(planner.after_step(course, state, {"productive": seconds}))
+    assert plans == [None, Reach(2, 2, 2, "spec.budget.duration")]
+    assert planner.last_step(course) == 2
+
+
 def test_a_finished_run_goes_on_only_with_another_recipe(tmp_path: Path) -> None:
     """A commit of the last step, of a run that was stopped while it exported: as it is, it has
     nothing to decide. With a stage and budget added, the stage gets steps, and its learning rate,
