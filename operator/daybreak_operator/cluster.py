@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from daybreak_operator.observation import FixedRecipe, JobView
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 
 _TIMEOUT_SECONDS = 10
+_REFUSALS = (400, 403, 422)
+_MAX_SAID = 1024
 COMPONENT = "daybreak-operator"
 
 
@@ -43,6 +46,11 @@ class Named(Protocol):
     def uid(self) -> str: ...
 
 
+class RefusedObjectError(Exception):
+    """The API server, or something that it asks, will not have an object as it is; the message says
+    which and why."""
+
+
 class Cluster:
     """Raises `ApiException` for what it does not handle itself; the controller tries again."""
 
@@ -58,6 +66,8 @@ class Cluster:
 
         Raises:
             ForeignObjectError: it is there and belongs to somebody else.
+            RefusedObjectError: it cannot be there: it is not valid, or a webhook, a quota, a policy
+                or the operator's own rights are against it.
         """
         kind, name = body["kind"], body["metadata"]["name"]
         create, read = {
@@ -75,6 +85,8 @@ class Cluster:
         try:
             await create(run.namespace, dict(body), _request_timeout=_TIMEOUT_SECONDS)
         except ApiException as error:
+            if error.status in _REFUSALS:
+                raise RefusedObjectError(f"{kind} {name}: {_said(error)}") from error
             if error.status != 409:
                 raise
             found = await read(name, run.namespace, _request_timeout=_TIMEOUT_SECONDS)
@@ -308,3 +320,12 @@ class Cluster:
         except ApiException as error:
             if error.status != 409:
                 raise
+
+
+def _said(error: ApiException) -> str:
+    """The API server's own words."""
+    try:
+        text = str(json.loads(error.body or "")["message"])
+    except (ValueError, KeyError, TypeError):
+        text = f"{error.status} {error.reason}"
+    return text[:_MAX_SAID]

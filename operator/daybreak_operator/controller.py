@@ -16,7 +16,7 @@ from daybreak_operator import metrics
 from daybreak_operator.act import act, stored
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError
+from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError, RefusedObjectError
 from daybreak_operator.decide import Decision, decide
 from daybreak_operator.draft import EventNote
 from daybreak_operator.leader import NotLeadingError
@@ -47,7 +47,8 @@ class Controller:
         self._cache, self._cluster, self._observer = cache, cluster, observer
         self._progress_seconds = progress_seconds
         self.queue: WorkQueue[Key] = WorkQueue()
-        self._foreign: dict[Key, tuple[str, ...]] = {}
+        self._troubles: dict[Key, ForeignObjectError | RefusedObjectError] = {}
+        """What kept a child from being made, for the next look to tell."""
         self._progress_written: dict[Key, float] = {}
         self._told: dict[Key, set[tuple[str, EventNote]]] = {}
         """Events that are on record, with their run's UID, so each look need not send them again.
@@ -121,7 +122,7 @@ class Controller:
         except InvalidRunError as error:
             await self._cannot_read(body, str(error))
             return None
-        seen = await self._observer.observe(key, run, self._foreign.pop(key, ()))
+        seen = await self._observer.observe(key, run, self._troubles.pop(key, None))
         decision = decide(seen)
         if decision is None:
             return None
@@ -135,8 +136,8 @@ class Controller:
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             return None  # the change that won is on its way to us as an event
-        except ForeignObjectError as error:
-            self._foreign[key] = (str(error),)
+        except (ForeignObjectError, RefusedObjectError) as error:
+            self._troubles[key] = error
             return 0.0
         told.update((run.uid, note) for note in news)
         return decision.again_seconds
@@ -150,7 +151,7 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         """The run is gone."""
-        for memory in (self._foreign, self._progress_written, self._told):
+        for memory in (self._troubles, self._progress_written, self._told):
             memory.pop(key, None)
         self.queue.forget(key)
         self._observer.forget(key)

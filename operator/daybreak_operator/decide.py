@@ -18,6 +18,7 @@ from daybreak_operator.api.status import TERMINAL, AttemptStatus
 from daybreak_operator.attempt import with_job
 from daybreak_operator.children.config import config_map, network_policy, service
 from daybreak_operator.children.job import devices_per_node, job
+from daybreak_operator.children.queueing import refusal
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import after_end, fail, overdue
@@ -30,6 +31,7 @@ __all__ = ["Decision", "PodRef", "decide"]
 
 _POLL_SECONDS = 1.0
 _MISSING_RETRY_SECONDS = 5.0
+_REFUSED_RETRY_SECONDS = 30.0
 _IDLE_SECONDS = 60.0
 
 
@@ -65,11 +67,8 @@ def _without_job(draft: Draft) -> Decision:
         return concluded(draft, delete_jobs=paused(draft))
     if (limit := reached(draft, at_work=False)) is not None:
         return fail(draft, limit.reason, limit.message)
-    if problem := " ".join((*seen.foreign, *seen.missing)):
-        reason = "NameConflict" if seen.foreign else "MissingObject"
-        draft.note("Warning", reason, problem)
-        draft.settle("Pending", reason, problem)
-        return concluded(draft, _MISSING_RETRY_SECONDS)
+    if (decision := _held_up(draft)) is not None:
+        return decision
     if seen.recipe is None:
         assert seen.recipe_problem is not None  # one of the two is there
         return fail(draft, "InvalidRecipe", seen.recipe_problem)
@@ -100,6 +99,25 @@ def _without_job(draft: Draft) -> Decision:
         create_job=body,
         again_seconds=_MISSING_RETRY_SECONDS,
     )
+
+
+def _held_up(draft: Draft) -> Decision | None:
+    """What keeps an attempt from being made, and is the user's to put right; tried again until it
+    is."""
+    seen = draft.observation
+    unsupported = refusal(seen.run)
+    for reason, sentences, retry in (
+        ("PartialAdmissionUnsupported", (unsupported,) if unsupported else (), None),
+        ("NameConflict", seen.foreign, _MISSING_RETRY_SECONDS),
+        ("ObjectRefused", seen.refused, _REFUSED_RETRY_SECONDS),
+        ("MissingObject", seen.missing, _MISSING_RETRY_SECONDS),
+    ):
+        if sentences:
+            problem = " ".join(sentences)
+            draft.note("Warning", reason, problem)
+            draft.settle("Pending", reason, problem)
+            return concluded(draft, retry)
+    return None
 
 
 def _next_attempt(draft: Draft) -> Decision:

@@ -208,6 +208,8 @@ class Observation:
     """One sentence for each object the spec names that does not exist."""
     foreign: tuple[str, ...]
     """One sentence for each object that has a child's name and is not ours."""
+    refused: tuple[str, ...] = field(default=(), kw_only=True)
+    """One sentence for each child that the API server would not have."""
     progress: Progress | None
     """What worker 0 said just now."""
     now: datetime

@@ -19,7 +19,7 @@ from daybreak_operator.capacity import Capacity
 from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
-from daybreak_operator.cluster import Cluster
+from daybreak_operator.cluster import Cluster, ForeignObjectError, RefusedObjectError
 from daybreak_operator.observation import (
     FixedRecipe,
     JobView,
@@ -60,7 +60,13 @@ class Observer:
         self._recipes: dict[Key, FixedRecipe] = {}
         """Of runs that have one. It never changes, so it is read once."""
 
-    async def observe(self, key: Key, run: TrainingRun, foreign: tuple[str, ...]) -> Observation:
+    async def observe(
+        self,
+        key: Key,
+        run: TrainingRun,
+        trouble: ForeignObjectError | RefusedObjectError | None = None,
+    ) -> Observation:
+        """`trouble` is what kept a child from being made just now."""
         seen = _views(run, self._cached(key))
         due = self._ask_at.get(key, 0.0) <= self._monotonic()
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
@@ -82,7 +88,8 @@ class Observer:
             jobs=jobs,
             pods=pods,
             missing=() if has_job else await self._missing(run),
-            foreign=foreign,
+            foreign=(str(trouble),) if isinstance(trouble, ForeignObjectError) else (),
+            refused=(str(trouble),) if isinstance(trouble, RefusedObjectError) else (),
             progress=await self._progress.ask(zero.address) if zero and zero.address else None,
             now=self._now(),
             lost_nodes=room.lost if room else frozenset(),

@@ -100,6 +100,8 @@ class Server:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     writes: list[tuple[str, str, Any]] = field(default_factory=list)
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
+    refusal: str | None = None
+    """What it says to every new Job."""
     seconds: float = 0.0
     """How long a write takes."""
 
@@ -109,6 +111,8 @@ class Server:
             return web.Response(status=404)
         if request.method != "GET":
             body = await request.json() if request.can_read_body else None
+            if request.method == "POST" and request.path.endswith("/jobs") and self.refusal:
+                return web.json_response({"message": self.refusal}, status=422)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
             return web.json_response(body)
@@ -260,6 +264,22 @@ async def test_a_later_version_trains_the_recipe_that_the_run_was_given() -> Non
     assert made["ConfigMap"]["data"] == {"recipe.json": "words of then"}
     (container,) = made["Job"]["spec"]["template"]["spec"]["containers"]
     assert json.loads(container["env"][0]["value"])["recipeHash"] == "then"
+
+
+async def test_what_the_api_server_refuses_is_told_and_tried_again() -> None:
+    """A webhook, a quota or a wrong field: in its own words, and no attempt is lost by it."""
+    server = Server(refusal="spec.template: quota exceeded")
+    server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
+    async with serving(server, _between_attempts("then")) as controller:
+        assert await controller.reconcile(KEY) == 0.0
+        again = await controller.reconcile(KEY)
+    assert again is not None
+    assert again > 0
+    status = server.writes[-1][2]["status"]
+    assert (status["phase"], status["attempt"], status["restarts"]) == ("Pending", 2, 0)
+    (running,) = (c for c in status["conditions"] if c["type"] == "Running")
+    assert running["reason"] == "ObjectRefused"
+    assert running["message"] == "Job r-2: spec.template: quota exceeded"
 
 
 async def test_a_recipe_that_is_lost_is_not_replaced_by_another() -> None:
