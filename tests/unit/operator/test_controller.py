@@ -247,7 +247,8 @@ async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> Non
 
 def _between_attempts(recipe_hash: str) -> Cache:
     """A run whose second attempt is on record and has no Job yet."""
-    cache, run = Cache(), _changed(RUN, attempt=2, recipeHash=recipe_hash)
+    attempt = RUN["status"]["currentAttempt"] | {"number": 2}
+    cache, run = Cache(), _changed(RUN, attempt=2, recipeHash=recipe_hash, currentAttempt=attempt)
     del run["status"]["workers"]
     cache.run_event(None, run)
     return cache
