@@ -162,7 +162,7 @@ def _waiting_for_pods(draft: Draft) -> Decision:
     elif phase in ("Running", "Starting", "Suspended", "Queued"):
         phase = "Restarting"
     text = "waiting until the last attempt's pods are gone"
-    stray = sorted(pod.name for pod in seen.pods if not (pod.over or pod.deleting))
+    stray = sorted(p.name for p in seen.pods if not (p.over or p.deleting or p.prepares))
     if stray and not seen.jobs:
         text += f"; pod {stray[0]} has lost its Job: it is waited for until it ends or is deleted"
     draft.settle(phase, "OldPodsRemain", text)

@@ -40,6 +40,8 @@ _CLASS_OF_CODE: dict[int, FailureClass] = {
 }
 _BLAMES_NODE: frozenset[FailureClass] = frozenset({"Infrastructure"})
 _BAD_DEVICE = "BadDevice"
+_FORGOTTEN = "ContainerStatusUnknown"
+"""A kubelet knows the pod and finds no container: its node was started again."""
 _REJECTED = "UnexpectedAdmissionError"
 """By a kubelet that could not give a pod the devices it was promised."""
 
@@ -87,6 +89,9 @@ def classify(
         return None
     if not telling and silent:
         return _node_lost(silent[0])
+    if not telling and len({pod.index for pod in pods}) < job.parallelism:
+        # Who had failed by itself would still be there.
+        return _pods_lost("a worker's pod was removed, and the others lost it")
     return _of_pod(min(telling or failed, key=_end), lost_nodes)
 
 
@@ -158,7 +163,10 @@ def _lost_peers(pod: PodView) -> bool:
 def _job_failure(job: JobView) -> Failure | None:
     if job.failed is None:
         return None
-    message = job.failed or "the attempt's pods are gone"
+    return _pods_lost(job.failed or "the attempt's pods are gone")
+
+
+def _pods_lost(message: str) -> Failure:
     return Failure("uncharged", "PodsLost", message, "Interruption")
 
 
@@ -218,7 +226,8 @@ def _named(pod: PodView, lost_nodes: frozenset[str]) -> tuple[str, FailureClass]
         return "OOMKilled", "OutOfMemory"
     if told is not None:
         return told.reason, _class_of(code, told.reason)
-    if pod.node in lost_nodes or disruption in _NODE_GONE or pod.reason == "NodeLost":
+    gone = disruption in _NODE_GONE or pod.ended_as == _FORGOTTEN or pod.reason == "NodeLost"
+    if pod.node in lost_nodes or gone:
         return "NodeLost", "Infrastructure"
     if pod.disrupted is not None or pod.reason in ("Evicted", "Preempting", "Shutdown"):
         preempted = disruption == "PreemptionByScheduler"

@@ -254,8 +254,11 @@ def _unschedulable(status: Mapping[str, Any]) -> str | None:
 def _node_silent(status: Mapping[str, Any]) -> bool:
     """The node controller makes pods unready of a node that it does not hear from, and leaves the
     rest of their status as the kubelet last wrote it; a kubelet never writes the one without the
-    other, but for readiness gates."""
+    other, but for readiness gates. A pod that had not started was unready before; that its node is
+    silent shows when it is taken away for it."""
     found = {c["type"]: c for c in status.get("conditions") or []}
+    if found.get("DisruptionTarget", {}).get("reason") == "DeletionByTaintManager":
+        return True
     ready, containers = found.get("Ready", {}), found.get("ContainersReady", {})
     unready = ready.get("status", "True") != "True"
     gated = ready.get("reason") == "ReadinessGatesNotReady"
