@@ -380,6 +380,10 @@ class TrainingRunSpec(ApiModel):
                 "managedBy is immutable: create a new run to hand it to another controller",
             ),
             (
+                _UNCHANGED.format("data.prepare"),
+                "data.prepare is immutable: the data is prepared once, when the run begins",
+            ),
+            (
                 _UNCHANGED.format("checkpoint.storage")
                 + " && "
                 + _UNCHANGED.format("checkpoint.persistentVolumeClaim"),
