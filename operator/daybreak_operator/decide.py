@@ -173,15 +173,23 @@ def _waiting_for_pods(draft: Draft) -> Decision:
             f"pod {pod.name} did not end in its grace period and is deleted at once: its commits "
             "cannot be mistaken for those of the next attempt",
         )
-    strays = tuple(job.name for job in seen.jobs if _is_left(job) and not job.deleting)
+    live = sorted((j for j in seen.jobs if _is_left(j) and not j.deleting), key=_attempt)
+    if live and live[-1].attempt > draft.stored.attempt:
+        newest = live.pop()
+        draft.values["attempt"] = newest.attempt
+        draft.note("Warning", "JobAdopted", f"Job {newest.name} is this run's, and went unrecorded")
+    strays = tuple(job.name for job in live)
     return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
 
 
 def _is_left(job: JobView) -> bool:
     """Where the current attempt has no Job, another attempt's is on its way out, or was forgotten:
-    a status that was restored or edited knows less than there is. The Job that prepares data
-    belongs to no attempt."""
+    a status that was restored or edited knows less than there is."""
     return job.deleting or job.attempt > 0
+
+
+def _attempt(job: JobView) -> int:
+    return job.attempt
 
 
 def _ended(attempt: AttemptStatus | None) -> bool:

@@ -300,6 +300,7 @@ class SimulatedOperator:
         raise AssertionError(f"it does not come to rest: {self.decision.status}")
 
     def look(self) -> None:
+        self._deliver()
         self.dirty, self.wake_at = False, None
         body = self.cache.runs.get(KEY)
         if body is None:

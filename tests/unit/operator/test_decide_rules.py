@@ -1,253 +1,157 @@
-"""`decide` against a small simulated cluster: whatever happens, and wherever the operator dies."""
+"""What a run's life is made of, one rule at a time, in a simulated cluster."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from simulated_history import History, spec_of
+from simulated_training import Exit
 
-from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.spec import TrainingRunSpec
-from daybreak_operator.api.status import TrainingRunStatus
-from daybreak_operator.children.job import job as job_of
-from daybreak_operator.decide import Decision, decide
-from daybreak_operator.observation import FixedRecipe, JobView, Observation, PodView
+from daybreak_operator.decide import decide
 from daybreak_trainer.contract import FINAL_EXIT_CODES, EarlyEnd, Progress, Termination, rfc3339
-from daybreak_trainer.recipe import resolve
 
-RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
-SPEC: dict[str, Any] = {
-    "workers": {"image": "i", "nodes": 2},
-    "data": {"streams": [{"url": "s3://d"}]},
-    "recipe": {"preset": "smoke"},
-    "checkpoint": {"storage": "s3://c"},
-    "failurePolicy": {"maxRestarts": 2, "noProgressLimit": 0, "backoff": {"initial": "0s"}},
-    "scaleCooldown": "0s",
-}
+FREE = {"maxRestarts": 2, "window": "1h", "noProgressLimit": 0, "backoff": {"initial": "0s"}}
 
 
-def new_run() -> TrainingRun:
-    return TrainingRun(
-        name="r",
-        namespace="n",
-        uid="u",
-        generation=1,
-        resource_version="1",
-        deleting=False,
-        spec=TrainingRunSpec.model_validate(SPEC),
-        status=TrainingRunStatus(),
-        raw_recipe={"preset": "smoke"},
-    )
+def history(nodes: int = 3, workers: dict[str, Any] | None = None, **changes: Any) -> History:
+    """A run that trains: `failurePolicy` and the like as given."""
+    options = {k: changes.pop(k) for k in ("queue", "skew", "readable_nodes") if k in changes}
+    made = History(spec_of(workers=workers or {}, **changes), nodes, **options)
+    made.operator.advance(30)
+    return made
 
 
-def pod(attempt: int, index: int) -> PodView:
-    return PodView(
-        name=f"r-{attempt}-{index}",
-        attempt=attempt,
-        index=index,
-        phase="Running",
-        ready=True,
-        deleting=False,
-        disrupted=None,
-        address=None,
-        exit_code=None,
-        finished_at=None,
-        termination=None,
-        waiting=None,
-        message="",
-    )
+def names(made: History) -> list[str]:
+    return [body["metadata"]["name"] for body in made.api.created]
 
 
-@dataclass
-class World:
-    """A cluster with one run, and an operator that may die after any effect."""
+def condition(made: History, kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in made.status["conditions"] if c["type"] == kind)
+    return found
 
-    run: TrainingRun = field(default_factory=new_run)
-    jobs: dict[str, JobView] = field(default_factory=dict)
-    pods: list[PodView] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
-    known: set[str] = field(default_factory=set)
-    """Jobs whose existence is on record in the status."""
-    clock: datetime = datetime(2026, 1, 1, tzinfo=UTC)
-    missing: tuple[str, ...] = ()
-    progress: Progress | None = None
 
-    def look(self) -> Decision | None:
-        self.clock += timedelta(seconds=1)
-        seen = Observation(
-            run=self.run,
-            recipe=RECIPE,
-            recipe_problem=None,
-            jobs=tuple(self.jobs.values()),
-            pods=tuple(self.pods),
-            missing=self.missing,
-            foreign=(),
-            progress=self.progress,
-            now=self.clock,
-        )
-        return decide(seen)
-
-    def reconcile(self, dies_after: int = 99) -> None:
-        """One reconciliation that is cut short after `dies_after` effects, as `act` orders them."""
-        decision = self.look()
-        if decision is None:
-            return
-        effects = [lambda: self._store(decision.status)]
-        if decision.create_job is not None:
-            body = decision.create_job
-            effects.append(lambda: self._create(body))
-        effects += [lambda name=name: self._delete(name) for name in decision.delete_jobs]
-        for effect in effects[:dies_after]:
-            effect()
-
-    def _store(self, status: TrainingRunStatus) -> None:
-        self.run = replace(self.run, status=status)
-        if status.workers is not None:
-            self.known.add(f"r-{status.attempt}")
-
-    def _create(self, body: dict[str, Any]) -> None:
-        name, attempt = body["metadata"]["name"], self.run.status.attempt
-        if name in self.jobs:
-            return
-        assert not self.jobs, "two Jobs at once"
-        assert all(p.over for p in self.pods), "a Job beside old pods"
-        # A Job that came and went before it was ever seen may be made again under its number.
-        assert name not in self.known, "an attempt's number was used twice"
-        self.created.append(name)
-        nodes = body["spec"]["parallelism"]
-        self.jobs[name] = JobView(name, "u", attempt, nodes, False, None, False, False)
-        self.pods = [pod(attempt, index) for index in range(nodes)]
-
-    def _delete(self, name: str) -> None:
-        if name in self.jobs:
-            self.jobs[name] = replace(self.jobs[name], deleting=True)
-
-    def settle(self, times: int = 6) -> None:
-        for _ in range(times):
-            self.reconcile()
-            self.collect()
-
-    def collect(self) -> None:
-        """Foreground deletion: pods first, then the Job."""
-        gone = [name for name, job in self.jobs.items() if job.deleting]
-        for name in gone:
-            self.pods = []
-            del self.jobs[name]
-
-    def fail(self, index: int, code: int, reason: str = "Broken") -> None:
-        self.pods = [
-            replace(
-                p,
-                phase="Failed",
-                exit_code=code,
-                finished_at=self.clock,
-                termination=Termination(reason=reason, message="why", exit_code=code),
-            )
-            if p.index == index
-            else p
-            for p in self.pods
-        ]
-
-    @property
-    def status(self) -> TrainingRunStatus:
-        return self.run.status
+def crash(made: History, code: int = 1, index: int = 0, then: int = 45) -> None:
+    made.pod_ends((index, code))
+    made.operator.advance(then)
 
 
 def test_a_new_run_gets_one_job() -> None:
     """The attempt's number is stored before its Job is made."""
-    world = World()
-    world.reconcile()
-    assert (world.status.attempt, world.jobs) == (1, {})
-    world.settle()
-    assert world.created == ["r-1"]
+    made = History(spec_of(), 2)
+    made.operator.publish()
+    made.operator.look()
+    assert (made.status["attempt"], made.cluster.jobs) == (1, {})
+    made.operator.advance(30)
+    assert names(made) == ["r-1"]
+    assert made.status["phase"] == "Running"
 
 
 @pytest.mark.parametrize("code", sorted(FINAL_EXIT_CODES))
 def test_what_a_restart_cannot_cure_ends_the_run(code: int) -> None:
-    """At once, with the worker's own reason and message."""
-    world = World()
-    world.settle()
-    world.fail(1, code)
-    world.settle()
-    assert world.status.phase == "Failed"
-    assert world.status.last_failure is not None
-    assert world.status.last_failure.message == "why"
-    assert world.created == ["r-1"]
+    """At once, with the worker's own message."""
+    made = history()
+    crash(made, code, index=1)
+    assert made.status["phase"] == "Failed"
+    assert made.status["lastFailure"]["message"] == "why"
+    assert names(made) == ["r-1"]
 
 
 def test_crashes_are_charged_until_the_limit() -> None:
     """maxRestarts 2: three attempts, then the run fails and says so."""
-    world = World()
+    made = history(failurePolicy=FREE)
     for _ in range(3):
-        world.settle()
-        world.fail(0, 137)
-    world.settle()
-    assert world.status.phase == "Failed"
-    assert world.status.restarts == 2
-    assert world.created == ["r-1", "r-2", "r-3"]
+        crash(made)
+    assert condition(made, "Failed")["reason"] == "RestartLimitExceeded"
+    assert (made.status["restarts"], names(made)) == (2, ["r-1", "r-2", "r-3"])
+
+
+def test_the_budget_slides() -> None:
+    """What failed before the window does not count."""
+    made = history(failurePolicy=FREE | {"window": "90s"})
+    for _ in range(4):
+        crash(made, then=60)
+    assert (made.status["phase"], made.status["restarts"]) == ("Running", 4)
+
+
+def test_attempts_without_a_newer_commit_end_the_run() -> None:
+    """noProgressLimit in a row."""
+    made = history(failurePolicy=FREE | {"maxRestarts": 9, "noProgressLimit": 2})
+    crash(made)
+    crash(made)
+    assert condition(made, "Failed")["reason"] == "NoProgress"
+
+
+def test_a_commit_resets_what_counts_attempts_without_one() -> None:
+    """noProgressLimit and the back-off."""
+    made = history(failurePolicy=FREE | {"maxRestarts": 9, "noProgressLimit": 2})
+    crash(made, then=80)
+    assert made.status["checkpoint"]["step"] > 0
+    crash(made)
+    assert (made.status["noProgress"], made.status["fruitless"]) == (0, 0)
+    assert made.status["phase"] == "Running"
+
+
+def test_the_back_off_doubles_up_to_its_limit() -> None:
+    """While nothing new is committed."""
+    backoff = {"initial": "10s", "max": "30s"}
+    made = history(failurePolicy=FREE | {"maxRestarts": 9, "backoff": backoff})
+    ends, waited = [], []
+    for _ in range(4):
+        crash(made, code=143, then=3)
+        ends.append(made.cluster.now)
+        number = len(made.api.created)
+        while len(made.api.created) == number:
+            made.operator.advance(1)
+        waited.append(made.cluster.now - ends[-1])
+        made.operator.advance(25)
+    assert [round(seconds, -1) for seconds in waited] == [10, 20, 30, 30]
 
 
 @pytest.mark.parametrize("code", [75, 143])
 def test_stops_on_request_are_free(code: int) -> None:
     """However many."""
-    world = World()
+    made = history(failurePolicy=FREE)
     for _ in range(5):
-        world.settle()
-        world.fail(0, code)
-    world.settle()
-    assert (world.status.restarts, world.status.attempt) == (0, 6)
+        crash(made, code)
+    status = made.status
+    assert (status["restarts"], status["interruptions"], status["attempt"]) == (0, 5, 6)
 
 
-def test_a_lost_peer_waits_for_the_cause() -> None:
-    """A pod that only lost its peer does not decide while the other is still ending."""
-    world = World()
-    world.settle()
-    world.fail(0, 1, "PeerLost")
-    world.reconcile()
-    assert world.status.last_failure is None
-    world.fail(1, 65, "BadData")
-    world.settle()
-    assert world.status.phase == "Failed"
-    assert world.status.last_failure is not None
-    assert world.status.last_failure.reason == "BadData"
-
-
-def test_of_two_ends_in_one_second_the_stop_is_not_the_cause() -> None:
-    """A failed pod has the others stopped at once, and times are whole seconds: the run does not
-    take the stop for a reason to try again."""
-    world = World()
-    world.settle()
-    world.fail(1, 65, "BadData")
-    world.fail(0, 143, "Terminated")
-    world.settle()
-    assert world.status.last_failure is not None
-    assert (world.status.phase, world.status.last_failure.reason) == ("Failed", "BadData")
+def test_out_of_memory_twice_is_final() -> None:
+    """A third attempt would end the same way."""
+    made = history(failurePolicy=FREE)
+    for _ in range(2):
+        made.out_of_memory(0)
+        made.operator.advance(45)
+    assert condition(made, "Failed")["reason"] == "OOMKilled"
+    assert "limits.memory" in condition(made, "Failed")["message"]
 
 
 def test_missing_objects_are_waited_for() -> None:
     """No attempt starts while something the spec names does not exist."""
-    world = World(missing=("PersistentVolumeClaim x does not exist.",))
-    world.settle()
-    assert (world.status.phase, world.created) == ("Pending", [])
-    world.missing = ()
-    world.settle()
-    assert world.created == ["r-1"]
+    made = History(spec_of(), 2)
+    made.operator.publish()
+    made.operator.look()
+    assert made.operator.last is not None
+    decision = decide(replace(made.operator.last, missing=("Secret x does not exist.",)))
+    assert decision is not None
+    assert (decision.status.phase, decision.create_job) == ("Pending", None)
+    assert decision.again_seconds is not None
 
 
 def test_an_end_before_the_last_step_is_an_event() -> None:
     """A new one where it moves, with what helps."""
-    world = World()
-    world.settle()
-    started = rfc3339(world.clock)
+    made = history()
+    seen = made.operator.last
+    assert seen is not None
+    started = rfc3339(seen.now)
     messages = []
-    for step in (None, 1700, 1700, 1600):
+    for step in (None, 1700, 1600):
         end = step and EarlyEnd(step=step, limit="spec.deadline", remedy="put it off")
-        world.progress = Progress(
-            run_uid="u",
+        told = Progress(
+            run_uid=seen.run.uid,
             attempt=1,
             phase="Training",
             total_steps=3000,
@@ -255,120 +159,309 @@ def test_an_end_before_the_last_step_is_an_event() -> None:
             started_at=started,
             updated_at=started,
         )
-        decision = world.look()
+        decision = decide(replace(seen, progress=told))
         assert decision is not None
         messages.append([note.message for note in decision.events])
-    told = "spec.deadline ends the run at about step {} of 3000: put it off"
-    assert messages == [[], [told.format(1700)], [told.format(1700)], [told.format(1600)]]
+    told_of = "spec.deadline ends the run at about step {} of 3000: put it off"
+    assert messages == [[], [told_of.format(1700)], [told_of.format(1600)]]
 
 
-def test_suspend_and_resume() -> None:
-    """No workers while suspended; the next attempt afterwards."""
-    world = World()
-    world.settle()
-    _respec(world, suspend=True)
-    world.settle()
-    assert (world.status.phase, world.jobs, world.pods) == ("Suspended", {}, [])
-    _respec(world, suspend=False)
-    world.settle()
-    assert world.created == ["r-1", "r-2"]
+def test_what_another_runs_worker_says_is_not_ours() -> None:
+    """Pods that share a network may answer at each other's address."""
+    made = history()
+    seen = made.operator.last
+    assert seen is not None
+    assert seen.progress is not None
+    other = seen.progress.model_copy(update={"run_uid": "other", "step": 10**6})
+    decision = decide(replace(seen, progress=other))
+    assert decision is not None
+    assert decision.status.progress == seen.run.status.progress
+
+
+def test_suspend_commits_and_resume_goes_on() -> None:
+    """No workers while suspended; the next attempt begins where the last stopped."""
+    made = history()
+    made.suspend(True)
+    made.operator.advance(60)
+    assert (made.status["phase"], made.cluster.jobs, made.cluster.pods) == ("Suspended", {}, {})
+    step = made.status["checkpoint"]["step"]
+    made.suspend(False)
+    made.operator.advance(30)
+    assert names(made) == ["r-1", "r-2"]
+    assert made.status["currentAttempt"]["startStep"] == step > 0
+    assert made.status["ledger"]["lostSeconds"]["suspended"] > 30
 
 
 def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
-    """Not charged."""
-    world = World()
-    world.settle()
-    _respec(world, nodes=1)
-    world.settle(8)
-    assert world.created == ["r-1", "r-2"]
-    assert len(world.pods) == 1
-    assert world.status.restarts == 0
+    """After a commit, not charged."""
+    made = history(4)
+    made.scale(3)
+    made.operator.advance(40)
+    assert [body["spec"]["parallelism"] for body in made.api.created] == [2, 3]
+    assert (made.status["restarts"], made.status["scaling"]["reason"]) == (0, "Requested")
+    assert made.status["currentAttempt"]["startStep"] > 0
+
+
+def test_a_second_resize_waits_for_the_cooldown() -> None:
+    """And says so."""
+    made = history(4)
+    made.scale(3)
+    made.operator.advance(40)
+    made.scale(1)
+    made.operator.advance(5)
+    assert condition(made, "Degraded")["reason"] == "ScaleCooldown"
+    assert len(made.api.created) == 2
+    made.operator.advance(60)
+    assert [body["spec"]["parallelism"] for body in made.api.created] == [2, 3, 1]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_run_goes_on_smaller_and_grows_back(readable: bool) -> None:
+    """With the nodes there are, down to minNodes; back when one is free and the operator may see
+    it, else at the next restart."""
+    made = history(2, {"nodes": 2, "minNodes": 1}, readable_nodes=readable)
+    made.node_down(1)
+    made.operator.advance(400)
+    assert made.status["currentAttempt"]["nodes"] == 1
+    assert made.status["scaling"]["reason"] == "NodesLost"
+    made.node_up(1)
+    made.operator.advance(100 if readable else 30)
+    if not readable and made.status["phase"] == "Running":
+        assert made.status["currentAttempt"]["nodes"] == 1
+        crash(made, 75)
+    if made.status["phase"] != "Complete":
+        assert made.status["currentAttempt"]["nodes"] == 2
+        assert made.status["scaling"]["reason"] == "GrownBack"
+
+
+def test_without_min_nodes_workers_that_hold_nodes_in_vain_give_them_back() -> None:
+    """And the run tries again until there are enough."""
+    made = history(1, {"nodes": 2})
+    made.operator.advance(120)
+    assert made.status["lastFailure"]["reason"] == "Unschedulable"
+    assert made.status["restarts"] == 0
+
+
+def test_queueing_kills_no_run() -> None:
+    """Workers that all wait are queued, and the condition says for what."""
+    made = history(0, activeDeadline="10m")
+    made.operator.advance(4000)
+    assert made.status["phase"] == "Queued"
+    assert condition(made, "Admitted")["reason"] == "Unschedulable"
 
 
 def test_pods_that_a_deleted_job_left_behind_are_waited_for_until_they_end() -> None:
     """Nobody removes them, so the next attempt begins when they are at work no more."""
-    world = World()
-    world.settle()
-    world.jobs = {}
-    world.settle()
-    assert world.created == ["r-1"]
-    world.pods = [replace(p, phase="Succeeded", exit_code=0) for p in world.pods]
-    world.settle()
-    assert world.created == ["r-1", "r-2"]
+    made = history()
+    made.delete_job("Orphan")
+    made.operator.advance(20)
+    assert names(made) == ["r-1"]
+    assert "r-1-0 has lost its Job" in condition(made, "Running")["message"]
+    for pod in made.cluster.pods.values():
+        pod.end(Exit(143), made.cluster.now)
+    made.operator.advance(20)
+    assert names(made) == ["r-1", "r-2"]
 
 
-def _respec(world: World, suspend: bool = False, nodes: int = 2) -> None:
-    spec = SPEC | {"suspend": suspend, "workers": {"image": "i", "nodes": nodes}}
-    world.run = replace(world.run, spec=TrainingRunSpec.model_validate(spec))
+def test_a_status_that_was_lost_makes_no_second_job() -> None:
+    """The one that is there is the run's, and goes on."""
+    made = history()
+    made.api._write({**made.api.run, "status": {}})  # type: ignore[dict-item]
+    made.operator.advance(350)
+    assert names(made) == ["r-1"]
+    assert (made.status["phase"], made.status["attempt"]) == ("Complete", 1)
 
 
-HAPPENINGS = st.one_of(
-    st.tuples(st.just("reconcile"), st.integers(0, 3)),
-    st.tuples(st.just("collect"), st.just(0)),
-    st.tuples(st.just("fail0"), st.sampled_from([1, 75, 137, 139, 143])),
-    st.tuples(st.just("fail1"), st.sampled_from([1, 75, 137, 139, 143])),
-    st.tuples(st.just("suspend"), st.integers(0, 1)),
-    st.tuples(st.just("nodes"), st.integers(1, 3)),
-    st.tuples(st.just("job gone"), st.just(0)),
+def test_an_eviction_ends_the_attempt_and_is_not_charged() -> None:
+    """The next one queues again."""
+    made = history(queue=True)
+    made.cluster.admits = False
+    made.evict(0)
+    made.operator.advance(60)
+    status = made.status
+    assert (status["phase"], status["restarts"], status["interruptions"]) == ("Queued", 0, 1)
+    assert names(made) == ["r-1", "r-2"]
+
+
+def test_two_failures_of_a_node_keep_the_run_off_it() -> None:
+    """By the affinity of the next Job; the run trains elsewhere."""
+    made = history(3, {"nodes": 1}, failurePolicy=FREE)
+    crash(made, 139)
+    crash(made, 139)
+    terms = made.api.created[-1]["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    assert "node-0" in str(terms)
+    (pod,) = made.cluster.pods.values()
+    assert pod.node is not None
+    assert pod.node.name == "node-1"
+
+
+def test_a_run_with_no_other_nodes_goes_back_to_its_suspects() -> None:
+    """After schedulingDeadline: it would wait for ever."""
+    made = history(1, {"nodes": 1}, failurePolicy=FREE)
+    crash(made, 139)
+    crash(made, 139)
+    assert made.status["phase"] == "Queued"
+    made.operator.advance(200)
+    assert made.status["phase"] == "Running"
+
+
+def test_a_dead_nodes_pod_is_forced_and_the_run_goes_on() -> None:
+    """Nobody else would ever end it."""
+    made = history(3)
+    made.node_down(0)
+    made.operator.advance(320)
+    assert made.status["phase"] in ("Running", "Starting", "Complete")
+    assert made.status["lastFailure"]["reason"] == "NodeLost"
+    assert made.status["restarts"] == 0
+
+
+def test_a_start_that_takes_too_long_is_a_hang() -> None:
+    """From admission on."""
+    made = History(spec_of(), 2)
+    made.operator.advance(10)
+    made.hang(0)
+    made.operator.advance(310)
+    assert made.status["lastFailure"]["reason"] == "StartupDeadlineExceeded"
+    assert made.status["lastFailure"]["class"] == "Hang"
+
+
+def test_a_hang_is_ended_where_the_launcher_does_not() -> None:
+    """After its own clock would have run out."""
+    made = history()
+    made.hang(0)
+    made.operator.advance(230)
+    assert made.status["phase"] == "Running"
+    made.operator.advance(60)
+    assert made.status["lastFailure"]["reason"] == "Hang"
+
+
+def test_a_ready_worker_that_cannot_be_reached_is_left_alone() -> None:
+    """The network may be at fault, and it trains."""
+    made = history()
+    made.unreachable(10**6)
+    made.operator.advance(150)
+    assert condition(made, "Degraded")["reason"] == "WorkerSilent"
+    made.operator.advance(300)
+    assert (made.status["phase"], made.status["attempt"]) == ("Complete", 1)
+
+
+def test_an_image_that_is_not_there_fails_the_run_with_its_cause() -> None:
+    """After imagePullDeadline; until then it is said in condition Degraded."""
+    made = History(spec_of(), 2)
+    made.image(False)
+    made.operator.advance(60)
+    assert condition(made, "Degraded")["reason"] == "ImagePullBackOff"
+    made.operator.advance(180)
+    assert condition(made, "Failed")["reason"] == "ImagePullFailed"
+    assert "no such image" in condition(made, "Failed")["message"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason", "seconds"),
+    [
+        ({"activeDeadline": "100s"}, "DeadlineExceeded", 150),
+        ({"deadline": "2026-01-01T00:02:00Z"}, "DeadlineExceeded", 800),
+        ({"budget": {"duration": "1m"}}, "BudgetExhausted", 800),
+        ({"budget": {"gpuHourPrice": "60", "maxCost": "2"}}, "BudgetExhausted", 800),
+    ],
 )
+def test_limits_end_a_run_whose_workers_do_not(
+    limit: dict[str, Any], reason: str, seconds: int
+) -> None:
+    """Ten minutes after those that workers know of themselves."""
+    health = spec_of()["healthPolicy"] | {"startupDeadline": "2h"}
+    made = History(spec_of(healthPolicy=health, **limit), 2)
+    made.operator.advance(5)
+    made.image(True)
+    for job in made.cluster.jobs.values():
+        job.gang.told_at = 10**6  # the watchdog of its launcher hangs too
+        job.gang.hung = True
+    made.operator.advance(seconds)
+    assert condition(made, "Failed")["reason"] == reason
+    made.operator.advance(120)
+    assert not [pod for pod in made.cluster.pods.values() if not pod.over]
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(HAPPENINGS, max_size=40))
-def test_whatever_happens_the_rules_hold(happenings: list[tuple[str, int]]) -> None:
-    """Never two Jobs, never a number twice, never a charge beyond the limit; ends stay ends."""
-    world = World()
-    for what, value in happenings:
-        before = world.status
-        if what == "reconcile":
-            world.reconcile(dies_after=value)
-        elif what == "collect":
-            world.collect()
-        elif what.startswith("fail"):
-            world.fail(int(what[-1]), value)
-        elif what == "suspend":
-            _respec(world, suspend=bool(value))
-        elif what == "nodes":
-            _respec(world, nodes=value)
-        else:
-            world.jobs, world.pods = {}, []
-        assert world.status.attempt >= before.attempt
-        assert before.restarts <= world.status.restarts <= 2
-        if before.phase in ("Complete", "Failed"):
-            assert world.status == before
-    _respec(world)
-    world.settle(12)
-    if world.status.phase != "Failed":
-        assert len(world.jobs) == 1
+@pytest.mark.parametrize("policy", ["Running", "All", "None"])
+@pytest.mark.parametrize("code", [0, 65])
+def test_what_remains_when_a_run_is_over(policy: str, code: int) -> None:
+    """All: nothing. Else: the Job and the pods that ended, with their logs; none at work."""
+    made = history(cleanPodPolicy=policy)
+    if code:
+        crash(made, code)
+    made.operator.advance(350)
+    assert made.status["phase"] == ("Failed" if code else "Complete")
+    assert not [pod for pod in made.cluster.pods.values() if not pod.over]
+    assert bool(made.cluster.jobs) == (policy != "All")
 
 
-def test_the_pod_is_restricted_and_the_overlay_is_laid_over() -> None:
-    """Pod Security's `restricted` level, a Job that fails as a gang, and the user's overlay."""
-    overlay = {
-        "metadata": {"labels": {"team": "a", "daybreak.dev/run": "other"}},
-        "spec": {
-            "restartPolicy": "Always",
-            "nodeSelector": {"gpu": "yes"},
-            "containers": [
-                {"name": "trainer", "env": [{"name": "X", "value": "1"}]},
-                {"name": "sidecar", "image": "s"},
-            ],
-        },
-    }
-    spec = SPEC | {"workers": {"image": "i", "nodes": 2, "template": overlay}}
-    run = replace(new_run(), spec=TrainingRunSpec.model_validate(spec))
-    body = job_of(run, 1, RECIPE, nodes=2)["spec"]
-    template = body["template"]
-    trainer, sidecar = template["spec"]["containers"]
-    assert body["backoffLimit"] == 0
-    assert {rule["action"] for rule in body["podFailurePolicy"]["rules"]} == {"FailJob"}
-    assert trainer["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert trainer["securityContext"]["readOnlyRootFilesystem"] is True
-    assert template["spec"]["securityContext"]["runAsNonRoot"] is True
-    assert template["spec"]["automountServiceAccountToken"] is False
-    assert template["spec"]["restartPolicy"] == "Never"
-    assert template["spec"]["nodeSelector"] == {"gpu": "yes"}
-    assert template["metadata"]["labels"]["daybreak.dev/run"] == "r"
-    assert template["metadata"]["labels"]["team"] == "a"
-    assert {"name": "X", "value": "1"} in trainer["env"]
-    assert sidecar["name"] == "sidecar"
+def test_a_run_is_deleted_when_its_time_to_live_is_over() -> None:
+    """And everything with it."""
+    made = history(ttlSecondsAfterFinished=100)
+    made.operator.advance(300)
+    assert made.status["phase"] == "Complete"
+    made.operator.advance(120)
+    assert made.api.run is None
+    assert (made.cluster.jobs, made.cluster.pods) == ({}, {})
+
+
+def test_another_controllers_run_is_left_alone() -> None:
+    """managedBy."""
+    made = history(managedBy="kueue.x-k8s.io/multikueue")
+    assert (made.api.created, made.api.statuses) == ([], [])
+
+
+def test_a_sidecar_does_not_keep_a_run_from_completing() -> None:
+    """The trainer's own container says that it is done."""
+    made = history()
+    seen = made.operator.last
+    assert seen is not None
+    pods = tuple(replace(pod, exit_code=0) for pod in seen.pods)
+    decision = decide(replace(seen, pods=pods))
+    assert decision is not None
+    assert decision.status.phase == "Complete"
+
+
+def test_where_nothing_happens_nothing_is_written() -> None:
+    """Not even as time goes by."""
+    made = history()
+    made.hang(0)
+    made.operator.advance(3)
+    written = len(made.api.statuses)
+    made.operator.advance(100)
+    assert len(made.api.statuses) == written
+
+
+@pytest.mark.parametrize("skew", [-3600.0, 3600.0])
+def test_clocks_of_workers_do_not_move_the_ledger(skew: float) -> None:
+    """An hour ahead or behind: the accounts are those of our clock."""
+    made = history(skew=skew)
+    made.operator.advance(350)
+    ledger = made.status["ledger"]
+    assert made.status["phase"] == "Complete"
+    assert abs(ledger["heldSeconds"] - made.cluster.held_seconds) <= 5
+    assert ledger["productiveSeconds"] > 200
+    assert ledger["lostSeconds"]["startup"] < 30
+
+
+def test_decisions_are_the_same_for_the_same_observation() -> None:
+    """Pure, and an observation of what was decided changes nothing more."""
+    made = history()
+    assert made.api.run is not None
+    seen = made.operator.last
+    assert seen is not None
+    assert decide(seen) == decide(seen)
+
+
+def test_a_lost_peer_waits_for_the_cause() -> None:
+    """A pod that only lost its peer does not decide while the other is still ending."""
+    made = history()
+    told = Termination(reason="PeerLost", message="why", exit_code=1)
+    zero = next(pod for pod in made.cluster.pods.values() if pod.index == 0)
+    zero.end(Exit(1, message=told.to_json()), made.cluster.now)
+    made.operator.publish()
+    made.operator.look()
+    assert "lastFailure" not in made.status
+    crash(made, 65, index=1)
+    assert made.status["lastFailure"]["reason"] == "BadData"
+    assert made.status["phase"] == "Failed"
