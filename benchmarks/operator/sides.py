@@ -38,6 +38,8 @@ LIMITS = {
         "--kube-api-qps=2000",
         "--kube-api-burst=4000",
         "--concurrent-job-syncs=20",
+        # No node is lost here, however late a starved controller manager sees a heartbeat.
+        "--node-monitor-grace-period=24h",
     ),
     "kube-scheduler": ("--kube-api-qps=2000", "--kube-api-burst=4000"),
 }
@@ -78,8 +80,6 @@ async def place(folder: Path) -> AsyncIterator[Place]:
             Api(cluster.kubeconfig) as api,
             HollowNodes(api, HOLLOW_NODES, PODS_A_NODE, Pace()) as nodes,
         ):
-            # After the nodes: a controller manager that meets a new kind before its first Lease
-            # was seen to take no notice of Leases, and all nodes for lost.
             await nodes.await_ready()
             kubeconfig = await asyncio.to_thread(install_rights, cluster, folder)
             yield Place(cluster, api, nodes, folder, kubeconfig)
