@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
+from daybreak_operator.cache import Body
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.decision import Decision
 
@@ -14,8 +16,14 @@ def stored(decision: Decision) -> dict[str, Any]:
     return decision.status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-async def act(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
+async def act(
+    cluster: Cluster,
+    run: TrainingRun,
+    decision: Decision,
+    written: Callable[[Body], None] = lambda body: None,
+) -> None:
     """Events, then the status, then children, then Jobs, pods, and at last the run itself.
+    `written` is told the run as it is with a new status.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
@@ -25,7 +33,7 @@ async def act(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
         await cluster.record(run, note)
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
-        await cluster.write_status(run, after)
+        written(await cluster.write_status(run, after))
     for body in decision.ensure:
         await cluster.ensure(run, body)
     if decision.create_job is not None:

@@ -26,11 +26,18 @@ class Cache:
         """Notes a run's event and returns its key."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
         if kind != "DELETED":
-            self.runs[key] = body
+            self.runs[key] = slim(body)
         elif _uid(self.runs.get(key)) == _uid(body):
             del self.runs[key]
             self._last_words.pop(key, None)
         return key
+
+    def wrote(self, body: Body) -> None:
+        """The run as the API server has it after a write. Its event comes later; a look before that
+        would do the same again, and be refused."""
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        if _uid(self.runs.get(key)) == _uid(body):
+            self.runs[key] = slim(body)
 
     def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:
         """Notes a Job's or pod's event; returns the key of its run, if it names one."""
@@ -43,7 +50,7 @@ class Cache:
         if event == "DELETED":
             self._drop(kind, key, body)
         else:
-            members[metadata["name"]] = body
+            members[metadata["name"]] = slim(body)
         if not members:
             del self._children[kind][key]
         return key
@@ -73,7 +80,19 @@ class Cache:
         elif (body.get("status") or {}).get("phase") in ("Succeeded", "Failed") and any(
             _uid(job) == owner_uid(body["metadata"]) for job in self.children("Job", key)
         ):
-            self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = body
+            self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = slim(body)
+
+
+def slim(body: Body) -> Body:
+    """Without the managers of fields, a Job's pod template, and a pod's spec but for its node: they
+    are not read, and with thousands of pods they would be most of the operator's memory."""
+    spec = body.get("spec") or {}
+    if "containers" in spec:
+        spec = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}
+    elif "template" in spec:
+        spec = {key: value for key, value in spec.items() if key != "template"}
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    return {**body, "metadata": metadata, **({"spec": spec} if "spec" in body else {})}
 
 
 def _uid(body: Body | None) -> str | None:

@@ -132,7 +132,7 @@ class Controller:
         if self._too_soon(key, run, decision):
             return decision.again_seconds
         try:
-            await act(self._cluster, run, decision)
+            await act(self._cluster, run, decision, self._cache.wrote)
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             return None  # the change that won is on its way to us as an event
@@ -162,9 +162,13 @@ class Controller:
             return False  # there is something to do beside the status
         before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         after = stored(decision)
+        if before == after:
+            return False
+        if (old := before.get("workers")) and (new := after.get("workers")):
+            old["ready"] = new["ready"]  # a gang's pods become ready one by one
         changed = {k for k in {*before, *after} if before.get(k) != after.get(k)}
         now = time.monotonic()
-        if changed and changed <= _PROGRESS_KEYS:
+        if changed <= _PROGRESS_KEYS:
             written = self._progress_written.get(key)
             if written is not None and now - written < self._progress_seconds:
                 return True

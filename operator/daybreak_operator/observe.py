@@ -7,6 +7,7 @@ be taken back. So for these the API server itself is asked.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from daybreak_trainer.recipe import RecipeError, resolve
 
 _ASK_SECONDS = 600.0
 _CAPACITY_SECONDS = 60.0
+_YOUNG_SECONDS = 60.0
+_FOUND_SECONDS = 30.0
 KINDS = ("Job", "Pod")
 Bodies = Mapping[str, Sequence[Body]]
 
@@ -59,6 +62,9 @@ class Observer:
         """What was free for a run, until when (monotonic clock) it is not asked again."""
         self._recipes: dict[Key, FixedRecipe] = {}
         """Of runs that have one. It never changes, so it is read once."""
+        self._found: dict[tuple[str, str, str], float] = {}
+        """Namespace, kind and name of claims and Secrets that exist, until when (monotonic clock)
+        that is believed: the runs of a namespace mostly name the same."""
 
     async def observe(
         self,
@@ -68,9 +74,8 @@ class Observer:
     ) -> Observation:
         """`trouble` is what kept a child from being made just now."""
         seen = _views(run, self._cached(key))
-        due = self._ask_at.get(key, 0.0) <= self._monotonic()
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
-        if not settled and (due or not _undisturbed(run, seen.jobs, seen.pods)):
+        if not settled and (self._due(key) or not self._undisturbed(run, seen.jobs, seen.pods)):
             seen = _views(run, await self._ask(key, run))
         jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
@@ -97,6 +102,40 @@ class Observer:
             preparation=seen.preparation,
             queue_says=await self._cluster.queue_says(run, held) if held and not settled else None,
         )
+
+    def _due(self, key: Key) -> bool:
+        """Whether the cache is to be compared with the API server. The first time for a run is
+        anywhere in the interval, so an operator that starts does not ask for all runs at once."""
+        now = self._monotonic()
+        return self._ask_at.setdefault(key, now + _ASK_SECONDS * random.random()) <= now
+
+    def _undisturbed(
+        self, run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodView]
+    ) -> bool:
+        """Whether what the cache holds leads to nothing that cannot be taken back: the attempt's
+        Job is there and nothing has ended, or all of it is going anyway; or there never was a Job.
+        Where the first one was created and not seen yet, creating it again does nothing."""
+        job = next((j for j in jobs if j.attempt == run.status.attempt), None)
+        if job is None:
+            first = run.status.attempt <= 1 and run.status.workers is None
+            return first and run.spec.data.prepare is None
+        if job.deleting:
+            return True
+        mine = [pod for pod in pods if pod.attempt == job.attempt]
+        if job.suspended:
+            # One that had its nodes was evicted, unless this is what was before.
+            attempt = run.status.current_attempt
+            return not mine and (attempt is None or attempt.admitted_time is None)
+        begun = any(pod.index == 0 for pod in mine) or self._young(run)
+        return begun and job.failed is None and not any(pod.over for pod in mine)
+
+    def _young(self, run: TrainingRun) -> bool:
+        """Whether the attempt began so recently that its pods may well be still to come."""
+        attempt = run.status.current_attempt
+        if attempt is None:
+            return False
+        age = self._now() - datetime.fromisoformat(attempt.created_time)
+        return age.total_seconds() < _YOUNG_SECONDS
 
     async def _room(
         self, key: Key, run: TrainingRun, pods: Sequence[PodView], recipe: FixedRecipe | None
@@ -172,9 +211,19 @@ class Observer:
                 f"{kind} {name} ({_field(role)}) does not exist in namespace {run.namespace}."
                 for kind, wanted in kinds.items()
                 for role, name in wanted.items()
-                if await self._cluster.missing(run, kind, name)
+                if await self._is_missing(run, kind, name)
             ]
         )
+
+    async def _is_missing(self, run: TrainingRun, kind: str, name: str) -> bool:
+        key, now = (run.namespace, kind, name), self._monotonic()
+        if self._found.get(key, 0.0) > now:
+            return False
+        missing = await self._cluster.missing(run, kind, name)
+        self._found = {known: until for known, until in self._found.items() if until > now}
+        if not missing:
+            self._found[key] = now + _FOUND_SECONDS
+        return missing
 
 
 @dataclass(frozen=True)
@@ -206,22 +255,6 @@ def _views(run: TrainingRun, bodies: Bodies) -> _Children:
 
 def _uids(bodies: Iterable[Body]) -> set[str]:
     return {body["metadata"]["uid"] for body in bodies}
-
-
-def _undisturbed(run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodView]) -> bool:
-    """Whether the attempt's Job is there and nothing has ended, or all of it is going anyway."""
-    job = next((j for j in jobs if j.attempt == run.status.attempt), None)
-    if job is None:
-        return False
-    if job.deleting:
-        return True
-    mine = [pod for pod in pods if pod.attempt == job.attempt]
-    if job.suspended:
-        # One that had its nodes was evicted, unless this is what was before.
-        attempt = run.status.current_attempt
-        return not mine and (attempt is None or attempt.admitted_time is None)
-    begun = any(pod.index == 0 for pod in mine)
-    return begun and job.failed is None and not any(pod.over for pod in mine)
 
 
 def _field(role: str) -> str:

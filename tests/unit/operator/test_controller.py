@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -115,6 +116,8 @@ class Server:
                 return web.json_response({"message": self.refusal}, status=422)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
+            if request.path.endswith("/status"):
+                return web.json_response(RUN | {"status": body["status"]})
             return web.json_response(body)
         name = request.path.rpartition("/")[2]
         if "/configmaps/" in request.path:
@@ -124,7 +127,9 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(server: Server, cache: Cache) -> AsyncIterator[Controller]:
+async def serving(
+    server: Server, cache: Cache, monotonic: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Controller]:
     """A controller, not started, whose API server and worker 0 are `server`."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.answer)
@@ -139,7 +144,9 @@ async def serving(server: Server, cache: Cache) -> AsyncIterator[Controller]:
     try:
         async with client.ApiClient(configuration) as api:
             cluster = Cluster(api)
-            controller = Controller(cache, cluster, Observer(cache, cluster, progress))
+            controller = Controller(
+                cache, cluster, Observer(cache, cluster, progress, monotonic=monotonic)
+            )
             yield controller
             await controller.stop()
     finally:
@@ -195,12 +202,15 @@ async def test_a_failure_is_judged_by_all_pods() -> None:
 
 
 async def test_a_job_whose_deletion_nobody_told_is_missed() -> None:
-    """A watch that starts anew tells of no deletion: the cache is compared, and the run goes on."""
-    server, cache = Server(), Cache()
+    """A watch that starts anew tells of no deletion: within ten minutes the cache is compared, and
+    the run goes on."""
+    server, cache, clock = Server(), Cache(), [0.0]
     cache.run_event(None, RUN)
     cache.child_event("Job", None, JOB)
     cache.child_event("Pod", None, POD)
-    async with serving(server, cache) as controller:
+    async with serving(server, cache, lambda: clock[0]) as controller:
+        await controller.reconcile(KEY)
+        clock[0] = 600.0
         await controller.reconcile(KEY)
     assert server.writes[-1][2]["status"]["attempt"] == 2
     assert cache.children("Job", KEY) == cache.children("Pod", KEY) == []
@@ -380,10 +390,25 @@ def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
     new = {"metadata": RUN["metadata"] | {"uid": "new"}}
     cache.run_event("ADDED", new)
     cache.run_event("DELETED", RUN)
-    assert cache.runs[KEY] is new
+    assert cache.runs[KEY] == new
     job = {"metadata": JOB["metadata"] | {"uid": "new"}}
     cache.child_event("Job", "ADDED", job)
     cache.child_event("Job", "DELETED", JOB)
     assert cache.children("Job", KEY) == [job]
     cache.child_event("Job", "DELETED", job)
     assert cache.children("Job", KEY) == []
+
+
+def test_the_cache_keeps_what_is_read() -> None:
+    """A pod's containers, a Job's template and the managers of fields are most of an object."""
+    cache = Cache()
+    managed = {"managedFields": [{"manager": "kubelet"}]}
+    pod = POD | {
+        "metadata": POD["metadata"] | managed,
+        "spec": {"nodeName": "a", "containers": [{"name": "trainer"}]},
+    }
+    assert "template" in JOB["spec"]
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, pod)
+    assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
+    assert cache.children("Pod", KEY) == [POD | {"spec": {"nodeName": "a"}}]
