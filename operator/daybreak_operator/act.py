@@ -37,6 +37,9 @@ async def act(
     for body in decision.ensure:
         await cluster.ensure(run, body)
     if decision.create_job is not None:
+        # No status goes with it that would conflict, and our view of the run may be an old one:
+        # this number's Job may have come and gone since.
+        await cluster.confirm(run)
         await cluster.ensure(run, decision.create_job)
     for name in decision.delete_jobs:
         await cluster.delete_job(run, name)

@@ -164,6 +164,19 @@ class Cluster:
                 raise ConflictError from error
             raise
 
+    async def confirm(self, run: TrainingRun) -> None:
+        """Raises ConflictError: the run is not any more as it was read."""
+        try:
+            found = await self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, run.namespace, PLURAL, run.name, _request_timeout=_TIMEOUT_SECONDS
+            )
+        except ApiException as error:
+            if error.status == 404:
+                raise ConflictError from error
+            raise
+        if found["metadata"]["resourceVersion"] != run.resource_version:
+            raise ConflictError
+
     async def children(self, run: TrainingRun) -> dict[str, list[dict[str, Any]]]:
         """The Jobs and pods that carry the run's label, as the API server has them now."""
         jobs, pods = await asyncio.gather(

@@ -120,6 +120,10 @@ class Api:
         self.statuses.append(dict(status))
         self._write(there | {"status": dict(status)})
 
+    async def confirm(self, run: TrainingRun) -> None:
+        if self.run is None or self.run["metadata"]["resourceVersion"] != run.resource_version:
+            raise ConflictError
+
     async def children(self, run: TrainingRun) -> dict[str, list[dict[str, Any]]]:
         cluster = self.cluster
         return {

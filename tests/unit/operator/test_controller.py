@@ -123,6 +123,8 @@ class Server:
         if "/configmaps/" in request.path:
             found = self.configs.get(name)
             return web.json_response(found or {}, status=200 if found else 404)
+        if "/trainingruns/" in request.path:
+            return web.json_response(RUN)
         return web.json_response({"items": {"jobs": self.jobs, "pods": self.pods}[name]})
 
 

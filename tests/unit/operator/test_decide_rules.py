@@ -272,6 +272,26 @@ def test_a_status_that_was_lost_makes_no_second_job() -> None:
     assert (made.status["phase"], made.status["attempt"]) == ("Complete", 1)
 
 
+def test_an_old_view_of_the_run_makes_no_job_again() -> None:
+    """What the API server would refuse as a status, it has to be asked about where none is
+    written."""
+    made = History(spec_of(workers={"nodes": 1}), 2)
+    operator = made.operator
+    for _ in range(2):  # the number, the Job
+        operator.publish()
+        operator.look()
+    operator.publish()
+    operator.late_until["Run"] = 60.0
+    made.cluster.tick(1)
+    operator.publish()
+    operator.look()  # the Job is on record, and the operator does not hear of that
+    made.delete_job("Background")
+    operator.advance(30)
+    assert names(made) == ["r-1"]
+    operator.advance(60)
+    assert names(made) == ["r-1", "r-2"]
+
+
 def test_an_eviction_ends_the_attempt_and_is_not_charged() -> None:
     """The next one queues again."""
     made = history(queue=True)
