@@ -144,6 +144,7 @@ PVC = {"claimName": "c"}
         ("spec.export", {}, "export: set exactly one of storage"),
         ("spec.export.format", "onnx", "spec.export.format"),
         ("spec.evaluation.benchmark", "imagenet", "spec.evaluation.benchmark"),
+        ("spec.evaluation.prompts", ["x" * 1000] * 17, "at most 16384 characters in all"),
         ("spec.failurePolicy.maxRestarts", -1, "spec.failurePolicy.maxRestarts"),
         ("spec.terminationGracePeriod", "2 minutes", "spec.terminationGracePeriod"),
         ("spec.recipe", {}, "spec.recipe.preset"),

@@ -270,6 +270,15 @@ class Extractors(ApiModel):
 class EvaluationSpec(ApiModel):
     """What to draw and judge, during training and when it is done."""
 
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (
+                "!has(self.prompts) || self.prompts.map(p, size(p)).sum() <= 16384",
+                "evaluation.prompts: at most 16384 characters in all",
+            )
+        )
+    )
+
     interval: Interval = Field(
         default="15m",
         description="How often to judge the averaged weights while training: 15m, or 2000steps; "
@@ -291,7 +300,9 @@ class EvaluationSpec(ApiModel):
         "lands in status.evaluation.",
     )
     prompts: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = Field(
-        default=(), max_length=256, description="Prompts to draw for samples.png."
+        default=(),
+        max_length=256,
+        description="Prompts to draw for samples.png, 16384 characters in all.",
     )
     images: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=16, description="Images to draw for prompts, which are taken in turn."
