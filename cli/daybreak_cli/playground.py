@@ -75,6 +75,11 @@ class Playground:
     folder: Path
 
     def apply(self, name: str, labels: dict[str, str] | None = None, **changes: Any) -> None:
+        """Creates the run that `manifest` describes."""
+        body = json.dumps(self.manifest(name, labels, **changes))
+        self.cluster.kubectl("create", "-n", self.namespace, "-f", "-", input=body)
+
+    def manifest(self, name: str, labels: dict[str, str] | None = None, **changes: Any) -> Object:
         """A small run on two nodes; `changes` replace fields of its spec."""
         spec: Object = {
             "workers": {
@@ -95,13 +100,12 @@ class Playground:
             },
             "terminationGracePeriod": "30s",
         }
-        body = {
+        return {
             "apiVersion": "daybreak.dev/v1alpha1",
             "kind": "TrainingRun",
             "metadata": {"name": name, "labels": labels or {}},
             "spec": spec | changes,
         }
-        self.cluster.kubectl("create", "-n", self.namespace, "-f", "-", input=json.dumps(body))
 
     def get(self, name: str) -> Object:
         out = self.cluster.kubectl("get", "trun", name, "-n", self.namespace, "-o", "json").stdout

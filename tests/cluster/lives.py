@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from crashing_operator import KILLED, Plan
 from kubernetes import client, watch
-from runs import Bench
+from runs import Bench, install_rights
 
 from daybreak_cli.playground import create_claims, create_namespace
 from daybreak_devcluster.cluster import Cluster
@@ -31,7 +31,7 @@ _HERE = Path(__file__).parent
 Json = dict[str, Any]
 
 
-def template(script: dict[int, Json]) -> Json:
+def template(script: dict[int | str, Json]) -> Json:
     """A pod template that has the worker follow a script, by attempt."""
     container = {
         "name": "trainer",
@@ -41,7 +41,7 @@ def template(script: dict[int, Json]) -> Json:
     return {"spec": {"containers": [container]}}
 
 
-def spec(nodes: int, script: dict[int, Json]) -> Json:
+def spec(nodes: int, script: dict[int | str, Json], steps: int = STEPS) -> Json:
     """The changes to `Bench.apply`'s run that make it a scripted one."""
     image = "ghcr.io/daybreak/trainer:0.1.0"
     resources = {"requests": {"memory": 1 << 20}}  # a number: the API takes it as well as a string
@@ -54,20 +54,38 @@ def spec(nodes: int, script: dict[int, Json]) -> Json:
         },
         "recipe": {
             "preset": "smoke",
-            "stages": [{"resolution": 16, "steps": STEPS, "batchSize": 6}],
+            "stages": [{"resolution": 16, "steps": steps, "batchSize": 6}],
         },
     }
 
 
-def operator_kubeconfig(cluster: Cluster, folder: Path) -> Path:
-    """A kubeconfig with the rights of the operator's own ServiceAccount and no others."""
+def operator_kubeconfig(cluster: Cluster, folder: Path, server: str | None = None) -> Path:
+    """A kubeconfig with the rights of the operator's own ServiceAccount and no others; `server`
+    is a proxy's URL."""
     document = yaml.safe_load(cluster.kubeconfig.read_text())
     token = cluster.kubectl("create", "token", "daybreak-operator", "-n", "daybreak-system").stdout
     document["users"][0]["user"] = {"token": token.strip()}
+    if server is not None:
+        document["clusters"][0]["cluster"] = {"server": server}
     path = folder / "operator.kubeconfig"
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+@contextmanager
+def own_operators(cluster: Cluster) -> Iterator[None]:
+    """The rights of the installed operator are there for ours, and it makes room for them if it is
+    there itself."""
+    install_rights(cluster)
+    system = ("-n", "daybreak-system")
+    installed = cluster.kubectl("get", "deployment", "-o", "name", *system).stdout.split()
+    for deployment in installed:
+        cluster.kubectl("scale", "--replicas=0", deployment, *system)
+        cluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=60s")
+    yield
+    for deployment in installed:
+        cluster.kubectl("scale", "--replicas=1", deployment, *system)
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,9 @@ class Stage:
 
     def __init__(self, bench: Bench, kubeconfig: Path, api: client.ApiClient) -> None:
         self.bench = bench
-        self._api = api
+        self.api = api
         self._runs, self._batch = client.CustomObjectsApi(api), client.BatchV1Api(api)
+        self._core = client.CoreV1Api(api)
         self._folder = bench.folder / "operator"
         self._folder.mkdir()
         self._operator = subprocess.Popen(
@@ -135,7 +154,7 @@ class Stage:
     def states(self, name: str, seconds: int = 150) -> Iterator[Json]:
         """The run, each time it changed, and at first as it is."""
         deadline = time.monotonic() + seconds
-        run = self._run(name)
+        run = self.get(name)
         while time.monotonic() < deadline:
             yield run
             since = run["metadata"]["resourceVersion"]
@@ -150,8 +169,28 @@ class Stage:
                 yield run
         kinds = ("nodes,persistentvolumeclaims,jobs,pods,events", "-n", self.bench.namespace)
         around = self.bench.cluster.kubectl("get", *kinds).stdout
-        told = f"{run.get('status')}\n{around}\n{self._log()}"
+        told = f"{run.get('status')}\n{around}\n{self.log(40)}"
         raise AssertionError(f"{name}: not within {seconds} s: {told}")
+
+    def apply(self, name: str, **changes: Any) -> None:
+        """A run, as `Bench.apply` makes it, without a kubectl for each."""
+        self._runs.create_namespaced_custom_object(
+            *(*GROUP, self.bench.namespace, "trainingruns"), self.bench.manifest(name, **changes)
+        )
+
+    def patch(self, name: str, **changes: Any) -> None:
+        """Changes fields of the run's spec."""
+        self._runs.patch_namespaced_custom_object(
+            *(*GROUP, self.bench.namespace, "trainingruns", name), {"spec": changes}
+        )
+
+    def until(self, name: str, holds: Callable[[Json], object], seconds: int = 150) -> Json:
+        """The run's status as soon as it holds for it."""
+        for run in self.states(name, seconds):
+            status: Json = run.get("status", {})
+            if holds(status):
+                return status
+        raise AssertionError("unreachable: states() ends with an error")
 
     def scale(self, name: str, nodes: int) -> None:
         self._runs.patch_namespaced_custom_object_scale(
@@ -170,13 +209,10 @@ class Stage:
             *("delete", "job", job, f"--cascade={how}", "-n", self.bench.namespace)
         )
 
-    def end(self, name: str) -> Json:
+    def end(self, name: str, seconds: int = 150) -> Json:
         """The run's status when it is over."""
-        for run in self.states(name):
-            status: Json = run.get("status", {})
-            if status.get("phase") in ("Complete", "Failed"):
-                return status
-        raise AssertionError("unreachable: states() ends with an error")
+        over = ("Complete", "Failed")
+        return self.until(name, lambda status: status.get("phase") in over, seconds)
 
     def journal(self, name: str) -> list[tuple[int, int, int, str]]:
         """Step, position, size and signature of the samples, of each step."""
@@ -185,12 +221,9 @@ class Stage:
 
     def wait_until_empty(self) -> None:
         """Returns when nothing of any run is left in the namespace."""
-        for kind in ("trun", "jobs", "pods", "services", "configmaps"):
+        for kind in ("trun", "jobs", "pods", "services", "configmaps", "networkpolicies"):
             chosen = ("--all",) if kind == "trun" else ("-l", "daybreak.dev/run")
-            self.bench.cluster.kubectl(
-                *("wait", "--for=delete", kind, *chosen, "-n", self.bench.namespace),
-                "--timeout=60s",
-            )
+            self.wait_until_gone(kind, *chosen)
 
     @contextmanager
     def meddling(self, name: str) -> Iterator[None]:
@@ -218,17 +251,65 @@ class Stage:
                 over.set()
             meddler.result()
 
-    def _run(self, name: str) -> Json:
+    def get(self, name: str) -> Json:
         run: Json = self._runs.get_namespaced_custom_object(
             *(*GROUP, self.bench.namespace, "trainingruns", name)
         )
         return run
 
+    def job_names(self, name: str) -> list[str]:
+        """Of the run's Jobs."""
+        chosen = f"daybreak.dev/run={name}"
+        found = self._batch.list_namespaced_job(self.bench.namespace, label_selector=chosen)
+        return sorted(job.metadata.name for job in found.items)
+
+    def live_pods(self, name: str) -> list[str]:
+        """Of the run's pods, those that have not ended."""
+        found = self._core.list_namespaced_pod(
+            self.bench.namespace, label_selector=f"daybreak.dev/run={name}"
+        )
+        over = ("Succeeded", "Failed")
+        return sorted(p.metadata.name for p in found.items if p.status.phase not in over)
+
+    def node_of_worker(self, name: str, index: int) -> str:
+        """The node of a worker that is at work."""
+        chosen = f"daybreak.dev/run={name},batch.kubernetes.io/job-completion-index={index}"
+        found = self._core.list_namespaced_pod(self.bench.namespace, label_selector=chosen)
+        (node,) = [p.spec.node_name for p in found.items if p.status.phase == "Running"]
+        return str(node)
+
+    def evict(self, pod: str) -> None:
+        """As draining a node does."""
+        metadata = client.V1ObjectMeta(name=pod)
+        self._core.create_namespaced_pod_eviction(
+            pod, self.bench.namespace, client.V1Eviction(metadata=metadata)
+        )
+
+    def wait_for_pods_to_go(self, name: str) -> None:
+        """Returns when none of the run's pods is at work."""
+        deadline = time.monotonic() + 60
+        while left := self.live_pods(name):
+            assert time.monotonic() < deadline, f"{left}\n{self.log(40)}"
+            time.sleep(0.2)
+
+    def wait_until_gone(self, kind: str, *chosen: str) -> None:
+        self.bench.cluster.kubectl(
+            *("wait", "--for=delete", kind, *chosen, "-n", self.bench.namespace, "--timeout=60s")
+        )
+
+    def wait_until_nothing_is_left(self, name: str) -> None:
+        """Of that run."""
+        self.wait_until_gone("trun", name)
+        kinds = "jobs,pods,services,configmaps,networkpolicies"
+        self.wait_until_gone(kinds, "-l", f"daybreak.dev/run={name}")
+
+    def log(self, lines: int | None = None) -> str:
+        """The last lines of our operators' log, or all of it."""
+        written = (self._folder / "log").read_text().splitlines()
+        return "\n".join(written if lines is None else written[-lines:])
+
     def _jobs(self) -> Any:
         return self._batch.list_namespaced_job(self.bench.namespace)
-
-    def _log(self) -> str:
-        return "\n".join((self._folder / "log").read_text().splitlines()[-40:])
 
     def _life(self, name: str, status: Json, before: str) -> Life:
         jobs: dict[str, list[str]] = {}
@@ -257,7 +338,7 @@ class Stage:
             together=together,
             events=Counter((reason, message) for reason, message in pairs),
             calls=(self._folder / "calls").read_text().splitlines(),
-            log=self._log(),
+            log=self.log(40),
         )
 
 

@@ -12,8 +12,7 @@ from threading import Event
 
 import pytest
 from crashing_operator import Plan
-from lives import HOLDS_AT, STEPS, Life, Stage, operator_kubeconfig, set_up, spec
-from runs import install_rights
+from lives import HOLDS_AT, STEPS, Life, Stage, operator_kubeconfig, own_operators, set_up, spec
 
 from daybreak_devcluster import faults
 from daybreak_devcluster.cluster import Cluster
@@ -26,23 +25,13 @@ _STAGES = 4
 
 @pytest.fixture(scope="module")
 def stages(devcluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Stage]]:
-    """Our operators have the rights of the installed one, which makes room for them if it is
-    there."""
-    install_rights(devcluster)
-    system = ("-n", "daybreak-system")
-    installed = devcluster.kubectl("get", "deployment", "-o", "name", *system).stdout.split()
-    for deployment in installed:
-        devcluster.kubectl("scale", "--replicas=0", deployment, *system)
-        devcluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=60s")
     folder = tmp_path_factory.mktemp("stages")
-    kubeconfig = operator_kubeconfig(devcluster, folder)
-    with ExitStack() as stack:
+    with own_operators(devcluster), ExitStack() as stack:
+        kubeconfig = operator_kubeconfig(devcluster, folder)
         yield [
             stack.enter_context(set_up(devcluster, f"stage-{n}", folder / f"stage-{n}", kubeconfig))
             for n in range(_STAGES)
         ]
-    for deployment in installed:
-        devcluster.kubectl("scale", "--replicas=1", deployment, *system)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +133,7 @@ def test_an_operator_killed_at_any_call_loses_nothing(
     print(f"killed at {len(lives)} calls, {time.monotonic() - began:.0f} s: {_kinds(lives)}")
     assert _kinds(lives) == {
         *("POST events", "PUT status", "POST configmaps", "POST services"),
-        *("POST jobs", "DELETE jobs"),
+        *("POST networkpolicies", "POST jobs", "DELETE jobs"),
     }
 
 
