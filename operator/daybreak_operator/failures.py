@@ -27,6 +27,8 @@ Verdict = Literal["final", "charged", "uncharged"]
 _PEER_LOST = "PeerLost"
 _KILLED = 137
 _CRASHES = frozenset({134, 135, 136, 139})
+_NOT_FOUND = "ContainerStatusUnknown"
+"""How a container ended that a kubelet does not find any more: its node was down for a while."""
 _NODE_GONE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 _CLASS_OF_CODE: dict[int, FailureClass] = {
     ExitCode.BAD_RECIPE: "User",
@@ -234,6 +236,8 @@ def _named(pod: PodView, lost_nodes: frozenset[str]) -> tuple[str, FailureClass]
         return ("Preempted" if preempted else pod.reason or "Disrupted"), "Interruption"
     if pod.deleting and code == _KILLED:
         return "GracePeriodExceeded", "Interruption"
+    if pod.ended_as == _NOT_FOUND:
+        return "NodeLost", "Infrastructure"
     if pod.reason == _REJECTED:
         return pod.reason, "Infrastructure"
     return "WorkerFailed", _class_of(code, "")

@@ -14,9 +14,9 @@ JOB: dict[str, Any] = {
 }
 
 
-def killed(**metadata: str) -> PodView:
+def killed(reason: str = "Error", **metadata: str) -> PodView:
     """Worker 0, whose trainer got SIGKILL and left no word."""
-    ended = {"exitCode": 137, "finishedAt": "2026-01-01T00:00:00Z", "reason": "Error"}
+    ended = {"exitCode": 137, "finishedAt": "2026-01-01T00:00:00Z", "reason": reason}
     return PodView.of(
         {
             "metadata": {"name": "r-1-0", "uid": "u", "labels": JOB["metadata"]["labels"]}
@@ -42,3 +42,11 @@ def test_a_kill_out_of_the_blue_is_charged() -> None:
     failure = classify(JobView.of(JOB), [killed()])
     assert failure is not None
     assert failure.verdict == "charged"
+
+
+def test_a_node_that_was_down_for_a_moment_is_not_the_runs_failure() -> None:
+    """The node is back before anybody missed it, and its kubelet finds no container."""
+    failure = classify(JobView.of(JOB), [killed("ContainerStatusUnknown")])
+    assert failure is not None
+    assert (failure.verdict, failure.reason) == ("uncharged", "NodeLost")
+    assert failure.blames_node is False
