@@ -38,6 +38,10 @@ e2e: .venv/.ready ## the full fault matrix on the control plane; half an hour
 	@$(VENV)/python tests/support/kueue.py >/dev/null
 	@$(VENV)/pytest -m e2e $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/.ready ## half an hour of random faults on ten runs: make chaos ARGS="--minutes 30 --runs 10 --real 2"
+	@PYTHONPATH=tests/cluster:tests/support $(VENV)/python tests/chaos/chaos.py $(ARGS)
+
 .PHONY: lint
 lint: .venv/.ready ## ruff, mypy, import-linter
 	@$(VENV)/ruff check .

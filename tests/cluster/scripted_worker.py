@@ -135,6 +135,7 @@ class Worker:
             samples=position + self.batch,
             loss=1 / step,
             first_step_at=self.progress.first_step_at or _now(),
+            ledger={"productive": step * self.script.step_seconds},
         )
         self._tell("STEP", str(step))
         if step % (self.run.checkpoint_interval_steps or self.steps) == 0:
