@@ -46,7 +46,7 @@ class Plan:
     again: bool = False
     """The operators that follow are killed in the same way."""
     troubles: tuple[str, ...] = ()
-    """What befalls a quarter of the calls, reading ones too: an HTTP status for an answer, or
+    """What befalls a tenth of the calls, reading ones too: an HTTP status for an answer, or
     `lost`: the call is made and its answer does not arrive."""
     ahead_seconds: float = 0.0
     """Of its clock, before everybody else's."""
@@ -121,7 +121,7 @@ def _lay_around(plan: Plan, calls: Path) -> None:
         if writing and count == plan.kill_before:
             note(f"{call} {KILLED} before")
             os.kill(os.getpid(), signal.SIGKILL)
-        trouble = dice.choice(plan.troubles) if plan.troubles and dice.random() < 0.25 else None
+        trouble = dice.choice(plan.troubles) if plan.troubles and dice.random() < 0.1 else None
         if trouble is not None and trouble != "lost":
             note(f"{call} {trouble}")
             raise ApiException(status=int(trouble), reason="on purpose")

@@ -149,7 +149,7 @@ def test_an_operator_that_dies_again_and_again_gets_there(
 
 
 def test_errors_of_the_api_server_are_tried_again(stages: list[Stage], undisturbed: Life) -> None:
-    """A quarter of all requests fail or lose their answer, and others write to the run meanwhile:
+    """A tenth of all requests fail or lose their answer, and others write to the run meanwhile:
     no write is lost and none is done twice."""
     stage = stages[0]
     with stage.meddling("troubled"):

@@ -61,8 +61,8 @@ def _came_through(stage: Stage, name: str, attempts: int, restarts: int) -> None
 
 @pytest.mark.usefixtures("well")
 def test_refusals_and_lost_answers_cost_nothing(stage: Stage, proxy: ApiProxy, seed: int) -> None:
-    """A quarter of all calls, watches too, end in 409, 429, 500, no answer, or late."""
-    proxy.chooses = now_and_then(0.25, Random(seed), *_TROUBLES)
+    """A tenth of all calls, watches too, ends in 409, 429, 500, no answer, or late."""
+    proxy.chooses = now_and_then(0.1, Random(seed), *_TROUBLES)
     life = stage.play("refused", Plan())
     assert any(call.faulty and call.watch for call in proxy.calls)
     assert life.status["phase"] == "Complete", life.log
