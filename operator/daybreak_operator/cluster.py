@@ -167,9 +167,7 @@ class Cluster:
     async def confirm(self, run: TrainingRun) -> None:
         """Raises ConflictError: the run is not any more as it was read."""
         try:
-            found = await self._custom.get_namespaced_custom_object(
-                GROUP, VERSION, run.namespace, PLURAL, run.name, _request_timeout=_TIMEOUT_SECONDS
-            )
+            found = await self._call("GET", path(PLURAL, run.namespace, run.name))
         except ApiException as error:
             if error.status == 404:
                 raise ConflictError from error
