@@ -12,9 +12,9 @@ import hashlib
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 LABEL_RUN = "daybreak.dev/run"
@@ -120,6 +120,17 @@ ENV_SECRETS_DIR = "DAYBREAK_SECRETS_DIR"
 def rfc3339(moment: datetime, timespec: str = "milliseconds") -> str:
     """A time as messages and status write it; `moment` is in UTC."""
     return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def _is_time(text: str) -> str:
+    """Raises ValueError: the API server would refuse it in a status."""
+    if "T" not in text or datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("it is no RFC 3339 time with an offset")
+    return text
+
+
+Timestamp = Annotated[str, AfterValidator(_is_time)]
+"""RFC 3339, with an offset."""
 
 
 class Message(BaseModel):
@@ -341,7 +352,7 @@ class CheckpointRef(WorkerMessage):
     """The newest committed checkpoint of this run's lineage."""
 
     step: int
-    time: str = Field(description="RFC 3339, UTC.")
+    time: Timestamp = Field(description="RFC 3339, UTC.")
     url: str
 
 
@@ -422,8 +433,8 @@ class Progress(WorkerMessage):
     samples: int = 0
     images_per_second: float | None = None
     loss: float | None = None
-    started_at: str
-    first_step_at: str | None = Field(
+    started_at: Timestamp
+    first_step_at: Timestamp | None = Field(
         default=None, description="When this attempt finished its first optimizer step."
     )
     resumed_from: CheckpointRef | None = None
@@ -431,7 +442,7 @@ class Progress(WorkerMessage):
     skipped_checkpoints: tuple[str, ...] = Field(
         default=(), description="One sentence for each checkpoint that was passed over at resume."
     )
-    estimated_completion_time: str | None = None
+    estimated_completion_time: Timestamp | None = None
     training_seconds: float = Field(
         default=0.0, description="Time in training steps over the whole run, restored on resume."
     )
@@ -453,7 +464,7 @@ class Progress(WorkerMessage):
         default=None, description="The newest evaluation during training."
     )
     export_url: str | None = None
-    updated_at: str
+    updated_at: Timestamp
 
 
 MAX_TERMINATION_BYTES = 4096

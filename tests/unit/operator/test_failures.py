@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -247,3 +248,14 @@ def test_a_container_that_cannot_start_is_final_in_time(reason: str, expected: s
     assert found is not None
     assert (found.reason, found.verdict) == (expected, "final")
     assert "it is not there" in found.message
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2026-01-01", "2026-01-01T00:00:00", "2026-W01-1T0"])
+def test_what_is_no_time_is_no_message(text: str) -> None:
+    """A worker that says such things is not heard: a status with them would be refused, and the run
+    could not be decided on any more."""
+    told = Termination(reason="Broken", message="why", exit_code=1)
+    commit = {"step": 1, "time": text, "url": "s3://c/1"}
+    raw = json.dumps(json.loads(told.to_json()) | {"checkpoint": commit})
+    assert Termination.decode(told.to_json()) == told
+    assert Termination.decode(raw) is None
