@@ -39,6 +39,8 @@ _DRAIN_SECONDS = 15.0
 """For looks under way at SIGTERM; the pod's grace period is 30 s."""
 _ABANDON_SECONDS = 2.0
 """For cancelled looks to end when the Lease is lost; they can write nothing any more."""
+_WATCHES_SECONDS = 5.0
+"""For kopf to end when all else has."""
 LOST = 1
 
 
@@ -91,6 +93,11 @@ async def run(options: Options) -> int:
         metrics.LEADER.set(0)
         await http.cleanup()
         watched.set()
+        await asyncio.wait({watching}, timeout=_WATCHES_SECONDS)
+        if not watching.done():
+            # One of kopf's watches that fails ends kopf, and another can outlive its cancellation
+            # for ever, by logging in anew.
+            _exit_at_once(RuntimeError("the watches have failed and do not end"))
         await watching  # raises what ended it
         return 0
 
