@@ -45,7 +45,6 @@ _SHARE_OF_TIME = 0.8
 _REAL_STEPS_PER_MINUTE = 60
 _TO_THE_END_SECONDS = 1800
 _API_FAULTS = (
-    Fault(status=409),
     Fault(status=429, retry_after=1),
     Fault(status=500),
     Fault(lost=True),

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from api_proxy import ApiProxy, Fault, now_and_then
+from api_proxy import ApiProxy, Call, Fault, now_and_then
 from crashing_operator import Plan
 from lives import STEPS, Json, Stage, operator_kubeconfig, own_operators, set_up, spec
 
@@ -19,7 +19,6 @@ from daybreak_devcluster.nodespec import numbered_nodes
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 _TROUBLES = (
-    Fault(status=409),
     Fault(status=429, retry_after=1),
     Fault(status=500),
     Fault(lost=True),
@@ -61,10 +60,12 @@ def _came_through(stage: Stage, name: str, attempts: int, restarts: int) -> None
 
 @pytest.mark.usefixtures("well")
 def test_refusals_and_lost_answers_cost_nothing(stage: Stage, proxy: ApiProxy, seed: int) -> None:
-    """A tenth of all calls, watches too, ends in 409, 429, 500, no answer, or late."""
-    proxy.chooses = now_and_then(0.1, Random(seed), *_TROUBLES)
+    """A tenth of all calls, watches too, ends in 429, 500, no answer, or late; of writes in 409."""
+    at_random = now_and_then(0.1, Random(seed), *_TROUBLES)
+    conflicts = now_and_then(0.1, Random(seed), Fault(status=409))
+    proxy.chooses = lambda call: at_random(call) or (conflicts(call) if call.writing else None)
     life = stage.play("refused", Plan())
-    assert any(call.faulty and call.watch for call in proxy.calls)
+    assert any(call.faulty for call in proxy.calls)
     assert life.status["phase"] == "Complete", life.log
     assert (life.status["attempt"], life.status["restarts"]) == (3, 1), life
     assert life.together == 1
@@ -80,6 +81,24 @@ def test_watches_that_break_lose_no_event(stage: Stage, proxy: ApiProxy) -> None
         if run.get("status", {}).get("phase") in ("Complete", "Failed"):
             break
     _came_through(stage, "torn", 2, 1)
+
+
+@pytest.mark.usefixtures("well")
+def test_a_watch_that_fails_for_good_ends_the_process(stage: Stage, proxy: ApiProxy) -> None:
+    """What no retry cures ends the operator, and does not leave it deaf; a fresh one goes on."""
+    refused: list[Call] = []
+
+    def once(call: Call) -> Fault | None:
+        if not call.watch or "trainingruns" not in call.path or refused:
+            return None
+        refused.append(call)
+        return Fault(status=400)
+
+    proxy.chooses = once
+    stage.operate(Plan())
+    stage.apply("deaf", **spec(1, {}))
+    _came_through(stage, "deaf", 1, 0)
+    assert refused
 
 
 @pytest.mark.usefixtures("well")

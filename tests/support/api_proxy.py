@@ -214,9 +214,10 @@ class ApiProxy:
     async def _stream(
         self, content: StreamReader, response: web.StreamResponse, watch: _Watch
     ) -> None:
-        """Until the server ends the watch, or we do."""
+        """Whole events, until the server ends the watch, or we do."""
         over = asyncio.ensure_future(watch.over.wait())
         chunk: asyncio.Future[bytes] | None = None
+        begun = b""
         try:
             while True:
                 chunk = asyncio.ensure_future(content.readany())
@@ -226,7 +227,9 @@ class ApiProxy:
                 if not (data := await chunk):
                     return
                 await self._thawed.wait()
-                await response.write(data)
+                events, end, begun = (begun + data).rpartition(b"\n")
+                if end:
+                    await response.write(events + end)
         except ConnectionError:  # the client is gone
             return
         finally:
