@@ -14,7 +14,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic.alias_generators import to_camel
 
 LABEL_RUN = "daybreak.dev/run"
@@ -124,12 +124,15 @@ def rfc3339(moment: datetime, timespec: str = "milliseconds") -> str:
 
 def _is_time(text: str) -> str:
     """Raises ValueError: the API server would refuse it in a status."""
-    if "T" not in text or datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("it is no RFC 3339 time with an offset")
+    datetime.fromisoformat(text)  # the 31st of February is none
     return text
 
 
-Timestamp = Annotated[str, AfterValidator(_is_time)]
+Timestamp = Annotated[
+    str,
+    Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)$"),
+    AfterValidator(_is_time),
+]
 """RFC 3339, with an offset."""
 
 
@@ -332,9 +335,21 @@ class PrepareSettings(Message):
 
 class WorkerMessage(Message):
     """Unknown keys are passed over, here alone: so an operator can read what a newer trainer says.
-    A worker has to understand all of its settings."""
+    A worker has to understand all of its settings.
+
+    What is in it reaches the run's status, and the API server refuses a status with a time that is
+    none or a number that no 64 bits hold. So a message with one is no message.
+    """
 
     model_config = ConfigDict(extra="ignore")
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Label = Annotated[str, Field(max_length=253)]
+Place = Annotated[str, Field(max_length=4096)]
+_MOST_FIGURES = 64
+Figures = Annotated[dict[Label, float], Field(max_length=_MOST_FIGURES)]
+"""By cause, or by what an image shows."""
 
 
 WorkerPhase = Literal[
@@ -343,30 +358,30 @@ WorkerPhase = Literal[
 
 
 class StageProgress(WorkerMessage):
-    name: str
-    index: int = Field(ge=1, description="1-based.")
-    of: int = Field(ge=1)
+    name: Label
+    index: Count = Field(ge=1, description="1-based.")
+    of: Count = Field(ge=1)
 
 
 class CheckpointRef(WorkerMessage):
     """The newest committed checkpoint of this run's lineage."""
 
-    step: int
+    step: Count
     time: Timestamp = Field(description="RFC 3339, UTC.")
-    url: str
+    url: Place
 
 
 class Evaluation(WorkerMessage):
     """Scores of samples drawn for held-out prompts; ratios in 0..1."""
 
-    benchmark: str
-    step: int
+    benchmark: Label
+    step: Count
     alignment: float
-    alignment_by_tag: dict[str, float]
-    judge_accuracy: dict[str, float] = Field(
+    alignment_by_tag: Figures
+    judge_accuracy: Figures = Field(
         default_factory=dict, description="The judge's own accuracy on real images, by tag."
     )
-    images: int
+    images: Count
 
 
 class MetricScore(WorkerMessage):
@@ -423,14 +438,14 @@ class Progress(WorkerMessage):
     """`GET /progress` on worker 0. Times are RFC 3339, UTC; a missing value is not known yet."""
 
     run_uid: str
-    attempt: int
+    attempt: Count
     phase: WorkerPhase
     message: str = Field(default="", max_length=1024)
     stage: StageProgress | None = None
-    step: int = 0
-    total_steps: int | None = None
+    step: Count = 0
+    total_steps: Count | None = None
     ends_early: EarlyEnd | None = None
-    samples: int = 0
+    samples: Count = 0
     images_per_second: float | None = None
     loss: float | None = None
     started_at: Timestamp
@@ -449,11 +464,11 @@ class Progress(WorkerMessage):
     mfu: float | None = Field(
         default=None, description="Model FLOPs over the devices' peak, 0..1; None: peak not known."
     )
-    ledger: dict[str, float] = Field(
+    ledger: Annotated[dict[Label, FiniteFloat], Field(max_length=_MOST_FIGURES)] = Field(
         default_factory=dict,
         description="Seconds that the run held its devices: `productive`, and lost ones by cause.",
     )
-    restarts: dict[str, int] = Field(
+    restarts: dict[Label, Count] = Field(
         default_factory=dict, description="Restarts inside pods over the whole run, by cause."
     )
     straggler: SlowRank | None = Field(
@@ -463,7 +478,7 @@ class Progress(WorkerMessage):
     validation: Validation | None = Field(
         default=None, description="The newest evaluation during training."
     )
-    export_url: str | None = None
+    export_url: Place | None = None
     updated_at: Timestamp
 
 
@@ -477,9 +492,9 @@ class Termination(WorkerMessage):
     reason: str = Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$", description="CamelCase, stable.")
     message: str = Field(description="One readable sentence: what, where, what to do.")
     exit_code: int
-    step: int = 0
-    samples: int = 0
-    rank: int | None = Field(default=None, description="The first rank that failed.")
+    step: Count = 0
+    samples: Count = 0
+    rank: Count | None = Field(default=None, description="The first rank that failed.")
     traceback: str = Field(default="", description="Last lines of that rank's traceback.")
     checkpoint: CheckpointRef | None = None
     skipped_checkpoints: tuple[str, ...] = ()

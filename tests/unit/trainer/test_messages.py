@@ -55,3 +55,27 @@ def test_a_worker_refuses_settings_that_it_does_not_know() -> None:
     """What it is told to do and cannot, it must not pass over."""
     with pytest.raises(ValidationError, match="sinceThen"):
         RunSettings.model_validate_json(newer(run_settings().to_json()))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"updatedAt": "soon"},
+        {"firstStepAt": "2026-02-31T00:00:00Z"},
+        {"firstStepAt": "2026-01-01T00:00:00"},
+        {"estimatedCompletionTime": "2026-01-01"},
+        {"estimatedCompletionTime": "20260101T000000Z"},
+        {"step": 10**20},
+        {"samples": -1},
+        {"ledger": {"productive": float("inf")}},
+        {"ledger": {str(number): 1.0 for number in range(65)}},
+        {"checkpoint": {"step": 1, "time": "now", "url": "u"}},
+        {"exportUrl": "u" * 5000},
+    ],
+)
+def test_what_a_status_cannot_hold_is_no_message(said: dict[str, object]) -> None:
+    """The API server would refuse the status, again and again, and with it whatever else there is
+    to say of the run."""
+    raw = json.dumps(json.loads(PROGRESS.to_json()) | said)
+    with pytest.raises(ValidationError):
+        Progress.model_validate_json(raw)
