@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,6 +22,7 @@ TRAINER = "trainer"
 _MAIN = (TRAINER, "prepare")
 """Names of the container that a pod is there for."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
+_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 _STUCK = frozenset(
     {
         "ErrImagePull",
@@ -62,7 +64,7 @@ class JobView:
         return cls(
             name=metadata["name"],
             owner_uid=owner_uid(metadata),
-            attempt=int((metadata.get("labels") or {}).get(LABEL_ATTEMPT, 0)),
+            attempt=_number((metadata.get("labels") or {}).get(LABEL_ATTEMPT)),
             parallelism=int(spec.get("parallelism", 1)),
             deleting="deletionTimestamp" in metadata,
             failed=failed.get("message", "") if failed else None,
@@ -124,8 +126,8 @@ class PodView:
         disruption = conditions.get("DisruptionTarget")
         return cls(
             name=metadata["name"],
-            attempt=int(labels.get(LABEL_ATTEMPT, 0)),
-            index=int(labels.get(_INDEX, (metadata.get("annotations") or {}).get(_INDEX, 0))),
+            attempt=_number(labels.get(LABEL_ATTEMPT)),
+            index=_number(labels.get(_INDEX, (metadata.get("annotations") or {}).get(_INDEX))),
             phase=status.get("phase", "Pending"),
             ready="Ready" in conditions,
             deleting="deletionTimestamp" in metadata,
@@ -220,6 +222,12 @@ class Observation:
     """Ready nodes that match the run's pods and have free devices for one more; None: not known."""
     queue_says: str | None = None
     """Why Kueue holds the Job back; None where nothing is known of it."""
+
+
+def _number(text: str | None) -> int:
+    """Of a label or annotation; 0, which no attempt has, where it is no number: any pod may carry a
+    run's label."""
+    return int(text) if text is not None and _NUMBER.match(text) else 0
 
 
 def owner_uid(metadata: Mapping[str, Any]) -> str | None:

@@ -259,3 +259,11 @@ def test_what_is_no_time_is_no_message(text: str) -> None:
     raw = json.dumps(json.loads(told.to_json()) | {"checkpoint": commit})
     assert Termination.decode(told.to_json()) == told
     assert Termination.decode(raw) is None
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1e9", "٣", "9" * 5000])
+def test_a_pod_that_somebody_labelled_is_no_trouble(text: str) -> None:
+    """Any pod of the namespace may carry a run's label, with whatever else."""
+    labels = {"daybreak.dev/attempt": text, "batch.kubernetes.io/job-completion-index": text}
+    seen = PodView.of({"metadata": {"name": "p", "uid": "u", "labels": labels}})
+    assert (seen.attempt, seen.index) == (0, 0)
