@@ -61,6 +61,7 @@ def after_end(seen: Observation) -> Decision:
         begun = {pod.attempt for pod in seen.pods}
         idle = (j for j in seen.jobs if j.attempt not in begun and j.failed is None)
         jobs = tuple(job.name for job in idle if job.attempt > 0 and not job.deleting)
+        jobs += _still_prepares(seen)
     if policy == "All" and not (alive and in_time):
         jobs = tuple(job.name for job in seen.jobs if not job.deleting)
         if seen.preparation is not None and not seen.preparation.deleting:
@@ -81,6 +82,13 @@ def after_end(seen: Observation) -> Decision:
         delete_run=left is not None and left <= 0 and not ending,
         again_seconds=again,
     )
+
+
+def _still_prepares(seen: Observation) -> tuple[str, ...]:
+    """The Job that prepares the data, while it would replace pods that are deleted."""
+    view = seen.preparation
+    at_work = view is not None and not (view.done or view.failed is not None or view.deleting)
+    return (view.name,) if view is not None and at_work else ()
 
 
 def overdue(seen: Observation) -> tuple[PodRef, ...]:

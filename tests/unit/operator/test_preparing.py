@@ -125,3 +125,13 @@ def test_the_first_pod_that_failed_says_why() -> None:
     )
     assert PreparationView.of(body, [later, pod]).failed == "no captions"
     assert PreparationView.of(body, []).failed == "index 0"
+
+
+def test_a_failed_run_prepares_no_further() -> None:
+    """Its Job would make the pods anew that are deleted; one that has ended keeps its logs."""
+    status = look(TrainingRunStatus(), None).status
+    failed = look(status, JOB, 90, deadline="2026-01-01T00:01:00Z").status
+    assert failed.phase == "Failed"
+    assert look(failed, JOB, 91).delete_jobs == ("r-prepare",)
+    assert look(failed, replace(JOB, deleting=True), 92).delete_jobs == ()
+    assert look(failed, replace(JOB, failed="no room"), 92).delete_jobs == ()
