@@ -129,10 +129,11 @@ def _suspect(draft: Draft, failure: Failure) -> None:
     nodes = {node.name: node for node in draft.get("suspect_nodes")}
     if (failure.blames_node or failure.avoid_node) and failure.node is not None:
         old = nodes.pop(failure.node, None)
-        count = max(1, policy.node_failures) if failure.avoid_node else 1
-        times = (*(old.times if old else ()), *[draft.now] * count)
+        enough = max(1, policy.node_failures)
+        times = (*(old.times if old else ()), *[draft.now] * (enough if failure.avoid_node else 1))
+        # More than are asked for would only fill the object.
         nodes[failure.node] = SuspectNode(
-            name=failure.node, times=times[-_MAX_TIMES:], reason=failure.reason
+            name=failure.node, times=times[-enough:], reason=failure.reason
         )
     kept = []
     for node in nodes.values():
