@@ -18,6 +18,7 @@ from daybreak_cli.errors import CommandError, said_plainly
 from daybreak_cli.recipes import limits_of, read, recipe_of, spec_of
 from daybreak_operator.api.duration import Interval
 from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec
+from daybreak_operator.children.job import gpus
 from daybreak_trainer.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:  # they need torch, which commands that plan nothing do not wait for
@@ -273,10 +274,8 @@ def _layout(spec: TrainingRunSpec) -> Layout:
     from daybreak_trainer.parallel import topology
     from daybreak_trainer.plan.memory import Layout
 
-    limits = spec.workers.resources.get("limits", {})
-    gpus = sum(int(str(n)) for name, n in limits.items() if name.endswith("/gpu"))
     processes, nodes = spec.workers.processes_per_node, spec.workers.nodes
-    own = processes if isinstance(processes, int) else max(1, gpus)
+    own = processes if isinstance(processes, int) else max(1, gpus(spec))
     compute = spec.compute
     mesh = topology.plan(compute.sharding, world=nodes * own, nodes=nodes, ranks_per_node=own)
     return Layout(

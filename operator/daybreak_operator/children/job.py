@@ -10,7 +10,7 @@ from typing import Any
 from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.quantity import quantity
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.spec import EvaluationSpec
+from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec
 from daybreak_operator.api.types import PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names, pods, queueing, resume_from
 from daybreak_operator.children.overlay import keeping_off, overlaid
@@ -27,8 +27,9 @@ from daybreak_trainer.contract import (
 )
 
 TRAINER = "trainer"
-_GPU = re.compile(r"(^|[/.-])gpu([.-]|$)")
-"""Names of GPU resources: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915 and the like."""
+_GPU = re.compile(r"[^/]+/(gpu|gpu\.shared|mig-[^/]+)|gpu\.intel\.com/(i915|xe)")
+"""Names of resources that are counted in devices, or in parts of one (MIG, time slices): not those
+that are a device's memory or load, such as aliyun.com/gpu-mem and gpu.intel.com/millicores."""
 
 
 def job(
@@ -183,12 +184,16 @@ def _url(role: str, storage: str | None) -> str:
     return storage or str(contract.VOLUMES_DIR / role)
 
 
+def gpus(spec: TrainingRunSpec) -> int:
+    """Of a worker pod, by its limits; a part of one (MIG, a time slice) counts as one."""
+    limits = spec.workers.resources.get("limits", {})
+    return sum(int(n) for name, n in limits.items() if _GPU.fullmatch(name) and str(n).isdecimal())
+
+
 def devices_per_node(run: TrainingRun) -> int:
     """GPUs of a worker pod; without any, its ranks: what the ledger counts hours of."""
-    limits = run.spec.workers.resources.get("limits", {})
-    gpus = sum(int(n) for name, n in limits.items() if _GPU.search(name) and str(n).isdigit())
     processes = run.spec.workers.processes_per_node
-    return gpus or (processes if isinstance(processes, int) else 1)
+    return gpus(run.spec) or (processes if isinstance(processes, int) else 1)
 
 
 def _pod(run: TrainingRun, attempt: int, recipe: FixedRecipe, told: RunSettings) -> dict[str, Any]:

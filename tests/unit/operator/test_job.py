@@ -9,7 +9,7 @@ import pytest
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
-from daybreak_operator.children.job import job
+from daybreak_operator.children.job import gpus, job
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.contract import ENV_RUN, ComputeSettings, HealthSettings, RunSettings
 from daybreak_trainer.recipe import resolve
@@ -170,3 +170,27 @@ def test_the_commit_to_begin_from_is_found_where_it_is(
     mount = {"name": "volume-checkpoint", "mountPath": "/mnt/daybreak/resume-from"}
     found = mounts.get("/mnt/daybreak/resume-from")
     assert found == (mount | {"readOnly": True} if mounted else None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "count"),
+    [
+        ({"nvidia.com/gpu": 8}, 8),
+        ({"amd.com/gpu": "4", "cpu": 8}, 4),
+        ({"nvidia.com/gpu.shared": 2}, 2),
+        ({"nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-2g.20gb": 1}, 3),
+        ({"gpu.intel.com/i915": 1, "gpu.intel.com/memory.max": 8 * 10**9}, 1),
+        ({"aliyun.com/gpu-mem": 16, "nvidia.com/gpumem": 3000}, 0),
+        ({"nvidia.com/gpu": "many"}, 0),
+    ],
+)
+def test_devices_are_counted_and_not_their_memory(limits: dict[str, Any], count: int) -> None:
+    """gpuHours and cost are of devices, whoever makes them and however they are shared out."""
+    workers = {"image": "i", "resources": {"limits": limits}}
+    spec = {
+        "workers": workers,
+        "data": {"streams": [{"url": "s3://d"}]},
+        "recipe": {"preset": "smoke"},
+        "checkpoint": {"storage": "s3://c"},
+    }
+    assert gpus(TrainingRunSpec.model_validate(spec)) == count
