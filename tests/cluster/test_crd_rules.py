@@ -111,6 +111,15 @@ PVC = {"claimName": "c"}
         ("spec.workers.processesPerNode", 0, "processesPerNode must be auto or a number"),
         ("spec.workers.processesPerNode", "many", "processesPerNode must be auto or a number"),
         ("spec.workers.image", None, "spec.workers.image"),
+        ("spec.workers.resources", {"limits": "8"}, "spec.workers.resources.limits"),
+        ("spec.workers.template", {"spec": []}, "spec.workers.template.spec"),
+        (
+            "spec.workers.template",
+            {"spec": {"containers": [{"image": "i"}]}},
+            "spec.workers.template.spec.containers[0].name",
+        ),
+        ("spec.checkpoint.storage", "ftp://me:secret@host/c", "a URL must not hold a password"),
+        ("spec.data.streams.0.url", "s3://id:key@b/d", "a URL must not hold a password"),
         ("spec.data.streams", [], "spec.data.streams"),
         ("spec.data.streams", [{}], "data.streams: set exactly one of url"),
         (

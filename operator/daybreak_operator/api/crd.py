@@ -173,7 +173,8 @@ def _rows(schema: dict[str, Any], path: str) -> list[str]:
         required = "required" if name in schema.get("required", []) else ""
         default = f"`{field['default']}`" if _is_plain(field.get("default")) else required
         rows.append(f"| `{where}` | {kind} | {default} | {field.get('description', '')} |")
-        rows += _rows(field.get("items", field), where + ("[]" if "items" in field else ""))
+        if not field.get("x-kubernetes-preserve-unknown-fields"):  # else it is Kubernetes' own
+            rows += _rows(field.get("items", field), where + ("[]" if "items" in field else ""))
     return rows
 
 

@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from daybreak_operator.api.base import ApiModel, cel
-from daybreak_operator.api.types import OpenObject, PersistentVolumeClaim, SecretRef
+from daybreak_operator.api.types import (
+    NO_CREDENTIALS,
+    PersistentVolumeClaim,
+    PodTemplate,
+    Resources,
+    SecretRef,
+)
 from daybreak_trainer.recipe.base import Source
 
 _Caption = Annotated[str, Field(pattern=r"^caption(_[a-z0-9_]{1,50})?$")]
@@ -31,8 +37,8 @@ class Embeddings(ApiModel):
 
 
 class Prepare(ApiModel):
-    """Where the data comes from and what is made of it, as by `daybreak prepare`. It is read when
-    the run begins; a later change has no effect."""
+    """Where the data comes from and what is made of it, as by `daybreak prepare`. The data is
+    prepared once, when the run begins: nothing here may change afterwards."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -66,6 +72,7 @@ class Prepare(ApiModel):
         default=None,
         description="digits or shapes, which are drawn, or the URL of a dataset that gets more "
         "columns.",
+        json_schema_extra=cel(NO_CREDENTIALS),
     )
     persistent_volume_claim: PersistentVolumeClaim | None = Field(
         default=None,
@@ -88,12 +95,12 @@ class Prepare(ApiModel):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
         default=None, description="Image with the Daybreak trainer; left out: workers.image."
     )
-    resources: OpenObject = Field(
+    resources: Resources = Field(
         default_factory=dict,
         description="Resources of a pod's container: with a GPU under limits, latents and "
         "embeddings are made on it.",
     )
-    template: OpenObject = Field(
+    template: PodTemplate = Field(
         default_factory=dict,
         description="Laid over the pod template as workers.template is; the container is named "
         "prepare.",

@@ -10,11 +10,13 @@ from daybreak_operator.api.base import ApiModel, cel
 from daybreak_operator.api.policies import FailurePolicy, HealthPolicy
 from daybreak_operator.api.prepare import Prepare
 from daybreak_operator.api.types import (
+    NO_CREDENTIALS,
     Duration,
     Interval,
     Money,
-    OpenObject,
     PersistentVolumeClaim,
+    PodTemplate,
+    Resources,
     SecretRef,
     Url,
 )
@@ -136,11 +138,11 @@ class Workers(ApiModel):
     processes_per_node: _IntOrAuto = Field(
         default="auto", description="Ranks in a pod; auto is one for each GPU, or one without."
     )
-    resources: OpenObject = Field(
+    resources: Resources = Field(
         default_factory=dict,
         description="Resources of the trainer container, as in a pod: GPUs under limits.",
     )
-    template: OpenObject = Field(
+    template: PodTemplate = Field(
         default_factory=dict,
         description="Laid over the pod template: metadata labels and annotations, and spec fields "
         "such as nodeSelector, tolerations, affinity, volumes. A container named trainer is "
@@ -242,7 +244,8 @@ class Checkpoint(Storage):
         "volume's root. Steps and samples go on, budget and ledger begin anew; the commit is not "
         "changed. Of no effect once the run has a commit of its own.",
         json_schema_extra=cel(
-            ("!self.contains('..')", "checkpoint.resumeFrom must be a path without '..'")
+            ("!self.contains('..')", "checkpoint.resumeFrom must be a path without '..'"),
+            NO_CREDENTIALS,
         ),
     )
 

@@ -12,12 +12,65 @@ from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
 Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=32)]
 Interval = Annotated[str, Field(pattern=INTERVAL_PATTERN, max_length=32)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
-Url = Annotated[str, Field(min_length=1, max_length=2048)]
+NO_CREDENTIALS = (
+    r"!self.matches('^[^/]+://[^/@]*:[^/@]*@')",
+    "a URL must not hold a password, for it is shown in status and logs: put it into a Secret and "
+    "name that in secretRef",
+)
+Url = Annotated[str, Field(min_length=1, max_length=2048, json_schema_extra=cel(NO_CREDENTIALS))]
 Money = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", max_length=16)]
-OpenObject = Annotated[
+
+
+def _open(**properties: Any) -> dict[str, Any]:
+    """Schema of an object of which these fields are known, by their schemas."""
+    known = {"properties": properties} if properties else {}
+    return {"type": "object", "x-kubernetes-preserve-unknown-fields": True, **known}
+
+
+def _list_of(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_AMOUNTS = {"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": True}}
+_NAMED = {**_open(name={"type": "string"}), "required": ["name"]}
+_RESOURCES = _open(limits=_AMOUNTS, requests=_AMOUNTS)
+_CONTAINERS = _list_of(
+    {
+        **_open(
+            name={"type": "string"},
+            env=_list_of(_NAMED),
+            ports=_list_of(_open()),
+            resources=_RESOURCES,
+            volumeMounts=_list_of(_open()),
+        ),
+        "required": ["name"],
+    }
+)
+_NODE_AFFINITY = _open(
+    requiredDuringSchedulingIgnoredDuringExecution=_open(nodeSelectorTerms=_list_of(_open()))
+)
+Resources = Annotated[dict[str, Any], WithJsonSchema(_RESOURCES)]
+"""As in a container. What the operator itself reads of it has its types; the API server knows the
+rest when a Job is made of it."""
+PodTemplate = Annotated[
     dict[str, Any],
-    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+    WithJsonSchema(
+        _open(
+            metadata=_open(labels=_TEXTS, annotations=_TEXTS),
+            spec=_open(
+                affinity=_open(nodeAffinity=_NODE_AFFINITY),
+                containers=_CONTAINERS,
+                initContainers=_CONTAINERS,
+                nodeSelector=_TEXTS,
+                schedulerName={"type": "string"},
+                tolerations=_list_of(_open()),
+                volumes=_list_of(_NAMED),
+            ),
+        )
+    ),
 ]
+"""Laid over a pod template; typed as `Resources` are."""
 
 
 class SecretRef(ApiModel):
