@@ -20,10 +20,10 @@ async def act(
     cluster: Cluster,
     run: TrainingRun,
     decision: Decision,
-    written: Callable[[Body], None] = lambda body: None,
+    written: Callable[[str, Body], None] = lambda version, body: None,
 ) -> None:
     """Events, then the status, then children, then Jobs, pods, and at last the run itself.
-    `written` is told the run as it is with a new status.
+    `written` is told which version of the run got a new status, and the run with it.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
@@ -33,7 +33,7 @@ async def act(
         await cluster.record(run, note)
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
-        written(await cluster.write_status(run, after))
+        written(run.resource_version, await cluster.write_status(run, after))
     for body in decision.ensure:
         await cluster.ensure(run, body)
     if decision.create_job is not None:

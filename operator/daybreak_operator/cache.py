@@ -32,11 +32,16 @@ class Cache:
             self._last_words.pop(key, None)
         return key
 
-    def wrote(self, body: Body) -> None:
-        """The run as the API server has it after a write. Its event comes later; a look before that
-        would do the same again, and be refused."""
+    def wrote(self, version: str, body: Body) -> None:
+        """The run as the API server has it after a write to that version of it. Its event comes
+        later; a look before that would do the same again, and be refused.
+
+        What the watch has brought meanwhile stays: it may be newer than our write, and of that
+        nobody would tell again.
+        """
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
-        if _uid(self.runs.get(key)) == _uid(body):
+        known = self.runs.get(key)
+        if known is not None and known["metadata"]["resourceVersion"] == version:
             self.runs[key] = slim(body)
 
     def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:

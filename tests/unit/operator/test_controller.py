@@ -414,3 +414,19 @@ def test_the_cache_keeps_what_is_read() -> None:
     cache.child_event("Pod", None, pod)
     assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
     assert cache.children("Pod", KEY) == [POD | {"spec": {"nodeName": "a"}}]
+
+
+def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
+    """A user's change of the run overtakes the answer to our write before it: nobody would tell of
+    it again."""
+
+    def version(number: str) -> dict[str, Any]:
+        return RUN | {"metadata": RUN["metadata"] | {"resourceVersion": number}}
+
+    cache = Cache()
+    cache.run_event(None, version("7"))
+    cache.wrote("7", version("8"))
+    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "8"
+    cache.run_event("MODIFIED", version("10"))
+    cache.wrote("8", version("9"))
+    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
