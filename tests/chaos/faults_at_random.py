@@ -111,6 +111,8 @@ class Mischief:
         def do() -> None:
             name, strike = self._dice.choice(sorted(kinds.items()))
             with suppress(*_GONE):
+                if "completionTime" in self._stage.get(victim.name).get("status", {}):
+                    return  # it has come through
                 strike(victim)
                 victim.suffered[name] += 1
                 _say(f"{victim.name}: {name}")
