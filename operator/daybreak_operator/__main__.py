@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from daybreak_operator import log
-from daybreak_operator.controller import PROGRESS_SECONDS
+from daybreak_operator.pace import PROGRESS_SECONDS
 from daybreak_operator.process import Options, run
 from daybreak_trainer.contract import ENV_POD_IP
 

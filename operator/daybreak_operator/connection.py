@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
@@ -30,6 +31,9 @@ class GuardedClient(client.ApiClient):  # type: ignore[misc]  # the library has 
         until: Callable[[], float] | None = None,
         configuration: client.Configuration | None = None,
     ) -> None:
+        configuration = configuration or client.Configuration.get_default_copy()
+        # For proxies alone: else each request waits for a thread that looks for a netrc file.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         super().__init__(configuration)
         self._until = until
 

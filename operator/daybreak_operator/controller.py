@@ -11,17 +11,19 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 
 from daybreak_operator import metrics
-from daybreak_operator.act import act, stored
+from daybreak_operator.act import act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError, RefusedObjectError
-from daybreak_operator.decide import Decision, decide
+from daybreak_operator.decide import decide
 from daybreak_operator.draft import EventNote
 from daybreak_operator.leader import NotLeadingError
 from daybreak_operator.log import about, describe
 from daybreak_operator.observe import Observer
+from daybreak_operator.pace import PROGRESS_SECONDS, Pace, tells_only
 from daybreak_operator.unreadable import report
 from daybreak_operator.workqueue import WorkQueue
 
@@ -32,8 +34,6 @@ others wait."""
 _LOOK_SECONDS = 60.0
 """For one look: what takes longer is given up and tried again."""
 _RESYNC_SECONDS = 600.0
-PROGRESS_SECONDS = 15.0
-_PROGRESS_KEYS = frozenset({"progress", "stage", "ledger", "checkpoint"})
 
 
 class Controller:
@@ -45,20 +45,21 @@ class Controller:
         progress_seconds: float = PROGRESS_SECONDS,
     ) -> None:
         self._cache, self._cluster, self._observer = cache, cluster, observer
-        self._progress_seconds = progress_seconds
+        self._pace = Pace(progress_seconds)
         self.queue: WorkQueue[Key] = WorkQueue()
         self._troubles: dict[Key, ForeignObjectError | RefusedObjectError] = {}
         """What kept a child from being made, for the next look to tell."""
-        self._progress_written: dict[Key, float] = {}
         self._told: dict[Key, set[tuple[str, EventNote]]] = {}
         """Events that are on record, with their run's UID, so each look need not send them again.
         Only that is saved: a second Event of the same name would be refused."""
         self._workers: list[asyncio.Task[None]] = []
         self._resync: asyncio.Task[None] | None = None
 
-    def enqueue(self, key: Key) -> None:
-        """Have the run looked at soon; any number of calls before that are one."""
-        if self._workers:
+    def enqueue(self, key: Key, pause: float = 0.0) -> None:
+        """Have the run looked at after these seconds; any number of calls before that are one."""
+        if self._workers and pause > 0:
+            self.queue.add_after(key, pause)
+        elif self._workers:
             self.queue.add(key)
 
     def start(self) -> None:
@@ -122,17 +123,18 @@ class Controller:
         except InvalidRunError as error:
             await self._cannot_read(body, str(error))
             return None
-        seen = await self._observer.observe(key, run, self._troubles.pop(key, None))
+        latest = self._pace.latest(key, run)
+        seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
         decision = decide(seen)
         if decision is None:
             return None
         told = self._told.setdefault(key, set())
         news = tuple(note for note in decision.events if (run.uid, note) not in told)
         decision = replace(decision, events=news)
-        if self._too_soon(key, run, decision):
-            return decision.again_seconds
+        if (left := self._pace.hold(key, run, decision)) > 0:
+            return min(left, decision.again_seconds or left)
         try:
-            await act(self._cluster, run, decision, self._cache.wrote)
+            await act(self._cluster, run, decision, partial(self._wrote, key))
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             return None  # the change that won is on its way to us as an event
@@ -140,7 +142,13 @@ class Controller:
             self._troubles[key] = error
             return 0.0
         told.update((run.uid, note) for note in news)
+        if decision.again_seconds is None and not tells_only(run.status, decision.status):
+            return 0.0  # for what follows from it: the event of our own write wakes nobody
         return decision.again_seconds
+
+    def _wrote(self, key: Key, version: str, body: Body) -> None:
+        self._cache.wrote(version, body)
+        self._pace.written(key)
 
     async def _cannot_read(self, body: Body, problem: str) -> None:
         _log.error("the run cannot be read: %s", problem)
@@ -151,26 +159,8 @@ class Controller:
 
     def _forget(self, key: Key) -> None:
         """The run is gone."""
-        for memory in (self._troubles, self._progress_written, self._told):
+        for memory in (self._troubles, self._told):
             memory.pop(key, None)
+        self._pace.forget(key)
         self.queue.forget(key)
         self._observer.forget(key)
-
-    def _too_soon(self, key: Key, run: TrainingRun, decision: Decision) -> bool:
-        """Progress alone is written every few seconds: each write wakes every watcher."""
-        if replace(decision, again_seconds=None) != Decision(decision.status):
-            return False  # there is something to do beside the status
-        before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        after = stored(decision)
-        if before == after:
-            return False
-        if (old := before.get("workers")) and (new := after.get("workers")):
-            old["ready"] = new["ready"]  # a gang's pods become ready one by one
-        changed = {k for k in {*before, *after} if before.get(k) != after.get(k)}
-        now = time.monotonic()
-        if changed <= _PROGRESS_KEYS:
-            written = self._progress_written.get(key)
-            if written is not None and now - written < self._progress_seconds:
-                return True
-            self._progress_written[key] = now
-        return False

@@ -13,11 +13,26 @@ import kopf
 
 from daybreak_operator.api.run import GROUP, PLURAL, VERSION
 from daybreak_operator.cache import Cache, Key
+from daybreak_operator.news import child_pause, run_pause
 from daybreak_operator.watches import SERVER_TIMEOUT_SECONDS, Watches
 from daybreak_trainer.contract import LABEL_RUN
 
 _BACK_OFFS = (1, 1, 2, 3, 5, 8, 13, 20)
 _CHUNK = 500
+
+
+class _NothingKept(kopf.DiffBaseStorage):
+    """Of objects' former states, which kopf's other handlers go by: it would copy each object that
+    a watch brings, more than once."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        pass
 
 
 class _BackOffs:
@@ -39,6 +54,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = SERVER_TIMEOUT_SECONDS
     chosen.watching.client_timeout = SERVER_TIMEOUT_SECONDS + 30
     chosen.watching.chunk_size = _CHUNK
+    chosen.persistence.diffbase_storage = _NothingKept()
     # What is not a run's is neither sent nor kept.
     chosen.watching.label_selectors["jobs"] = LABEL_RUN
     chosen.watching.label_selectors["pods"] = LABEL_RUN
@@ -46,7 +62,7 @@ def settings() -> kopf.OperatorSettings:
 
 
 def registry(
-    cache: Cache, enqueue: Callable[[Key], None], watches: Watches
+    cache: Cache, enqueue: Callable[[Key, float], None], watches: Watches
 ) -> kopf.OperatorRegistry:
     """All handlers of the operator; kopf's runner takes them from here."""
     handlers = kopf.OperatorRegistry()
@@ -59,12 +75,16 @@ def registry(
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def run_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
-        enqueue(cache.run_event(type, dict(body)))
+        metadata = body["metadata"]
+        known = cache.runs.get((metadata["namespace"], metadata["name"]))
+        key = cache.run_event(type, dict(body))
+        if (pause := run_pause(known, type, body)) is not None:
+            enqueue(key, pause)
 
     def child(kind: str) -> Any:
         async def child_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002
             if (key := cache.child_event(kind, type, dict(body))) is not None:
-                enqueue(key)
+                enqueue(key, child_pause(type, body))
 
         return child_event
 

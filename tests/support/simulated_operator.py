@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from daybreak_operator.decide import Decision, PodRef, decide
 from daybreak_operator.draft import EventNote
 from daybreak_operator.observation import FixedRecipe, JobView, Observation
 from daybreak_operator.observe import Observer
+from daybreak_operator.pace import Pace
 from daybreak_trainer.contract import Progress
 
 KEY = (NAMESPACE, NAME)
@@ -254,6 +255,8 @@ class SimulatedOperator:
             now=lambda: moment(self.cluster.now),
             monotonic=lambda: self.cluster.now,
         )
+        self.pace = Pace(clock=lambda: self.cluster.now)
+        self.told: set[tuple[str, EventNote]] = set()
         self.waiting = {"Run": [], "Job": [], "Pod": []}
         self.late_until = {}
         self._published = {"Run": {}, "Job": {}, "Pod": {}}
@@ -309,15 +312,22 @@ class SimulatedOperator:
         body = self.cache.runs.get(KEY)
         if body is None:
             self.observer.forget(KEY)
+            self.pace.forget(KEY)
             return
         run = TrainingRun.of(body)
-        self.last = at_once(self.observer.observe(KEY, run))
+        self.last = at_once(self.observer.observe(KEY, self.pace.latest(KEY, run)))
         self.decision = decide(self.last)
         if self.decision is None:
             return
+        # An Event that is on record is no reason to write.
+        news = tuple(note for note in self.decision.events if (run.uid, note) not in self.told)
+        self.decision = replace(self.decision, events=news)
+        if (left := self.pace.hold(KEY, run, self.decision)) > 0:
+            self.wake_at = self.cluster.now + min(left, self.decision.again_seconds or left)
+            return
         self.api.effects_left, self.kill_after = self.kill_after, None
         try:
-            at_once(act(self.api, run, self.decision))  # type: ignore[arg-type]
+            at_once(act(self.api, run, self.decision, self._wrote))  # type: ignore[arg-type]
         except ConflictError:
             return  # what won is on its way to us
         except OperatorKilledError:
@@ -325,8 +335,12 @@ class SimulatedOperator:
             return
         finally:
             self.api.effects_left = None
+        self.told.update((run.uid, note) for note in news)
         if self.decision.again_seconds is not None:
             self.wake_at = self.cluster.now + self.decision.again_seconds
+
+    def _wrote(self, version: str, body: Mapping[str, Any]) -> None:
+        self.pace.written(KEY)
 
     # --- watches ----------------------------------------------------------------------------------
 

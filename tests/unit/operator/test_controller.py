@@ -266,6 +266,29 @@ def _between_attempts(recipe_hash: str) -> Cache:
     return cache
 
 
+async def test_a_status_that_waits_is_written_when_its_gap_is_over() -> None:
+    """A look says when that is; what is decided is written at once, and looked at again at once,
+    for nobody is woken by our own write."""
+    server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    ready = [{"type": "Ready", "status": "True"}]
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+        assert len(server.writes) == 1
+        cache.child_event("Pod", "MODIFIED", _changed(POD, conditions=ready))
+        again = await controller.reconcile(KEY)
+        assert again is not None
+        assert 0 < again <= 15
+        assert len(server.writes) == 1
+        cache.child_event("Pod", "MODIFIED", _ended(POD, 137, 9))
+        server.pods = [_ended(POD, 137, 9)]
+        assert await controller.reconcile(KEY) == 0.0
+    (_, _, body) = server.writes[-1]
+    assert body["status"]["phase"] == "Restarting"
+
+
 async def test_a_later_version_trains_the_recipe_that_the_run_was_given() -> None:
     """What this operator would make of the preset does not matter any more: the words of the first
     attempt go into the next one's ConfigMap, and their hash into its settings."""

@@ -446,7 +446,7 @@ def test_where_nothing_happens_nothing_is_written() -> None:
     """Not even as time goes by."""
     made = history()
     made.hang(0)
-    made.operator.advance(3)
+    made.operator.advance(10)
     written = len(made.api.statuses)
     made.operator.advance(100)
     assert len(made.api.statuses) == written
