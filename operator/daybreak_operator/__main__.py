@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=PROGRESS_SECONDS,
         metavar="SECONDS",
-        help="a run's progress is written at most so often (default: %(default)g)",
+        help="progress is written into a run at most so often (default: %(default)g)",
     )
     add(
         "--log-format",

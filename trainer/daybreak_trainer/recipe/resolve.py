@@ -44,6 +44,13 @@ def preset_text(name: str) -> str:
     return (resources.files("daybreak_trainer.recipe") / "presets" / f"{name}.yaml").read_text()
 
 
+@cache
+def _preset(name: str) -> Any:
+    """Parsed once: that takes ten times as long as all else here, and an operator that finds a
+    thousand new runs does it for each. Not to be changed."""
+    return yaml.safe_load(preset_text(name))
+
+
 def resolve(overrides: Mapping[str, Any]) -> Recipe:
     """The complete recipe of `spec.recipe` (camelCase keys, `preset` among them).
 
@@ -53,9 +60,7 @@ def resolve(overrides: Mapping[str, Any]) -> Recipe:
     name = overrides.get("preset")
     if not isinstance(name, str):
         raise RecipeError(f"recipe.preset is missing; it names one of {', '.join(presets())}")
-    merged = _merge(
-        yaml.safe_load(preset_text(name)), {k: v for k, v in overrides.items() if k != "preset"}
-    )
+    merged = _merge(_preset(name), {k: v for k, v in overrides.items() if k != "preset"})
     return parse({**merged, "preset": name})
 
 
