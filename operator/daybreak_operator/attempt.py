@@ -79,6 +79,7 @@ def _follow(draft: Draft, job: JobView, pods: Sequence[PodView]) -> AttemptStatu
             nodes=job.parallelism,
             devices_per_node=devices_per_node(run),
             created_time=run.status.start_time or draft.now,
+            first_step_time=_first_step(draft),
         )
     if attempt.admitted_time is None and _all_placed(job, pods):
         created = datetime.fromisoformat(attempt.created_time)
@@ -87,6 +88,13 @@ def _follow(draft: Draft, job: JobView, pods: Sequence[PodView]) -> AttemptStatu
         attempt = attempt.model_copy(update={"admitted_time": admitted})
     draft.values["current_attempt"] = attempt
     return attempt
+
+
+def _first_step(draft: Draft) -> str | None:
+    """Of an attempt that an earlier version began: one that trains is past the deadline for its
+    start, whether or not its worker 0 answers just now."""
+    progress = draft.stored.progress
+    return progress.first_step_time if progress and draft.stored.phase == "Running" else None
 
 
 def _was_placed(attempt: AttemptStatus, pods: Sequence[PodView]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from daybreak_operator.observation import FixedRecipe, JobView, owner_uid
 from daybreak_operator.requests import path, request
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 
+_log = logging.getLogger(__name__)
 _RESOURCES = {
     "ConfigMap": "configmaps",
     "Service": "services",
@@ -252,7 +254,7 @@ class Cluster:
             },
             "type": note.kind,
             "reason": note.reason,
-            "message": note.message[:1024],
+            "message": note.message,
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
@@ -262,7 +264,10 @@ class Cluster:
         try:
             await self._call("POST", path("events", run.namespace), body)
         except ApiException as error:
-            if error.status != 409:
+            if error.status in _REFUSALS:
+                # A quota for Events, say: that nobody is told must not stop the run.
+                _log.warning("Event %s was refused: %s", note.reason, _said(error))
+            elif error.status != 409:
                 raise
 
 

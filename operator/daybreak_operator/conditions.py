@@ -10,6 +10,7 @@ from typing import Literal
 from daybreak_operator.api.duration import Interval
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL, Condition, TrainingRunStatus
+from daybreak_operator.text import plain
 
 Value = Literal["True", "False", "Unknown"]
 _OVERDUE = 3
@@ -54,7 +55,7 @@ def conditions(
                 type=kind,
                 status=truth.value,
                 reason=truth.reason,
-                message=truth.message[:4096],
+                message=plain(truth.message, 4096),
                 last_transition_time=since,
                 observed_generation=run.generation,
             )

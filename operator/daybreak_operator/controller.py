@@ -34,6 +34,8 @@ others wait."""
 _LOOK_SECONDS = 60.0
 """For one look: what takes longer is given up and tried again."""
 _RESYNC_SECONDS = 600.0
+_MAX_TOLD = 256
+"""Events of a run that are remembered."""
 
 
 class Controller:
@@ -141,6 +143,8 @@ class Controller:
         except (ForeignObjectError, RefusedObjectError) as error:
             self._troubles[key] = error
             return 0.0
+        if len(told) > _MAX_TOLD:
+            told.clear()  # they are told by name, so once more is no second Event
         told.update((run.uid, note) for note in news)
         if decision.again_seconds is None and not tells_only(run.status, decision.status):
             return 0.0  # for what follows from it: the event of our own write wakes nobody

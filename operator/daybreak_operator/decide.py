@@ -21,7 +21,7 @@ from daybreak_operator.children.job import devices_per_node, job
 from daybreak_operator.children.queueing import refusal
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import after_end, fail, overdue
+from daybreak_operator.ending import after_end, fail, overdue, without_workers
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import JobView, Observation
 from daybreak_operator.preparing import paused, prepared
@@ -63,6 +63,7 @@ def _without_job(draft: Draft) -> Decision:
     if run.spec.suspend:
         if not _ended(draft.get("current_attempt")):
             end_attempt(draft, expected=True)  # its Job was never seen
+        without_workers(draft)
         draft.settle("Suspended", "Suspended", "spec.suspend is true")
         return concluded(draft, delete_jobs=paused(draft))
     if (limit := reached(draft, at_work=False)) is not None:
@@ -75,6 +76,7 @@ def _without_job(draft: Draft) -> Decision:
     if (decision := prepared(draft)) is not None:
         return decision
     if (pause := _pause(draft)) > 0:
+        without_workers(draft)
         draft.settle("Restarting", "BackOff", f"the next attempt waits until {_until(draft)}")
         if is_unsettled(draft):
             _many_endings(draft)

@@ -19,7 +19,12 @@ from daybreak_operator.api.status import (
 from daybreak_operator.conditions import Truth, conditions
 from daybreak_operator.ledger import account
 from daybreak_operator.observation import Observation
+from daybreak_operator.text import plain
 from daybreak_trainer.contract import CheckpointRef, Progress, rfc3339
+
+_EVENT_LENGTH = 1024
+_MAX_SKIPPED = 8
+"""Checkpoints that get an Event of their own; the worker's log names all."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class Draft:
         self.reason, self.message = reason, message
 
     def note(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        self.events.append(EventNote(kind, reason, message, self.get("attempt")))
+        said = plain(message, _EVENT_LENGTH)
+        self.events.append(EventNote(kind, reason, said, self.get("attempt")))
 
     def degraded(self, reason: str, message: str) -> None:
         """Something is wrong that does not end the attempt; the first that is said stays."""
@@ -125,7 +131,7 @@ class Draft:
                 f"{end.limit} ends the run at about step {end.step} of {progress.total_steps}: "
                 f"{end.remedy}",
             )
-        for sentence in progress.skipped_checkpoints:
+        for sentence in progress.skipped_checkpoints[:_MAX_SKIPPED]:
             self.note("Warning", "CheckpointSkipped", sentence)
 
     def take_checkpoint(self, told: CheckpointRef | None) -> None:

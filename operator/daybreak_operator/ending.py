@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
-from daybreak_operator.api.status import TERMINAL
+from daybreak_operator.api.status import TERMINAL, WorkersStatus
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.observation import Observation, PodView
@@ -21,6 +21,7 @@ def complete(draft: Draft) -> Decision:
     progress = draft.get("progress")
     end_attempt(draft, expected=True)
     draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
+    without_workers(draft)
     if progress is not None and progress.total_steps:
         draft.values["progress"] = progress.model_copy(
             update={
@@ -39,9 +40,18 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
     draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
+    without_workers(draft)
     draft.settle("Failed", reason, message)
     draft.note("Warning", reason, message)
     return concluded(draft)
+
+
+def without_workers(draft: Draft) -> None:
+    """No Job stands for the run's workers now: an autoscaler that asks for its size learns so."""
+    workers: WorkersStatus | None = draft.get("workers")
+    if workers is not None and workers.desired:
+        none = {"desired": 0, "ready": 0, "summary": f"0/{workers.desired}"}
+        draft.values["workers"] = workers.model_copy(update=none)
 
 
 def after_end(seen: Observation) -> Decision:

@@ -29,7 +29,6 @@ def prepared(draft: Draft) -> Decision | None:
     if view is not None and view.failed is not None:
         draft.values["preparation"] = PreparationStatus(state="Failed", message=view.failed)
         return fail(draft, "PreparationFailed", view.failed)
-    text = "Job {} prepares the data"
     if known is None:
         draft.values["preparation"] = PreparationStatus(state="Running")
         draft.values["start_time"] = run.status.start_time or draft.now
@@ -38,8 +37,17 @@ def prepared(draft: Draft) -> Decision | None:
         return concluded(draft, 0.0)
     if view is None:
         return Decision(run.status, create_job=prepare_job(run), again_seconds=_POLL_SECONDS)
-    draft.settle("Preparing", "PreparingData", text.format(view.name))
+    draft.settle("Preparing", "PreparingData", f"Job {view.name} prepares the data")
+    _told_what_it_waits_for(draft)
     return concluded(draft, _POLL_SECONDS)
+
+
+def _told_what_it_waits_for(draft: Draft) -> None:
+    """Condition Degraded: what a pod waits for. Nothing ends it, for it holds up nobody else."""
+    for pod in sorted(draft.observation.pods, key=lambda pod: pod.name):
+        if pod.prepares and not pod.over and (why := pod.waiting or pod.unschedulable):
+            reason = why.partition(":")[0] if pod.stuck else "PreparationWaits"
+            draft.degraded(reason, f"pod {pod.name}: {why}")
 
 
 def paused(draft: Draft) -> tuple[str, ...]:

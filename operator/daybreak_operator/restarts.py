@@ -8,6 +8,7 @@ from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.status import AttemptStatus, FailureStatus, SuspectNode
 from daybreak_operator.draft import Draft
 from daybreak_operator.failures import Failure, ruled
+from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
 _MAX_TIMES = 1000
@@ -28,7 +29,7 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
     draft.values["last_failure"] = FailureStatus(
         reason=failure.reason,
         class_=failure.kind,
-        message=failure.message[:2048],
+        message=plain(failure.message, 2048),
         exit_code=failure.exit_code,
         pod=failure.pod,
         node=failure.node,

@@ -12,6 +12,7 @@ from typing import Any
 
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.draft import EventNote
+from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
 _CONDITION, _REASON = "Degraded", "InvalidRun"
@@ -42,7 +43,7 @@ async def report(cluster: Cluster, body: Mapping[str, Any], problem: str) -> Non
         "type": _CONDITION,
         "status": "True",
         "reason": _REASON,
-        "message": f"{problem}; {_REMEDY}",
+        "message": f"{plain(problem, 800)}; {_REMEDY}",
         "lastTransitionTime": before["lastTransitionTime"] if held else now,
         "observedGeneration": metadata.get("generation", 0),
     }

@@ -136,7 +136,7 @@ class CheckpointStatus(ApiModel):
 
 
 class WorkersStatus(ApiModel):
-    desired: int = Field(description="Nodes of the current attempt.")
+    desired: int = Field(description="Worker pods of the attempt at work; 0 between attempts.")
     ready: int = 0
     summary: str | None = Field(default=None, description="ready/desired.")
     selector: str = Field(description="Label selector of the worker pods.")

@@ -103,6 +103,7 @@ class Server:
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     refusal: str | None = None
     """What it says to every new Job."""
+    refuses_events: bool = False
     seconds: float = 0.0
     """How long a write takes."""
 
@@ -114,6 +115,8 @@ class Server:
             body = await request.json() if request.can_read_body else None
             if request.method == "POST" and request.path.endswith("/jobs") and self.refusal:
                 return web.json_response({"message": self.refusal}, status=422)
+            if request.path.endswith("/events") and self.refuses_events:
+                return web.json_response({"message": "exceeded quota: few-events"}, status=403)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
             if request.path.endswith("/status"):
@@ -453,3 +456,17 @@ def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
     cache.run_event("MODIFIED", version("10"))
     cache.wrote("8", version("9"))
     assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
+
+
+async def test_an_event_that_is_refused_stops_nothing() -> None:
+    """A quota for Events must not keep a run from being decided on."""
+    server = Server(refuses_events=True)
+    server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
+    cache = _between_attempts("then")
+    run = json.loads(json.dumps(cache.runs[KEY]))
+    run["spec"]["suspend"] = False
+    run["status"]["currentAttempt"]["endedTime"] = "2026-01-01T00:00:03Z"
+    cache.run_event("MODIFIED", run)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert [path.rpartition("/")[2] for _, path, _ in server.writes] == ["status"]

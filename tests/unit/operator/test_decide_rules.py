@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -485,3 +486,38 @@ def test_a_lost_peer_waits_for_the_cause() -> None:
     crash(made, 65, index=1)
     assert made.status["lastFailure"]["reason"] == "BadData"
     assert made.status["phase"] == "Failed"
+
+
+def test_between_attempts_there_are_no_workers() -> None:
+    """An autoscaler reads the run's size from the scale subresource: none while it is suspended and
+    when it has ended."""
+    made = history()
+    assert made.status["workers"]["desired"] == 2
+    made.suspend(True)
+    made.operator.advance(60)
+    assert made.status["phase"] == "Suspended"
+    assert (made.status["workers"]["desired"], made.status["workers"]["summary"]) == (0, "0/2")
+    made.suspend(False)
+    made.operator.advance(60)
+    assert made.status["workers"]["summary"] == "2/2"
+    crash(made, 65)
+    assert (made.status["phase"], made.status["workers"]["ready"]) == ("Failed", 0)
+
+
+def test_an_upgrade_ends_no_attempt_that_trains() -> None:
+    """An earlier version kept no times of an attempt; that worker 0 does not answer the first
+    question is no late start."""
+    made = history()
+    seen = made.operator.last
+    assert seen is not None
+    assert seen.run.status.phase == "Running"
+    then = seen.run.status.model_copy(update={"current_attempt": None, "ledger": None})
+    old = replace(
+        seen,
+        run=replace(seen.run, status=then),
+        progress=None,
+        now=seen.now + timedelta(hours=3),
+    )
+    decision = decide(old)
+    assert decision is not None
+    assert (decision.status.phase, decision.delete_jobs) == ("Running", ())

@@ -25,7 +25,11 @@ JOB = PreparationView("r-prepare", done=False, failed=None)
 
 
 def look(
-    status: TrainingRunStatus, view: PreparationView | None, later: int = 0, **spec: Any
+    status: TrainingRunStatus,
+    view: PreparationView | None,
+    later: int = 0,
+    pods: tuple[PodView, ...] = (),
+    **spec: Any,
 ) -> Decision:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     run = TrainingRun(
@@ -45,7 +49,7 @@ def look(
         recipe=RECIPE,
         recipe_problem=None,
         jobs=(),
-        pods=(),
+        pods=pods,
         missing=(),
         foreign=(),
         progress=None,
@@ -135,3 +139,17 @@ def test_a_failed_run_prepares_no_further() -> None:
     assert look(failed, JOB, 91).delete_jobs == ("r-prepare",)
     assert look(failed, replace(JOB, deleting=True), 92).delete_jobs == ()
     assert look(failed, replace(JOB, failed="no room"), 92).delete_jobs == ()
+
+
+def test_what_preparation_waits_for_is_said() -> None:
+    """Nothing ends that wait, so a condition names it."""
+    body = {
+        "metadata": {"name": "p", "uid": "p", "labels": {"daybreak.dev/role": "prepare"}},
+        "status": {
+            "conditions": [{"type": "PodScheduled", "status": "False", "message": "no\nnode"}]
+        },
+    }
+    status = look(TrainingRunStatus(), None).status
+    waits = look(status, JOB, 5, pods=(PodView.of(body),)).status
+    (condition,) = (c for c in waits.conditions if c.type == "Degraded")
+    assert (condition.reason, condition.message) == ("PreparationWaits", "pod p: no node")
