@@ -22,7 +22,14 @@ from daybreak_cli.errors import CommandError
 
 GROUP, VERSION, PLURAL = "daybreak.dev", "v1alpha1", "trainingruns"
 TERMINAL = frozenset({"Complete", "Failed"})
-_COLOURS = {"Running": "cyan", "Complete": "green", "Failed": "red", "Restarting": "yellow"}
+_TALKS_FOR_ITSELF = TERMINAL | {"Running"}
+_COLOURS = {
+    "Pending": "yellow",
+    "Running": "cyan",
+    "Complete": "green",
+    "Failed": "red",
+    "Restarting": "yellow",
+}
 
 Run = Mapping[str, Any]
 
@@ -81,7 +88,7 @@ def watch(name: str, namespace: str | None, kubeconfig: Path | None, console: Co
         last = ""
         for run in follow(name, namespace, kubeconfig):
             if (line := summary(run)) != last:
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
                 last = line
     else:
         with Live(console=console, refresh_per_second=4) as live:
@@ -92,7 +99,7 @@ def watch(name: str, namespace: str | None, kubeconfig: Path | None, console: Co
 
 
 def summary(run: Run) -> str:
-    """One line: phase, stage, step, loss, images/s, ETA."""
+    """One line: phase, stage, step, loss, images/s, ETA, cost, and what it waits for."""
     status = run.get("status", {})
     progress = status.get("progress", {})
     parts = [f"{run['metadata']['name']}  {status.get('phase', 'Pending')}"]
@@ -107,8 +114,12 @@ def summary(run: Run) -> str:
         parts.append(f"ends {local_time(eta)}")
     if alignment := status.get("evaluation", {}).get("alignment"):
         parts.append(f"alignment {alignment}")
+    if cost := status.get("ledger", {}).get("cost"):
+        parts.append(f"cost {cost}")
     if status.get("phase") == "Failed" or (status.get("lastFailure") and not progress):
         parts.append(reason(run))
+    elif waits := waiting(run):
+        parts.append(waits)
     return "  ".join(parts)
 
 
@@ -137,23 +148,38 @@ def panel(run: Run) -> Group:
         if progress.get("estimatedCompletionTime")
         else None,
         "checkpoint": _checkpoint(status),
+        "goodput": status.get("ledger", {}).get("goodput"),
+        "cost": status.get("ledger", {}).get("cost"),
         "alignment": status.get("evaluation", {}).get("alignment"),
         "last failure": status.get("lastFailure", {}).get("message"),
+        "now": waiting(run),
+        "trouble": _said_by(run, "Degraded", "True"),
     }
     for label, value in rows.items():
         if value is not None:
-            figures.add_row(Text(label, style="dim"), str(value))
+            # Messages are a worker's words, and no markup.
+            figures.add_row(Text(label, style="dim"), Text(str(value)))
     bar = ProgressBar(total=100, completed=float(progress.get("percent", 0)), width=60)
     return Group(headline, bar, figures, *([Text(reason(run), "red")] if phase == "Failed" else []))
 
 
 def reason(run: Run) -> str:
     """Why the run failed, in the words of its Failed condition, else of its last failure."""
-    status = run.get("status", {})
-    for condition in status.get("conditions", []):
-        if condition["type"] == "Failed" and condition["status"] == "True":
+    said = _said_by(run, "Failed", "True")
+    return said or str(run.get("status", {}).get("lastFailure", {}).get("message", ""))
+
+
+def waiting(run: Run) -> str | None:
+    """What a run that does not train waits for, in the words of its Running condition."""
+    phase = run.get("status", {}).get("phase", "Pending")
+    return None if phase in _TALKS_FOR_ITSELF else _said_by(run, "Running", "False")
+
+
+def _said_by(run: Run, kind: str, value: str) -> str | None:
+    for condition in run.get("status", {}).get("conditions", []):
+        if (condition["type"], condition["status"]) == (kind, value) and condition.get("message"):
             return f"{condition['reason']}: {condition['message']}"
-    return str(status.get("lastFailure", {}).get("message", ""))
+    return None
 
 
 def local_time(rfc3339: str) -> str:
@@ -165,7 +191,9 @@ def local_time(rfc3339: str) -> str:
 def _workers(status: Mapping[str, Any]) -> str | None:
     workers = status.get("workers", {})
     return (
-        f"{workers.get('ready', 0)} of {workers['desired']} ready" if "desired" in workers else None
+        f"{workers.get('ready', 0)} of {workers['desired']} ready"
+        if workers.get("desired")
+        else None
     )
 
 

@@ -114,7 +114,7 @@ class FailurePolicy(ApiModel):
 
 
 class HealthPolicy(ApiModel):
-    """When workers that are alive count as hung: they dump their stacks and end with code 76."""
+    """How long workers may take to start and to move on, and when a node is avoided."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -139,7 +139,9 @@ class HealthPolicy(ApiModel):
         "step. Queueing does not count.",
     )
     progress_deadline: Duration = Field(
-        default="15m", description="Between two signs of progress after the first step."
+        default="15m",
+        description="Longest time between two signs of progress after the first step. Then workers "
+        "dump their stacks and end with code 76.",
     )
     image_pull_deadline: Duration = Field(
         default="10m",

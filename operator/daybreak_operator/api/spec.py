@@ -456,7 +456,8 @@ class TrainingRunSpec(ApiModel):
         default=FailurePolicy(), description="What a failed attempt means for the run."
     )
     health_policy: HealthPolicy = Field(
-        default=HealthPolicy(), description="When a worker counts as hung."
+        default=HealthPolicy(),
+        description="How long workers may take to start and to move on, and when a node is avoided.",
     )
     scale_cooldown: Duration = Field(
         default="10m",

@@ -69,3 +69,25 @@ def test_a_run_without_a_status_is_pending() -> None:
     new = {"metadata": {"name": "night"}}
     assert "Pending" in summary(new)
     assert "Pending" in _shown(new)
+
+
+QUEUED: dict[str, Any] = {
+    "metadata": {"name": "night"},
+    "status": {
+        "phase": "Queued",
+        "attempt": 1,
+        "ledger": {"goodput": "0.91", "cost": "12.50"},
+        "conditions": [
+            {"type": "Running", "status": "False", "reason": "Queued", "message": "no quota [/x]"},
+            {"type": "Degraded", "status": "True", "reason": "Straggler", "message": "rank 3"},
+        ],
+    },
+}
+
+
+def test_a_run_that_waits_says_what_for() -> None:
+    """In its own words, which are no markup, beside what it has cost."""
+    assert summary(QUEUED).endswith("cost 12.50  Queued: no quota [/x]")
+    shown = _shown(QUEUED)
+    for part in ("no quota [/x]", "Straggler: rank 3", "0.91", "12.50"):
+        assert part in shown
