@@ -189,7 +189,8 @@ def _goes_on(
         held = any(pod.node is not None for pod in pods)
         draft.settle("Starting" if held else "Queued", "Unschedulable", text)
         draft.truths["Admitted"] = Truth("False", "Unschedulable", text)
-        again = _MAX_POLL_SECONDS
+        if not held:  # else schedulingDeadline runs, and devices are held for nothing
+            again = _MAX_POLL_SECONDS
     elif attempt.first_step_time is not None and progress is not None:
         draft.settle("Running", progress.phase, progress.message or "training")
     elif attempt.first_step_time is not None:

@@ -457,7 +457,8 @@ class TrainingRunSpec(ApiModel):
     )
     health_policy: HealthPolicy = Field(
         default=HealthPolicy(),
-        description="How long workers may take to start and to move on, and when a node is avoided.",
+        description="How long workers may take to start and to move on, and when a node is "
+        "avoided.",
     )
     scale_cooldown: Duration = Field(
         default="10m",
