@@ -60,6 +60,7 @@ def _without_job(draft: Draft) -> Decision:
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
     if at_work or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)
+    _release(draft)
     if run.spec.suspend:
         if not _ended(draft.get("current_attempt")):
             end_attempt(draft, expected=True)  # its Job was never seen
@@ -182,6 +183,14 @@ def _waiting_for_pods(draft: Draft) -> Decision:
         draft.note("Warning", "JobAdopted", f"Job {newest.name} is this run's, and went unrecorded")
     strays = tuple(job.name for job in live)
     return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
+
+
+def _release(draft: Draft) -> None:
+    """Notes that nothing is left of an attempt that is over: until now it held its devices."""
+    attempt: AttemptStatus | None = draft.get("current_attempt")
+    if attempt is not None and attempt.ended_time is not None and attempt.released_time is None:
+        draft.former = attempt.model_copy(update={"released_time": draft.now})
+        draft.values["current_attempt"] = draft.former
 
 
 def _is_left(job: JobView) -> bool:

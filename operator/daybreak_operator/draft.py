@@ -49,6 +49,8 @@ class Draft:
     """Of the condition that is true."""
     truths: dict[str, Truth] = field(default_factory=dict)
     """What is known of conditions that do not follow from the phase: Admitted, Degraded."""
+    former: AttemptStatus | None = None
+    """The stored attempt, with what was seen of it before another took its place."""
     _trainer_seconds: dict[str, float] | None = None
 
     @property
@@ -91,7 +93,8 @@ class Draft:
             update={**self.values, "observed_generation": run.generation}
         )
         if changed != run.status or run.status.ledger is None:
-            before, after = run.status.current_attempt, changed.current_attempt
+            before = self.former or run.status.current_attempt
+            after = changed.current_attempt
             seconds, now = self._trainer_seconds, self.observation.now
             ledger = account(run, before, after, seconds, now)
             changed = changed.model_copy(update={"ledger": ledger})

@@ -20,8 +20,8 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import AttemptStatus, LedgerStatus, Phase
 from daybreak_trainer.contract import rfc3339
 
-STARTUP, RUNNING = "startup", "running"
-_HELD = (STARTUP, RUNNING)
+STARTUP, RUNNING, STOPPING = "startup", "running", "stopping"
+_HELD = (STARTUP, RUNNING, STOPPING)
 _NAMED = ("data_wait", "checkpoint", "evaluation", "export")
 """Accounts of the trainer that lie between the first step and the end. Its start-up, restore and
 compile lie before, in ours."""
@@ -98,7 +98,7 @@ def _parts(
 def _attempt_seconds(
     attempt: AttemptStatus | None, gap: str, start: datetime, end: datetime
 ) -> Counter[str]:
-    """Whole seconds by account; an attempt queues, starts, runs, and is then over."""
+    """Whole seconds by account; an attempt queues, starts, runs, is over, and its pods go."""
     if attempt is None:
         return Counter({gap: _between(start, end)})
     times = (attempt.created_time, attempt.admitted_time, attempt.first_step_time)
@@ -109,8 +109,12 @@ def _attempt_seconds(
         at = _parse(time) if time else end
         borders.append(_within(min(at, ended or at), borders[-1], end))
     borders.append(_within(ended or end, borders[-1], end))
+    # One that was never admitted has nothing to give back.
+    released = _parse(attempt.released_time) if attempt.released_time else end
+    held = ended is not None and attempt.admitted_time is not None
+    borders.append(_within(released if held else borders[-1], borders[-1], end))
     borders.append(end)
-    accounts = (gap, "queue", STARTUP, RUNNING, gap)
+    accounts = (gap, "queue", STARTUP, RUNNING, STOPPING, gap)
     spent: Counter[str] = Counter()
     for name, (since, until) in zip(accounts, pairwise(borders), strict=True):
         spent[name] += _between(since, until)

@@ -210,6 +210,8 @@ class SimulatedCluster:
     unplaced_at: float | None = None
     """When a pod last found no node."""
     held_seconds: float = 0.0
+    _admitted: dict[str, Job] = field(default_factory=dict)
+    """By UID: Jobs whose pods all had a node at some time."""
     device_seconds: float = 0.0
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
@@ -362,9 +364,11 @@ class SimulatedCluster:
 
     def _measure(self, seconds: float) -> None:
         for job in self.jobs.values():
-            pods = self.of(job)
-            placed = [p for p in pods if p.node and not p.over and p.deleted_at is None]
-            if len(placed) == job.size and not job.deleting and not job.suspended:
+            if sum(p.node is not None and not p.over for p in self.of(job)) == job.size:
+                self._admitted[job.uid] = job
+        for job in self._admitted.values():
+            # Until its last pod is gone an attempt has not given its nodes back, Job or no Job.
+            if any(pod.node and not pod.over for pod in self.of(job)):
                 self.held_seconds += seconds
                 self.device_seconds += seconds * job.size
 

@@ -75,6 +75,9 @@ class AttemptStatus(ApiModel):
     )
     first_step_time: Time | None = None
     ended_time: Time | None = Field(default=None, description="When its end was seen.")
+    released_time: Time | None = Field(
+        default=None, description="When its last pod was gone, and its devices free."
+    )
     start_step: int = Field(default=0, description="Of the commit that it began from.")
 
 
@@ -98,7 +101,8 @@ class LedgerStatus(ApiModel):
     lost_seconds: dict[str, int] = Field(
         default_factory=dict,
         description="By cause: queue, suspended, preparation, restart (between attempts), startup "
-        "(admission to first step), those that the trainer names (checkpoint, data_wait, "
+        "(admission to first step), stopping (from an attempt's end until its pods are gone), "
+        "those that the trainer names (checkpoint, data_wait, "
         "evaluation, export, ...) and wasted (steps that were rolled back, and all else).",
     )
     held_seconds: int = Field(default=0, description="In which the run held devices.")

@@ -48,8 +48,9 @@ def attempt(number: int = 1, created: float = 10, **times: float | None) -> Atte
 
 
 def test_an_attempt_queues_starts_runs_and_ends() -> None:
-    """And is followed by the pause before the next; only start-up and running hold devices."""
-    before = attempt(admitted=30, first_step=50, ended=150)
+    """And is followed by the pause before the next. It holds its devices from admission until its
+    last pod is gone."""
+    before = attempt(admitted=30, first_step=50, ended=150, released=157)
     now = START + timedelta(seconds=160)
     trainer = {"productive": 80.0, "checkpoint": 5.5, "data_wait": 2.0}
     found = account(run(phase="Running"), before, before, trainer, now)
@@ -58,13 +59,21 @@ def test_an_attempt_queues_starts_runs_and_ends() -> None:
         "checkpoint": 5,
         "data_wait": 2,
         "queue": 20,
-        "restart": 20,
+        "restart": 13,
         "startup": 20,
+        "stopping": 7,
         "wasted": 13,
     }
-    assert (found.held_seconds, found.device_seconds) == (120, 960)
-    assert found.cost == f"{960 / 3600 * 3.60:.2f}"
+    assert (found.held_seconds, found.device_seconds) == (127, 1016)
+    assert found.cost == f"{1016 / 3600 * 3.60:.2f}"
     assert found.goodput == f"{80 / 140:.3f}"
+
+
+def test_what_was_never_admitted_holds_nothing() -> None:
+    """Nor while its pods go."""
+    before = attempt(ended=50)
+    found = account(run(phase="Queued"), before, before, None, START + timedelta(seconds=60))
+    assert (found.held_seconds, found.lost_seconds) == (0, {"queue": 60})
 
 
 def test_what_an_interruption_threw_away_is_wasted() -> None:
