@@ -87,7 +87,7 @@ def test_what_an_interruption_threw_away_is_wasted() -> None:
 
 def test_a_suspended_run_holds_nothing() -> None:
     """The account follows the phase."""
-    over = attempt(admitted=10, first_step=10, ended=20)
+    over = attempt(admitted=10, first_step=10, ended=20, released=20)
     ledger = LedgerStatus(accounted_until=at(20))
     seen = run(phase="Suspended", ledger=ledger, current_attempt=over)
     found = account(seen, over, over, None, START + timedelta(seconds=95))
