@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,11 @@ async def act(
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
         written(run.resource_version, await cluster.write_status(run, after))
-    for body in decision.ensure:
-        await cluster.ensure(run, body)
+    # None of these needs another; what one of them meets is told when all have been tried.
+    made = (cluster.ensure(run, body) for body in decision.ensure)
+    troubles = [e for e in await asyncio.gather(*made, return_exceptions=True) if e is not None]
+    if troubles:
+        raise troubles[0]
     if decision.create_job is not None:
         # No status goes with it that would conflict, and our view of the run may be an old one:
         # this number's Job may have come and gone since.
