@@ -13,10 +13,16 @@ Key = tuple[str, str]
 Body = Mapping[str, Any]
 
 
+_MAX_USED_NAMES = 100_000
+
+
 class Cache:
     def __init__(self) -> None:
         self.runs: dict[Key, Body] = {}
         self._children: dict[str, dict[Key, dict[str, Body]]] = {"Job": {}, "Pod": {}}
+        self.used_names: dict[Key, None] = {}
+        """Of runs that were there before this operator, or were deleted: an older run's pods may
+        still be at work under such a name, and the watches have not told."""
         self._last_words: dict[Key, dict[str, Body]] = {}
         """Pods that were deleted after they had ended and before their Job, by UID, until a Job of
         their run goes: they tell why the attempt ended, and a pod may be gone before anybody has
@@ -25,12 +31,20 @@ class Cache:
     def run_event(self, kind: str | None, body: Body) -> Key:
         """Notes a run's event and returns its key."""
         key = (body["metadata"]["namespace"], body["metadata"]["name"])
+        if kind in (None, "DELETED") or _uid(self.runs.get(key, body)) != _uid(body):
+            self.used_names[key] = None
+            if len(self.used_names) > _MAX_USED_NAMES:
+                del self.used_names[next(iter(self.used_names))]
         if kind != "DELETED":
             self.runs[key] = slim(body)
         elif _uid(self.runs.get(key)) == _uid(body):
             del self.runs[key]
             self._last_words.pop(key, None)
         return key
+
+    def name_is_free(self, key: Key) -> None:
+        """The API server knows of nothing that was made under a run's name."""
+        self.used_names.pop(key, None)
 
     def wrote(self, version: str, body: Body) -> None:
         """The run as the API server has it after a write to that version of it. Its event comes

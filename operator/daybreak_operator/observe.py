@@ -113,12 +113,14 @@ class Observer:
         self, run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodView]
     ) -> bool:
         """Whether what the cache holds leads to nothing that cannot be taken back: the attempt's
-        Job is there and nothing has ended, or all of it is going anyway; or there never was a Job.
+        Job is there and nothing has ended, or all of it is going anyway; or there never was a Job,
+        of this run or of one before it under its name.
         Where the first one was created and not seen yet, creating it again does nothing."""
         job = next((j for j in jobs if j.attempt == run.status.attempt), None)
         if job is None:
             first = run.status.attempt <= 1 and run.status.workers is None
-            return first and run.spec.data.prepare is None
+            known = (run.namespace, run.name) in self._cache.used_names
+            return first and run.spec.data.prepare is None and not known
         if job.deleting:
             return True
         mine = [pod for pod in pods if pod.attempt == job.attempt]
@@ -165,6 +167,8 @@ class Observer:
         found = await self._cluster.children(run)
         for kind in KINDS:
             self._cache.forget(kind, key, cached[kind] - _uids(found[kind]))
+        if not any(found.values()):
+            self._cache.name_is_free(key)
         self._ask_at[key] = self._monotonic() + _ASK_SECONDS
         return {"Job": found["Job"], "Pod": [*found["Pod"], *self._cache.last_words(key)]}
 
