@@ -13,6 +13,9 @@ import time
 from dataclasses import replace
 from functools import partial
 
+from aiohttp import ClientError
+from kubernetes.aio.client.exceptions import ApiException
+
 from daybreak_operator import metrics
 from daybreak_operator.act import act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
@@ -107,7 +110,9 @@ class Controller:
                 except Exception as error:  # noqa: BLE001 (one run's trouble is not the others')
                     again = self.queue.failed(key)
                     metrics.RECONCILES.labels("error").inc()
-                    _log.warning("%s; again in %.1f s", describe(error), again)
+                    # Of the API server and the network much is expected; of ourselves nothing.
+                    ours = not isinstance(error, ApiException | ClientError | OSError)
+                    _log.warning("%s; again in %.1f s", describe(error), again, exc_info=ours)
                 finally:
                     self.queue.done(key)
                     metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)

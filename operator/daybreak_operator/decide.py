@@ -32,6 +32,7 @@ __all__ = ["Decision", "PodRef", "decide"]
 _POLL_SECONDS = 1.0
 _MISSING_RETRY_SECONDS = 5.0
 _REFUSED_RETRY_SECONDS = 30.0
+_RETRIES_OF_AGE = 20.0
 _IDLE_SECONDS = 60.0
 
 
@@ -119,7 +120,9 @@ def _held_up(draft: Draft) -> Decision | None:
             problem = " ".join(sentences)
             draft.note("Warning", reason, problem)
             draft.settle("Pending", reason, problem)
-            return concluded(draft, retry)
+            # Soon at first, for people are about to put it right; then seldom: others may be many.
+            age = (seen.now - seen.run.created).total_seconds() / _RETRIES_OF_AGE
+            return concluded(draft, retry and min(max(retry, age), _IDLE_SECONDS))
     return None
 
 
