@@ -362,9 +362,15 @@ class SimulatedCluster:
                 if self.image_exists:
                     pod.started_at = self.now
 
+    def begin_count(self) -> None:
+        """Of what another run holds, from now on."""
+        self.held_seconds = self.device_seconds = 0.0
+        self._admitted = {}
+
     def _measure(self, seconds: float) -> None:
         for job in self.jobs.values():
-            if sum(p.node is not None and not p.over for p in self.of(job)) == job.size:
+            placed = sum(p.node is not None and not p.over for p in self.of(job))
+            if placed == job.size and not job.deleting:
                 self._admitted[job.uid] = job
         for job in self._admitted.values():
             # Until its last pod is gone an attempt has not given its nodes back, Job or no Job.

@@ -165,7 +165,7 @@ class Api:
     def create(self, spec: Mapping[str, Any]) -> None:
         uid = self.cluster.unique("run")
         self.cluster.run_uid = uid
-        self.cluster.held_seconds = self.cluster.device_seconds = 0.0
+        self.cluster.begin_count()
         metadata = {
             "name": NAME,
             "namespace": NAMESPACE,
