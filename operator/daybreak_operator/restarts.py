@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
@@ -22,7 +23,7 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
     fails with it."""
     run = draft.observation.run
     policy = run.spec.failure_policy
-    failure = ruled(failure, policy)
+    failure = ruled(_in_its_history(failure, draft), policy)
     draft.take(failure.progress)
     draft.take_checkpoint(failure.checkpoint)
     progressed = end_attempt(draft, failure.ended_at)
@@ -55,6 +56,14 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
         if progressed:
             draft.values["no_progress"] = 0
     return None
+
+
+def _in_its_history(failure: Failure, draft: Draft) -> Failure:
+    """A store that refuses a run's first attempt will refuse the next. One that has taken commits
+    of this run before is out of order, and may be put right while the run waits."""
+    if failure.reason == "StorageRefused" and draft.stored.checkpoint is not None:
+        return replace(failure, verdict="charged")
+    return failure
 
 
 def interrupted(draft: Draft) -> None:

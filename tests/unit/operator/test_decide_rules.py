@@ -59,6 +59,20 @@ def test_what_a_restart_cannot_cure_ends_the_run(code: int) -> None:
     assert names(made) == ["r-1"]
 
 
+@pytest.mark.parametrize(("trained", "phase"), [(30, "Running"), (0, "Failed")])
+def test_a_store_that_has_served_a_run_is_waited_for(trained: int, phase: str) -> None:
+    """It was made read-only for a while, say. One that refuses a run from the start has wrong keys
+    or another fault that stays."""
+    made = history(failurePolicy=FREE)
+    made.operator.advance(trained)
+    assert (made.status.get("checkpoint") is not None) == bool(trained)
+    told = Termination(reason="StorageRefused", message="read-only", exit_code=64)
+    zero = next(p for p in made.cluster.pods.values() if p.index == 0 and p.runs)
+    zero.end(Exit(64, message=told.to_json()), made.cluster.now)
+    made.operator.advance(60)
+    assert (made.status["phase"], made.status["restarts"]) == (phase, bool(trained))
+
+
 def test_crashes_are_charged_until_the_limit() -> None:
     """maxRestarts 2: three attempts, then the run fails and says so."""
     made = history(failurePolicy=FREE)
