@@ -37,6 +37,7 @@ others wait."""
 _LOOK_SECONDS = 60.0
 """For one look: what takes longer is given up and tried again."""
 _RESYNC_SECONDS = 600.0
+_CONFLICT_SECONDS = 5.0
 _MAX_TOLD = 256
 """Events of a run that are remembered."""
 
@@ -144,7 +145,8 @@ class Controller:
             await act(self._cluster, run, decision, partial(self._wrote, key))
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
-            return None  # the change that won is on its way to us as an event
+            # The change that won is on its way to us as an event; should it not come, we ask again.
+            return _CONFLICT_SECONDS
         except (ForeignObjectError, RefusedObjectError) as error:
             self._troubles[key] = error
             return 0.0

@@ -117,8 +117,9 @@ def _lay_around(plan: Plan, calls: Path) -> None:
         nonlocal count
         writing = method in WRITING
         count += writing
-        call = f"{count} {method} {url.partition('/api')[2]}"
-        if writing and count == plan.kill_before:
+        number = count  # of this call: others may begin before it is answered
+        call = f"{number} {method} {url.partition('/api')[2]}"
+        if writing and number == plan.kill_before:
             note(f"{call} {KILLED} before")
             os.kill(os.getpid(), signal.SIGKILL)
         trouble = dice.choice(plan.troubles) if plan.troubles and dice.random() < 0.1 else None
@@ -131,7 +132,7 @@ def _lay_around(plan: Plan, calls: Path) -> None:
             raise TimeoutError
         if writing:
             note(f"{call} {answer.status}")
-        if writing and count == plan.kill_after:
+        if writing and number == plan.kill_after:
             note(f"{call} {KILLED} after")
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
