@@ -30,9 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train a text-to-image model from scratch on whatever GPUs a Kubernetes cluster has.\n\n"
     "A cluster on this machine, without Docker or GPUs: `daybreak up`, then "
-    "`kubectl apply -k manifests/base` for the operator, `daybreak prepare digits data/digits`, "
-    "the claims that manifests/examples/digits.yaml names (devcluster/AGENT.md: Storage) and that "
-    "file itself, `daybreak watch digits`, and `daybreak down`. `make demo` does all of it.\n\n"
+    "`kubectl apply -k manifests/overlays/devcluster` for the operator, and a run such as "
+    "manifests/examples/volumes.yaml, whose first lines say how it begins; "
+    "`daybreak watch volumes` follows it, and `daybreak down` ends it all. "
+    "`make demo` does the like in one command.\n\n"
     "Exit codes: 0 done, 1 the work failed, 2 the call or its input was wrong.",
 )
 app.add_typer(checkpoints.app, name="checkpoints")
@@ -98,7 +99,8 @@ def up(
     except (BinariesNotFoundError, FileNotFoundError, StartError, StateDirError) as error:
         raise CommandError(str(error), exit_code=1) from None
     console.print(
-        f"Kubernetes {info.version} is ready after {info.start_seconds:.1f} s. For this shell:"
+        f"Kubernetes {info.version} is ready after {info.start_seconds:.1f} s. For this shell, and "
+        "then kubectl apply -k manifests/overlays/devcluster for the operator:"
     )
     console.print(f"export KUBECONFIG={info.kubeconfig}", soft_wrap=True, highlight=False)
     console.print(f"export PATH={info.binaries}:$PATH", soft_wrap=True, highlight=False)

@@ -30,6 +30,7 @@ _DEVICE, _PRODUCT = "NVIDIA H200", "nvidia.com/gpu.product"
 _TEXT_WIDTH = 2048
 """Assumed of an encoder whose width is not known: a percent of all FLOPs."""
 _MANY_SHAPES = 100
+_PLANNED = "steps follow, and are planned anew while the run measures"
 
 
 @said_plainly
@@ -91,6 +92,7 @@ def plan(
     told = [
         *short_warm_ups(recipe, found),
         *_too_many(shapes),
+        *(_for_cpus(spec, name) if images_per_second is None and device is None else ()),
         *_left_out(left_out),
         *_lent(recipe, layout),
     ]
@@ -106,7 +108,8 @@ def plan(
         }
         typer.echo(json.dumps(document, indent=2))
         return
-    _print(found, source, layout.devices, parameters)
+    ends = "steps are the recipe's" if recipe.is_fixed else _PLANNED
+    _print(found, f"{source}; {ends}", layout.devices, parameters)
     console.print(f"memory of {name} (formula): {decimal(memory)} and what kernels take")
     if shapes[0]:
         console.print(
@@ -130,7 +133,7 @@ def _print(found: Forecast, source: str, devices: int, parameters: int) -> None:
             "-" if stage.cost is None else f"{stage.cost:,.2f}",
         )
     console.print(table)
-    console.print(f"images/s: {source}; steps follow, and are planned anew while the run measures")
+    console.print(f"images/s: {source}")
     console.print(f"{devices} devices, {parameters / 1e9:.2f} billion parameters")
     console.print(f"checkpoints (formula): {decimal(found.storage_bytes)}")
 
@@ -224,6 +227,15 @@ def _too_many(shapes: tuple[int, int]) -> list[str]:
     return [
         f"up to {shapes[1]} shapes are compiled before the first step, each block for each: raise "
         "recipe.text.paddingMultiple, prepare fewer buckets, or set spec.compute.compile: none"
+    ]
+
+
+def _for_cpus(spec: TrainingRunSpec, device: str) -> list[str]:
+    if gpus(spec):
+        return []
+    return [
+        "the run asks for no GPU (spec.workers.resources.limits), and speed and memory above "
+        f"are of {device}; for CPUs give --images-per-second, measured in a short run"
     ]
 
 

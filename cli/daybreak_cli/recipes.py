@@ -50,7 +50,8 @@ def diff(first: Which, second: Which) -> None:
 def validate(file: Which) -> None:
     """Check a recipe or a TrainingRun; exit code 2 with the field and the remedy."""
     recipe = recipe_of(file)
-    console.print(f"{file}: recipe {recipe.hash}, {len(recipe.stages)} stages", highlight=False)
+    stages = "1 stage" if len(recipe.stages) == 1 else f"{len(recipe.stages)} stages"
+    console.print(f"{file}: recipe {recipe.hash} holds together, {stages}", highlight=False)
 
 
 def limits_of(spec: TrainingRunSpec) -> Limits:
@@ -101,8 +102,11 @@ def spec_of(document: dict[str, Any], file: str) -> TrainingRunSpec:
         return TrainingRunSpec.model_validate(document.get("spec", {}))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CommandError(f"{file}: spec.{where}: {first['msg']}") from None
+        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+        what = first["msg"]
+        if first["type"] == "extra_forbidden":
+            what = "there is no such field; docs/api.md and `kubectl explain` list those there are"
+        raise CommandError(f"{file}: spec{where}: {what}") from None
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:

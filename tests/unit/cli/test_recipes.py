@@ -128,3 +128,17 @@ def test_recipes_are_shown_compared_and_checked(tmp_path: Path) -> None:
     wrong.write_text("preset: smoke\noptimizer: {learningrate: 1}\n")
     assert "recipe.optimizer.learningrate" in run("recipe", "validate", str(wrong), code=2)
     assert "is no preset" in run("recipe", "show", "smok", code=2)
+    path = file(tmp_path, workers={"image": "i", "nodez": 3})
+    wrong_field = run("plan", path, code=2)
+    assert "spec.workers.nodez" in wrong_field
+    assert "no such field" in " ".join(wrong_field.split())
+
+
+def test_a_plan_of_a_run_without_gpus_says_what_its_figures_are_of(tmp_path: Path) -> None:
+    path = file(tmp_path, workers={"image": "i"}, recipe={"preset": "digits"})
+    (told,) = json.loads(run("plan", path, "--json"))["warnings"]
+    assert "asks for no GPU" in told
+    assert "NVIDIA H200" in told
+    assert "steps are the recipe's" in " ".join(run("plan", path).split())
+    given = json.loads(run("plan", path, "--images-per-second", "16=9", "--json"))
+    assert not given["warnings"]
