@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import ssl
 import threading
 from collections.abc import Callable
@@ -80,6 +81,12 @@ class _Watch:
     torn: bool = False
 
 
+_NAME = re.compile(
+    r"/(namespaces|trainingruns|jobs|pods|services|configmaps|networkpolicies|secrets|events"
+    r"|persistentvolumeclaims)/[^/]+"
+)
+
+
 class ApiProxy:
     """Runs while the `with` block does, on a thread of its own."""
 
@@ -118,6 +125,14 @@ class ApiProxy:
     def forbidden(self) -> list[str]:
         """The calls that the caller had no right to."""
         return [f"{call.method} {call.path}" for call in self.calls if call.status == 403]
+
+    @property
+    def never_allowed(self) -> list[str]:
+        """Kinds of calls that the caller had no right to, each time that it tried: an API server
+        that has just been started refuses what it allows a moment later."""
+        allowed = {_kind(call.method, call.path) for call in self.calls if call.status < 400}
+        refused = {_kind(call.method, call.path) for call in self.calls if call.status == 403}
+        return sorted(refused - allowed)
 
     def drop_watches(self, *, torn: bool = False) -> None:
         """Ends every watch: as the server does when its time is over, or in the middle of an
@@ -257,3 +272,9 @@ def _cut(request: web.Request, response: web.StreamResponse | None = None) -> we
     if request.transport is not None:
         request.transport.abort()
     return response or web.Response(status=502)
+
+
+def _kind(method: str, path: str) -> str:
+    """A call without the names of objects and without its query."""
+    kind = _NAME.sub(r"/\1/*", path.partition("?")[0])
+    return f"{method} {kind}"
