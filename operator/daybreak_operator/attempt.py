@@ -50,6 +50,7 @@ def with_job(draft: Draft, job: JobView) -> Decision:
     if failure is not None:
         return _failed(draft, failure)
     if run.spec.suspend:
+        draft.note("Normal", "Suspending", "spec.suspend is true: the workers commit and go")
         return _stop(draft, job, "Suspended", "Suspending", "spec.suspend is true")
     if (limit := reached(draft, at_work=True)) is not None:
         return fail(draft, limit.reason, limit.message)

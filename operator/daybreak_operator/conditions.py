@@ -64,9 +64,15 @@ def conditions(
 
 
 def _of_phase(status: TrainingRunStatus, reason: str, message: str) -> dict[str, Truth]:
-    truths = {}
+    attempt = status.current_attempt
+    stopping = attempt is not None and attempt.released_time is None
+    truths: dict[str, Truth] = {}
     for kind in ("Running", "Complete", "Failed", "Suspended"):
         is_true = status.phase == kind
+        if kind == "Suspended" and is_true and stopping:
+            # Who waits for it wants the last commit, and the nodes.
+            truths[kind] = Truth("False", "Stopping", "the workers commit and go")
+            continue
         about = is_true or kind == "Running"
         truths[kind] = Truth(
             "True" if is_true else "False",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.policies import FailureClass
 from daybreak_operator.api.status import TERMINAL, WorkersStatus
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
@@ -12,6 +13,9 @@ from daybreak_operator.observation import Observation, PodView
 from daybreak_operator.restarts import end_attempt
 
 _POLL_SECONDS = 5.0
+_MAX_MESSAGE = 2048
+_CLASSES: dict[str, FailureClass] = {"InvalidRecipe": "User", "PreparationFailed": "Data"}
+"""Of ends that are no attempt's; what limits ended has no class."""
 _OF_SILENT_NODE, _OF_LIVING_NODE = timedelta(seconds=60), timedelta(minutes=10)
 """How long after the end of its grace period a pod is forced: a node that does not answer will not
 end it, and one that does may be busy with unmounting."""

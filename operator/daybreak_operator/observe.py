@@ -212,7 +212,8 @@ class Observer:
         }
         return tuple(
             [
-                f"{kind} {name} ({_field(role)}) does not exist in namespace {run.namespace}."
+                f"{kind} {name} ({_field(role)}) does not exist in namespace {run.namespace}: "
+                "create it, or name another."
                 for kind, wanted in kinds.items()
                 for role, name in wanted.items()
                 if await self._is_missing(run, kind, name)
