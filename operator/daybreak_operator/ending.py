@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.policies import FailureClass
-from daybreak_operator.api.status import TERMINAL, WorkersStatus
+from daybreak_operator.api.status import TERMINAL, FailureStatus, WorkersStatus
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.observation import Observation, PodView
@@ -43,6 +43,15 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     attempt = draft.get("current_attempt")
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
+    if "last_failure" not in draft.values:
+        # No attempt's end, but what ended the run: people look there first.
+        draft.values["last_failure"] = FailureStatus(
+            reason=reason,
+            class_=_CLASSES.get(reason, "Unknown"),
+            message=message[:_MAX_MESSAGE],
+            attempt=draft.stored.attempt,
+            time=draft.now,
+        )
     draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
     without_workers(draft)
     draft.settle("Failed", reason, message)

@@ -197,7 +197,10 @@ def test_suspend_commits_and_resume_goes_on() -> None:
     """No workers while suspended; the next attempt begins where the last stopped."""
     made = history()
     made.suspend(True)
-    made.operator.advance(60)
+    made.operator.advance(1)
+    assert (made.status["phase"], condition(made, "Suspended")["status"]) == ("Suspended", "False")
+    made.operator.advance(59)
+    assert condition(made, "Suspended")["status"] == "True"
     assert (made.status["phase"], made.cluster.jobs, made.cluster.pods) == ("Suspended", {}, {})
     step = made.status["checkpoint"]["step"]
     made.suspend(False)

@@ -88,6 +88,9 @@ def test_what_preparation_could_not_do_ends_the_run() -> None:
     assert (failed.status.phase, failed.create_job) == ("Failed", None)
     (condition,) = (c for c in failed.status.conditions if c.type == "Failed")
     assert (condition.reason, condition.message) == ("PreparationFailed", "shapes: no room")
+    failure = failed.status.last_failure
+    assert failure is not None
+    assert (failure.reason, failure.class_) == ("PreparationFailed", "Data")
 
 
 def test_a_suspended_run_prepares_nothing() -> None:
