@@ -182,7 +182,7 @@ CASES: dict[str, Case] = {
         changes={"budget": {"duration": "3s"}},
     ),
     "smaller": Case(
-        {},
+        {"1": {"hold_at": 10}},  # a real worker 0 would wait for the other
         "Complete",
         attempts=2,
         nodes=2,
