@@ -43,7 +43,8 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     attempt = draft.get("current_attempt")
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
-    if "last_failure" not in draft.values:
+    failure = draft.get("last_failure")
+    if failure is None or failure.attempt != draft.stored.attempt:
         # No attempt's end, but what ended the run: people look there first.
         draft.values["last_failure"] = FailureStatus(
             reason=reason,
