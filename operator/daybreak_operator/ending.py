@@ -10,10 +10,10 @@ from daybreak_operator.api.status import TERMINAL, FailureStatus, WorkersStatus
 from daybreak_operator.decision import Decision, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.observation import Observation, PodView
-from daybreak_operator.restarts import end_attempt
+from daybreak_operator.restarts import MAX_FAILURE, end_attempt
+from daybreak_operator.text import plain
 
 _POLL_SECONDS = 5.0
-_MAX_MESSAGE = 2048
 _CLASSES: dict[str, FailureClass] = {"InvalidRecipe": "User", "PreparationFailed": "Data"}
 """Of ends that are no attempt's; what limits ended has no class."""
 _OF_SILENT_NODE, _OF_LIVING_NODE = timedelta(seconds=60), timedelta(minutes=10)
@@ -49,7 +49,7 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
         draft.values["last_failure"] = FailureStatus(
             reason=reason,
             class_=_CLASSES.get(reason, "Unknown"),
-            message=message[:_MAX_MESSAGE],
+            message=plain(message, MAX_FAILURE),
             attempt=draft.stored.attempt,
             time=draft.now,
         )

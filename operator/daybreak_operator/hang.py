@@ -75,8 +75,8 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
     if heard is not None and (straggler := heard.straggler) is not None:
         draft.degraded(
             "Straggler",
-            f"rank {straggler.rank} takes much longer for its part of a step than the others; a "
-            "busy or throttled device, or a slow link of its node",
+            f"rank {straggler.rank} of worker {straggler.worker} takes much longer than the others "
+            "for its part of a step; a busy or throttled device, or a slow link of its node",
         )
 
 

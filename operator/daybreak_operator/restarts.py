@@ -12,6 +12,8 @@ from daybreak_operator.failures import Failure, ruled
 from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
+MAX_FAILURE = 2048
+"""Characters of a failure's sentence; the CRD takes no more."""
 _MAX_TIMES = 1000
 _MAX_NODES = 64
 _MANY = 3
@@ -30,7 +32,7 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
     draft.values["last_failure"] = FailureStatus(
         reason=failure.reason,
         class_=failure.kind,
-        message=plain(failure.message, 2048),
+        message=plain(failure.message, MAX_FAILURE),
         exit_code=failure.exit_code,
         pod=failure.pod,
         node=failure.node,
@@ -59,8 +61,8 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
 
 
 def _in_its_history(failure: Failure, draft: Draft) -> Failure:
-    """A store that refuses a run's first attempt will refuse the next. One that has taken commits
-    of this run before is out of order, and may be put right while the run waits."""
+    """A store that refuses a run's first attempt will refuse the next. A run that has commits was
+    served by all its stores: the one that refuses now may be put right while the run waits."""
     if failure.reason == "StorageRefused" and draft.stored.checkpoint is not None:
         return replace(failure, verdict="charged")
     return failure

@@ -51,13 +51,12 @@ def grown(run: TrainingRun, nodes: int) -> Reason:
     return "GrownBack" if nodes >= run.spec.workers.nodes else "NodesLost"
 
 
-def cooling(run: TrainingRun, now: datetime) -> timedelta | None:
-    """What is left of the cooldown; None where the size may change."""
+def cooling(run: TrainingRun, now: datetime) -> bool:
+    """Whether the size changed so lately that it may not change again yet."""
     if run.status.scaling is None:
-        return None
+        return False
     since = datetime.fromisoformat(run.status.scaling.time)
-    left = since + timedelta(seconds=seconds(run.spec.scale_cooldown)) - now
-    return left if left > timedelta() else None
+    return now - since < timedelta(seconds=seconds(run.spec.scale_cooldown))
 
 
 def resize(draft: Draft, nodes: int, *, admitted: bool) -> tuple[int, Reason] | None:
