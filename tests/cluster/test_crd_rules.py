@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import await_crd
 
 from daybreak_devcluster.cluster import Cluster
 from daybreak_operator.api import crd
@@ -32,10 +33,7 @@ VALID: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster(devcluster: Cluster) -> Cluster:
     devcluster.kubectl("apply", "-f", str(ROOT / "manifests/base/crd.yaml"))
-    devcluster.kubectl(
-        *("wait", "--for=condition=Established", "crd/trainingruns.daybreak.dev"),
-        "--timeout=30s",
-    )
+    await_crd(devcluster)
     return devcluster
 
 
