@@ -204,6 +204,8 @@ class Storage(ApiModel):
 
 
 class Checkpoint(Storage):
+    """Where checkpoints are committed, and how often."""
+
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
@@ -313,6 +315,8 @@ class EvaluationSpec(ApiModel):
 
 
 class Export(Storage):
+    """Where the finished model goes, and as what."""
+
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
@@ -382,6 +386,8 @@ _UNCHANGED = "has(self.{0}) == has(oldSelf.{0}) && (!has(self.{0}) || self.{0} =
 
 
 class TrainingRunSpec(ApiModel):
+    """What to train, on what, and what it may use."""
+
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
