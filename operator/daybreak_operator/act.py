@@ -45,8 +45,8 @@ async def act(
         # this number's Job may have come and gone since.
         await cluster.confirm(run)
         await cluster.ensure(run, decision.create_job)
-    for name in decision.delete_jobs:
-        await cluster.delete_job(run, name)
+    for job in decision.delete_jobs:
+        await cluster.delete_job(run, job)
     for pod in decision.delete_pods:
         await cluster.delete_pod(run, pod)
     if decision.delete_run:

@@ -11,7 +11,7 @@ from daybreak_operator.api.status import AttemptStatus, Phase, WorkersStatus
 from daybreak_operator.children import names
 from daybreak_operator.children.job import devices_per_node
 from daybreak_operator.conditions import Truth
-from daybreak_operator.decision import Decision, concluded
+from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import complete, fail, overdue
 from daybreak_operator.failures import Failure, classify, stuck
@@ -110,7 +110,7 @@ def _evicted(draft: Draft, job: JobView) -> Decision:
     text = f"the queue has taken back attempt {job.attempt}'s nodes"
     draft.note("Warning", "Evicted", text)
     draft.settle("Restarting", "Evicted", text)
-    return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(job.name,))
+    return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(JobRef.of(job),))
 
 
 def _all_placed(job: JobView, pods: Sequence[PodView]) -> bool:
@@ -226,7 +226,7 @@ def _stop(draft: Draft, job: JobView, phase: Phase, reason: str, message: str) -
     """Ends an attempt on purpose: SIGTERM, a commit, and the Job goes."""
     end_attempt(draft, expected=True)
     draft.settle(phase, reason, message)
-    return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(job.name,))
+    return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(JobRef.of(job),))
 
 
 def _leaving(draft: Draft, job: JobView) -> Decision:
@@ -248,6 +248,6 @@ def _leaving(draft: Draft, job: JobView) -> Decision:
     return concluded(
         draft,
         _LEAVING_POLL_SECONDS,
-        delete_jobs=() if job.deleting else (job.name,),
+        delete_jobs=() if job.deleting else (JobRef.of(job),),
         delete_pods=overdue(seen),
     )

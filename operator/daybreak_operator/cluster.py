@@ -18,7 +18,7 @@ from daybreak_operator.api.run import API_VERSION, KIND, PLURAL, TrainingRun
 from daybreak_operator.capacity import Capacity, capacity
 from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.children.queueing import held_back
-from daybreak_operator.decision import PodRef
+from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
 from daybreak_operator.observation import FixedRecipe, JobView, owner_uid
 from daybreak_operator.requests import path, request
@@ -96,9 +96,11 @@ class Cluster:
                     f"{kind} {name} exists and does not belong to this run; rename or delete it."
                 ) from None
 
-    async def delete_job(self, run: TrainingRun, name: str) -> None:
-        """In the foreground, so the Job is gone only when its pods are."""
-        await self._delete(path("jobs", run.namespace, name), {"propagationPolicy": "Foreground"})
+    async def delete_job(self, run: TrainingRun, job: JobRef) -> None:
+        """That Job and no other of its name; in the foreground, so it is gone only when its pods
+        are."""
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": job.uid}}
+        await self._delete(path("jobs", run.namespace, job.name), options)
 
     async def delete_pod(self, run: TrainingRun, pod: PodRef) -> None:
         """That pod and no other of its name; at once where it says so."""

@@ -19,7 +19,7 @@ from daybreak_operator.attempt import with_job
 from daybreak_operator.children.config import config_map, network_policy, service
 from daybreak_operator.children.job import devices_per_node, job
 from daybreak_operator.children.queueing import refusal
-from daybreak_operator.decision import Decision, PodRef, concluded
+from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import after_end, fail, overdue, without_workers
 from daybreak_operator.limits import reached
@@ -27,7 +27,7 @@ from daybreak_operator.observation import JobView, Observation
 from daybreak_operator.preparing import paused, prepared
 from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_unsettled
 
-__all__ = ["Decision", "PodRef", "decide"]
+__all__ = ["Decision", "decide"]
 
 _POLL_SECONDS = 1.0
 _MISSING_RETRY_SECONDS = 5.0
@@ -184,7 +184,7 @@ def _waiting_for_pods(draft: Draft) -> Decision:
         newest = live.pop()
         draft.values["attempt"] = newest.attempt
         draft.note("Warning", "JobAdopted", f"Job {newest.name} is this run's, and went unrecorded")
-    strays = tuple(job.name for job in live)
+    strays = tuple(JobRef.of(job) for job in live)
     return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
 
 

@@ -7,7 +7,19 @@ from typing import Any
 
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.draft import Draft, EventNote
-from daybreak_operator.observation import PodView
+from daybreak_operator.observation import JobView, PodView, PreparationView
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """A Job to delete: that one, and no later one of its name."""
+
+    name: str
+    uid: str
+
+    @classmethod
+    def of(cls, job: JobView | PreparationView) -> JobRef:
+        return cls(job.name, job.uid)
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class Decision:
     ensure: tuple[dict[str, Any], ...] = ()
     """Objects to create where they do not exist."""
     create_job: dict[str, Any] | None = None
-    delete_jobs: tuple[str, ...] = ()
+    delete_jobs: tuple[JobRef, ...] = ()
     """In the foreground: SIGTERM, a checkpoint, and only then gone."""
     delete_pods: tuple[PodRef, ...] = ()
     delete_run: bool = False

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.policies import FailureClass
 from daybreak_operator.api.status import TERMINAL, FailureStatus, WorkersStatus
-from daybreak_operator.decision import Decision, PodRef, concluded
+from daybreak_operator.decision import Decision, JobRef, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.observation import Observation, PodView
 from daybreak_operator.restarts import MAX_FAILURE, end_attempt
@@ -78,18 +78,18 @@ def after_end(seen: Observation) -> Decision:
     grace = timedelta(seconds=seconds(run.spec.termination_grace_period))
     # The workers of a complete run are about to end by themselves.
     in_time = not failed and seen.now < since + grace
-    jobs: tuple[str, ...] = ()
+    jobs: tuple[JobRef, ...] = ()
     pods = overdue(seen)
     if failed:
         # One that waits in a queue would get its pods later.
         begun = {pod.attempt for pod in seen.pods}
         idle = (j for j in seen.jobs if j.attempt not in begun and j.failed is None)
-        jobs = tuple(job.name for job in idle if job.attempt > 0 and not job.deleting)
+        jobs = tuple(JobRef.of(job) for job in idle if job.attempt > 0 and not job.deleting)
         jobs += _still_prepares(seen)
     if policy == "All" and not (alive and in_time):
-        jobs = tuple(job.name for job in seen.jobs if not job.deleting)
+        jobs = tuple(JobRef.of(job) for job in seen.jobs if not job.deleting)
         if seen.preparation is not None and not seen.preparation.deleting:
-            jobs = (*jobs, seen.preparation.name)
+            jobs = (*jobs, JobRef.of(seen.preparation))
     elif failed or (policy == "Running" and not in_time):
         pods = (*pods, *(PodRef.of(pod) for pod in alive if not pod.deleting))
     # Workers of a complete run that nobody ends may stay for ever.
@@ -108,11 +108,11 @@ def after_end(seen: Observation) -> Decision:
     )
 
 
-def _still_prepares(seen: Observation) -> tuple[str, ...]:
+def _still_prepares(seen: Observation) -> tuple[JobRef, ...]:
     """The Job that prepares the data, while it would replace pods that are deleted."""
     view = seen.preparation
     at_work = view is not None and not (view.done or view.failed is not None or view.deleting)
-    return (view.name,) if view is not None and at_work else ()
+    return (JobRef.of(view),) if view is not None and at_work else ()
 
 
 def overdue(seen: Observation) -> tuple[PodRef, ...]:

@@ -70,7 +70,7 @@ class JobView:
             failed=failed.get("message", "") if failed else None,
             worker_zero_done=_covers_zero(status.get("completedIndexes", "")),
             suspended=bool(spec.get("suspend")),
-            uid=metadata.get("uid", ""),
+            uid=metadata["uid"],
         )
 
 
@@ -167,6 +167,7 @@ class PreparationView:
     failed: str | None
     """Why it failed, in a sentence."""
     deleting: bool = False
+    uid: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], pods: Sequence[PodView]) -> PreparationView:
@@ -182,6 +183,7 @@ class PreparationView:
             done="Complete" in conditions,
             failed=(sentence or failed.get("message", "its pods failed")) if failed else None,
             deleting="deletionTimestamp" in metadata,
+            uid=metadata["uid"],
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from daybreak_operator.api.status import PreparationStatus
 from daybreak_operator.children.prepare import prepare_job
-from daybreak_operator.decision import Decision, concluded
+from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import fail
 
@@ -50,9 +50,9 @@ def _told_what_it_waits_for(draft: Draft) -> None:
             draft.degraded(reason, f"pod {pod.name}: {why}")
 
 
-def paused(draft: Draft) -> tuple[str, ...]:
+def paused(draft: Draft) -> tuple[JobRef, ...]:
     """Jobs to delete while the run is suspended: what they have made so far stays."""
     view = draft.observation.preparation
     if view is None or view.deleting or view.done:
         return ()
-    return (view.name,)
+    return (JobRef.of(view),)

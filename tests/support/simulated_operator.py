@@ -22,7 +22,8 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cache import Cache
 from daybreak_operator.capacity import Capacity
 from daybreak_operator.cluster import ConflictError
-from daybreak_operator.decide import Decision, PodRef, decide
+from daybreak_operator.decide import Decision, decide
+from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
 from daybreak_operator.observation import FixedRecipe, JobView, Observation
 from daybreak_operator.observe import Observer
@@ -86,9 +87,11 @@ class Api:
         self.created.append(dict(body))
         self.cluster.create_job(copy.deepcopy(dict(body)))
 
-    async def delete_job(self, run: TrainingRun, name: str) -> None:
+    async def delete_job(self, run: TrainingRun, job: JobRef) -> None:
         self._effect()
-        self.cluster.delete_job(name)
+        there = self.cluster.jobs.get(job.name)
+        if there is not None and there.uid == job.uid:
+            self.cluster.delete_job(job.name)
 
     async def delete_pod(self, run: TrainingRun, pod: PodRef) -> None:
         self._effect()

@@ -117,6 +117,8 @@ class Server:
                 return web.json_response({"message": self.refusal}, status=422)
             if request.path.endswith("/events") and self.refuses_events:
                 return web.json_response({"message": "exceeded quota: few-events"}, status=403)
+            if request.method == "DELETE" and not self._deleted(request.path, body):
+                return web.json_response({"message": "the UID is another"}, status=409)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
             if request.path.endswith("/status"):
@@ -129,6 +131,16 @@ class Server:
         if "/trainingruns/" in request.path:
             return web.json_response(RUN)
         return web.json_response({"items": {"jobs": self.jobs, "pods": self.pods}[name]})
+
+    def _deleted(self, path: str, options: dict[str, Any]) -> bool:
+        """Takes an object away if its UID is the wanted one."""
+        *_, kind, name = path.split("/")
+        bodies = {"jobs": self.jobs, "pods": self.pods}[kind]
+        uid = options.get("preconditions", {}).get("uid")
+        found = [b for b in bodies if b["metadata"]["name"] == name]
+        gone = [b for b in found if uid in (None, b["metadata"]["uid"])]
+        bodies[:] = [body for body in bodies if body not in gone]
+        return bool(gone)
 
 
 @asynccontextmanager
@@ -183,6 +195,23 @@ async def test_a_job_that_the_cache_does_not_know_yet_is_not_replaced() -> None:
     attempts = [body["status"]["attempt"] for _, _, body in server.writes]
     assert set(attempts) <= {1}
     assert {method for method, _, _ in server.writes} <= {"PUT"}
+
+
+@pytest.mark.parametrize("uid", ["job", "another's"])
+async def test_only_the_job_that_was_meant_is_deleted(uid: str) -> None:
+    """Between the look and the deletion its Job has gone, and somebody has made one of its name."""
+    job = _changed(JOB)
+    job["metadata"]["uid"] = uid
+    run = _changed(RUN)
+    run["spec"]["suspend"] = True
+    server, cache = Server(jobs=[job], pods=[POD]), Cache()
+    cache.run_event(None, run)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert server.writes[-1][0] == ("DELETE" if uid == "job" else "PUT")
+    assert server.jobs == ([] if uid == "job" else [job])
 
 
 async def test_a_failure_is_judged_by_all_pods() -> None:

@@ -9,7 +9,7 @@ from daybreak_operator.failures import classify
 from daybreak_operator.observation import JobView, PodView
 
 JOB: dict[str, Any] = {
-    "metadata": {"name": "r-1", "labels": {"daybreak.dev/attempt": "1"}},
+    "metadata": {"name": "r-1", "uid": "job", "labels": {"daybreak.dev/attempt": "1"}},
     "spec": {"parallelism": 1},
 }
 

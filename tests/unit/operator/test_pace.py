@@ -9,7 +9,7 @@ import pytest
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TrainingRunStatus
-from daybreak_operator.decision import Decision
+from daybreak_operator.decision import Decision, JobRef
 from daybreak_operator.pace import Pace
 
 KEY = ("n", "r")
@@ -90,7 +90,7 @@ def test_with_something_to_do_all_that_was_kept_is_written() -> None:
     """An Event, a Job to delete: the status does not come later than what follows from it."""
     pace, decision = Pace(clock=lambda: 0.0), _decided(phase="Running")
     pace.written(KEY)
-    assert pace.hold(KEY, RUN, replace(decision, delete_jobs=("r-1",))) == 0.0
+    assert pace.hold(KEY, RUN, replace(decision, delete_jobs=(JobRef("r-1", "job"),))) == 0.0
 
 
 def test_looks_go_on_from_what_is_kept_until_the_stored_status_is_another() -> None:

@@ -10,6 +10,7 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.decide import Decision, decide
+from daybreak_operator.decision import JobRef
 from daybreak_operator.observation import FixedRecipe, Observation, PodView, PreparationView
 from daybreak_trainer.contract import Termination
 from daybreak_trainer.recipe import resolve
@@ -21,7 +22,7 @@ SPEC: dict[str, Any] = {
     "recipe": {"preset": "smoke"},
     "checkpoint": {"storage": "s3://c"},
 }
-JOB = PreparationView("r-prepare", done=False, failed=None)
+JOB = PreparationView("r-prepare", done=False, failed=None, uid="p")
 
 
 def look(
@@ -97,7 +98,10 @@ def test_a_suspended_run_prepares_nothing() -> None:
     """Its Job goes, and another goes on where the pods of this one stopped."""
     status = look(TrainingRunStatus(), None).status
     suspended = look(status, JOB, 5, suspend=True)
-    assert (suspended.status.phase, suspended.delete_jobs) == ("Suspended", ("r-prepare",))
+    assert (suspended.status.phase, suspended.delete_jobs) == (
+        "Suspended",
+        (JobRef("r-prepare", "p"),),
+    )
     again = look(suspended.status, None, 9)
     assert again.create_job is not None
     assert again.create_job["metadata"]["name"] == "r-prepare"
@@ -106,7 +110,7 @@ def test_a_suspended_run_prepares_nothing() -> None:
 def test_the_first_pod_that_failed_says_why() -> None:
     """Its termination message; the Job's own where no pod has left one."""
     body = {
-        "metadata": {"name": "r-prepare", "labels": {"daybreak.dev/role": "prepare"}},
+        "metadata": {"name": "r-prepare", "uid": "p", "labels": {"daybreak.dev/role": "prepare"}},
         "status": {"conditions": [{"type": "Failed", "status": "True", "message": "index 0"}]},
     }
     pod = PodView(
@@ -139,7 +143,7 @@ def test_a_failed_run_prepares_no_further() -> None:
     status = look(TrainingRunStatus(), None).status
     failed = look(status, JOB, 90, deadline="2026-01-01T00:01:00Z").status
     assert failed.phase == "Failed"
-    assert look(failed, JOB, 91).delete_jobs == ("r-prepare",)
+    assert look(failed, JOB, 91).delete_jobs == (JobRef("r-prepare", "p"),)
     assert look(failed, replace(JOB, deleting=True), 92).delete_jobs == ()
     assert look(failed, replace(JOB, failed="no room"), 92).delete_jobs == ()
 
