@@ -113,6 +113,9 @@ class PodView:
     """What it waits for, time alone does not cure: an image, a volume, a wrong setting."""
     prepares: bool = False
     """It prepares the data, and belongs to no attempt."""
+    stray: bool = False
+    """Its Job is gone, or a former run's of the same name: waited for, and none of an attempt's
+    workers."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> PodView:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
+from daybreak_operator.belonging import Children, children
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.capacity import Capacity
 from daybreak_operator.children import prepare
@@ -26,9 +26,6 @@ from daybreak_operator.observation import (
     JobView,
     Observation,
     PodView,
-    PreparationView,
-    owner_uid,
-    prepares,
 )
 from daybreak_operator.progress import ProgressClient
 from daybreak_operator.sizing import reduced
@@ -73,17 +70,15 @@ class Observer:
         trouble: ForeignObjectError | RefusedObjectError | None = None,
     ) -> Observation:
         """`trouble` is what kept a child from being made just now."""
-        seen = _views(run, self._cached(key))
+        seen = _children(run, self._cached(key))
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
         if not settled and (self._due(key) or not self._undisturbed(run, seen.jobs, seen.pods)):
-            seen = _views(run, await self._ask(key, run))
+            seen = _children(run, await self._ask(key, run))
         jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
         has_job = settled or any(job.attempt == run.status.attempt for job in jobs)
-        zero = next(
-            (p for p in pods if p.index == 0 and p.attempt == run.status.attempt and not p.over),
-            None,
-        )
+        mine = (p for p in pods if p.attempt == run.status.attempt and not p.stray)
+        zero = next((pod for pod in mine if pod.index == 0 and not pod.over), None)
         room = None if settled else await self._room(key, run, pods, recipe)
         held = next((j for j in jobs if j.attempt == run.status.attempt and j.suspended), None)
         return Observation(
@@ -123,7 +118,7 @@ class Observer:
             return first and run.spec.data.prepare is None and not known
         if job.deleting:
             return True
-        mine = [pod for pod in pods if pod.attempt == job.attempt]
+        mine = [pod for pod in pods if pod.attempt == job.attempt and not pod.stray]
         if job.suspended:
             # One that had its nodes was evicted, unless this is what was before.
             attempt = run.status.current_attempt
@@ -231,31 +226,8 @@ class Observer:
         return missing
 
 
-@dataclass(frozen=True)
-class _Children:
-    jobs: tuple[JobView, ...]
-    """Of attempts."""
-    pods: tuple[PodView, ...]
-    preparation: PreparationView | None
-
-
-def _views(run: TrainingRun, bodies: Bodies) -> _Children:
-    """The run's Jobs, their pods, and others with its label that are at work: those are waited for.
-    How the pods of other Jobs ended, a former run's of the same name say, tells nothing of ours."""
-    ours = {
-        body["metadata"]["uid"]: body
-        for body in bodies["Job"]
-        if owner_uid(body["metadata"]) == run.uid
-    }
-    pairs = [(PodView.of(body), owner_uid(body["metadata"])) for body in bodies["Pod"]]
-    pods = tuple(pod for pod, owner in pairs if owner in ours or not pod.over)
-    preparing = [body for body in ours.values() if prepares(body["metadata"])]
-    attempts = [body for body in ours.values() if not prepares(body["metadata"])]
-    return _Children(
-        tuple(JobView.of(body) for body in attempts),
-        pods,
-        PreparationView.of(preparing[0], pods) if preparing else None,
-    )
+def _children(run: TrainingRun, bodies: Bodies) -> Children:
+    return children(run, bodies["Job"], bodies["Pod"])
 
 
 def _uids(bodies: Iterable[Body]) -> set[str]:

@@ -20,6 +20,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE, NAME = "n", "r"
 LABEL_RUN, LABEL_ATTEMPT = "daybreak.dev/run", "daybreak.dev/attempt"
 INDEX = "batch.kubernetes.io/job-completion-index"
+JOB_NAME = "batch.kubernetes.io/job-name"
 NODE_SILENT_SECONDS, TOLERATION_SECONDS = 40, 60
 START_SECONDS, PULL_SECONDS = 3, 2
 
@@ -140,7 +141,7 @@ class Pod:
             "name": self.name,
             "namespace": NAMESPACE,
             "uid": self.uid,
-            "labels": {**manifest["labels"], INDEX: str(self.index)},
+            "labels": {**manifest["labels"], INDEX: str(self.index), JOB_NAME: self.job.name},
             "ownerReferences": [owner] if self.owned else [],
         }
         if self.deleted_at is not None:

@@ -289,6 +289,21 @@ async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> Non
     assert {body["status"]["phase"] for _, _, body in server.writes} == {"Running"}
 
 
+async def test_a_former_runs_worker_is_none_of_this_runs() -> None:
+    """It is at work yet, under the same labels; what it says or has become is not asked."""
+    former = _changed(POD, conditions=[{"type": "Ready", "status": "True"}])
+    former["metadata"] |= {"name": "r-1-0-former", "uid": "former"}
+    former["metadata"]["ownerReferences"][0]["uid"] = "job of the former run"
+    server, cache = Server(jobs=[JOB], pods=[former]), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, former)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert {body["status"]["workers"]["ready"] for _, _, body in server.writes} == {0}
+    assert server.asked.empty()
+
+
 def _between_attempts(recipe_hash: str) -> Cache:
     """A run whose second attempt is on record and has no Job yet."""
     attempt = RUN["status"]["currentAttempt"] | {"number": 2}
