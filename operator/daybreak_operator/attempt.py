@@ -18,6 +18,7 @@ from daybreak_operator.failures import Failure, classify, stuck
 from daybreak_operator.hang import hung, told_of_trouble
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import JobView, PodView
+from daybreak_operator.remedies import of_placement
 from daybreak_operator.restarts import end_attempt, forgive, interrupted, record
 from daybreak_trainer.contract import rfc3339
 
@@ -45,8 +46,7 @@ def with_job(draft: Draft, job: JobView) -> Decision:
     if job.suspended and _was_placed(attempt, pods):
         return _evicted(draft, job)
     created = datetime.fromisoformat(attempt.created_time)
-    policy = run.spec.health_policy
-    failure = classify(job, pods, seen.lost_nodes) or stuck(pods, policy, created, seen.now)
+    failure = classify(job, pods, seen.lost_nodes) or stuck(pods, run.spec, created, seen.now)
     if failure is not None:
         return _failed(draft, failure)
     if run.spec.suspend:
@@ -142,7 +142,7 @@ def _resized(
         return None
     if not placed:
         return _on_suspect_nodes(draft, job, pods)
-    why = next((p.unschedulable for p in pods if p.unschedulable), "their pods are not there")
+    why = _lack(draft, pods) or "their pods are not there"
     fewest = run.spec.workers.min_nodes
     if fewest is not None and fewest <= len(placed):
         sizing.changed(draft, len(placed), "NodesLost")
@@ -177,7 +177,7 @@ def _goes_on(
     progress = draft.heard
     again = _poll_seconds(draft, attempt)
     told_of_trouble(draft, pods)
-    waiting = next((p.unschedulable for p in pods if p.unschedulable and not p.over), None)
+    lack = _lack(draft, pods)
     if job.suspended:
         text = "the Job waits for its queue to admit it"
         if (why := draft.observation.queue_says) is not None:
@@ -185,8 +185,8 @@ def _goes_on(
             again = _QUEUE_SECONDS
         draft.settle("Queued", "Queued", text)
         draft.truths["Admitted"] = Truth("False", "Queued", text)
-    elif attempt.admitted_time is None and waiting is not None:
-        text = f"workers wait for nodes: {waiting}"
+    elif attempt.admitted_time is None and lack is not None:
+        text = f"workers wait for nodes: {lack}"
         held = any(pod.node is not None for pod in pods)
         draft.settle("Starting" if held else "Queued", "Unschedulable", text)
         draft.truths["Admitted"] = Truth("False", "Unschedulable", text)
@@ -204,6 +204,14 @@ def _goes_on(
             text = f"not all pods are made yet: `kubectl describe job {job.name}` says why"
         draft.settle("Starting", "Starting", text)
     return concluded(draft, again)
+
+
+def _lack(draft: Draft, pods: Sequence[PodView]) -> str | None:
+    """Why a worker has no node, by the scheduler, and what it asks of one."""
+    pod = next((pod for pod in pods if pod.unschedulable and not pod.over), None)
+    if pod is None:
+        return None
+    return f"{pod.unschedulable}; {of_placement(draft.observation.run.spec, pod)}"
 
 
 def _poll_seconds(draft: Draft, attempt: AttemptStatus) -> float:

@@ -13,8 +13,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from daybreak_operator.api.duration import seconds
-from daybreak_operator.api.policies import FailureClass, FailurePolicy, FailureRule, HealthPolicy
+from daybreak_operator.api.policies import FailureClass, FailurePolicy, FailureRule
+from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.observation import JobView, PodView
+from daybreak_operator.remedies import is_about_image, of_start
 from daybreak_trainer.contract import (
     FINAL_EXIT_CODES,
     UNCHARGED_EXIT_CODES,
@@ -98,19 +100,19 @@ def classify(
 
 
 def stuck(
-    pods: Sequence[PodView], policy: HealthPolicy, since: datetime, now: datetime
+    pods: Sequence[PodView], spec: TrainingRunSpec, since: datetime, now: datetime
 ) -> Failure | None:
     """A worker whose container will not start: its image, a volume, a setting. `since` is when its
     attempt began, by the clock of `now`."""
-    limit = timedelta(seconds=seconds(policy.image_pull_deadline))
+    deadline = spec.health_policy.image_pull_deadline
+    limit = timedelta(seconds=seconds(deadline))
     for pod in sorted(pods, key=lambda pod: pod.index):
         if pod.stuck and pod.scheduled_at and now - max(since, pod.scheduled_at) >= limit:
-            image = "Image" in (pod.waiting or "")
             return Failure(
                 "final",
-                "ImagePullFailed" if image else "ContainerNotStarted",
-                f"pod {pod.name} could not start for {policy.image_pull_deadline} "
-                f"(healthPolicy.imagePullDeadline): {pod.waiting}",
+                "ImagePullFailed" if is_about_image(pod) else "ContainerNotStarted",
+                f"pod {pod.name} could not start for {deadline} (healthPolicy.imagePullDeadline); "
+                f"in a new run {of_start(spec, pod)}: {pod.waiting}",
                 "User",
                 pod=pod.name,
                 node=pod.node,

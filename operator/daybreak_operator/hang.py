@@ -15,6 +15,7 @@ from daybreak_operator.api.status import AttemptStatus
 from daybreak_operator.draft import Draft
 from daybreak_operator.failures import Failure
 from daybreak_operator.observation import PodView
+from daybreak_operator.remedies import of_start
 
 _LAUNCHER_FIRST = timedelta(minutes=2)
 """The launcher's own clock runs out first and says more."""
@@ -63,7 +64,9 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
     seen = draft.observation
     for pod in pods:
         if pod.stuck:
-            draft.degraded((pod.waiting or "").partition(":")[0], f"pod {pod.name}: {pod.waiting}")
+            remedy = f"{of_start(seen.run.spec, pod)}, then suspend the run and resume it"
+            reason = (pod.waiting or "").partition(":")[0]
+            draft.degraded(reason, f"pod {pod.name}: {remedy}: {pod.waiting}")
     silent = [pod for pod in pods if pod.node_silent or (pod.node in seen.lost_nodes)]
     for pod in silent:
         if not pod.over:

@@ -23,7 +23,7 @@ _MAIN = (TRAINER, "prepare")
 """Names of the container that a pod is there for."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
-_STUCK = frozenset(
+IMAGE_REASONS = frozenset(
     {
         "ErrImagePull",
         "ImagePullBackOff",
@@ -31,10 +31,10 @@ _STUCK = frozenset(
         "InvalidImageName",
         "ImageInspectError",
         "RegistryUnavailable",
-        "CreateContainerConfigError",
-        "CreateContainerError",
     }
 )
+"""Of a container that waits for its image."""
+_STUCK = IMAGE_REASONS | {"CreateContainerConfigError", "CreateContainerError"}
 """Reasons of a container that waits which time alone does not cure."""
 
 
@@ -90,7 +90,7 @@ class PodView:
     finished_at: datetime | None
     termination: Termination | None
     waiting: str | None
-    """Why the trainer container does not start, such as ImagePullBackOff, with its message."""
+    """Why a container does not start, such as ImagePullBackOff, with its message."""
     message: str
     """The pod's own status message, where kubelet or a node gave one."""
     uid: str = ""
@@ -109,6 +109,8 @@ class PodView:
     """When a node that answers would have ended it: the end of its grace period."""
     node_silent: bool = False
     """The node controller does not hear from its node."""
+    waits: str = ""
+    """Name of the container that does not start."""
     stuck: bool = False
     """What it waits for, time alone does not cure: an image, a volume, a wrong setting."""
     prepares: bool = False
@@ -124,7 +126,7 @@ class PodView:
         containers = status.get("containerStatuses") or []
         trainer: Mapping[str, Any] = next((c for c in containers if c["name"] in _MAIN), {})
         ended = (trainer.get("state") or {}).get("terminated") or {}
-        waiting = _waiting([*(status.get("initContainerStatuses") or []), *containers])
+        waits, waiting = _waiting([*(status.get("initContainerStatuses") or []), *containers])
         labels = metadata.get("labels") or {}
         disruption = conditions.get("DisruptionTarget")
         return cls(
@@ -152,6 +154,7 @@ class PodView:
             unschedulable=_unschedulable(status),
             gone_after=_time(metadata.get("deletionTimestamp")),
             node_silent=_node_silent(status),
+            waits=waits,
             stuck=waiting.get("reason") in _STUCK,
             prepares=prepares(metadata),
         )
@@ -250,11 +253,10 @@ def prepares(metadata: Mapping[str, Any]) -> bool:
     return (metadata.get("labels") or {}).get(LABEL_ROLE) == ROLE_PREPARE
 
 
-def _waiting(containers: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the first container that waits with a message says of it."""
-    states = [(c.get("state") or {}).get("waiting") or {} for c in containers]
-    found: Mapping[str, Any] = next((s for s in states if s.get("message")), {})
-    return found
+def _waiting(containers: list[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    """The first container that waits with a message, and what is said of it."""
+    states = ((c["name"], (c.get("state") or {}).get("waiting") or {}) for c in containers)
+    return next(((name, said) for name, said in states if said.get("message")), ("", {}))
 
 
 def _unschedulable(status: Mapping[str, Any]) -> str | None:

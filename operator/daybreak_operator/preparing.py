@@ -12,6 +12,7 @@ from daybreak_operator.children.prepare import prepare_job
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import fail
+from daybreak_operator.remedies import of_placement, of_start
 
 _POLL_SECONDS = 15.0
 
@@ -44,10 +45,21 @@ def prepared(draft: Draft) -> Decision | None:
 
 def _told_what_it_waits_for(draft: Draft) -> None:
     """Condition Degraded: what a pod waits for. Nothing ends it, for it holds up nobody else."""
+    spec = draft.observation.run.spec
     for pod in sorted(draft.observation.pods, key=lambda pod: pod.name):
-        if pod.prepares and not pod.over and (why := pod.waiting or pod.unschedulable):
-            reason = why.partition(":")[0] if pod.stuck else "PreparationWaits"
-            draft.degraded(reason, f"pod {pod.name}: {why}")
+        if not pod.prepares or pod.over:
+            continue
+        if pod.waiting and pod.stuck:
+            reason = pod.waiting.partition(":")[0]
+            why = f"in a new run {of_start(spec, pod)}: {pod.waiting}"
+        elif pod.waiting:
+            reason, why = "PreparationWaits", pod.waiting
+        elif pod.unschedulable:
+            reason = "PreparationWaits"
+            why = f"{pod.unschedulable}; {of_placement(spec, pod)}"
+        else:
+            continue
+        draft.degraded(reason, f"pod {pod.name}: {why}")
 
 
 def paused(draft: Draft) -> tuple[JobRef, ...]:

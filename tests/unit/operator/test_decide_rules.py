@@ -265,7 +265,9 @@ def test_queueing_kills_no_run() -> None:
     made = history(0, activeDeadline="10m")
     made.operator.advance(4000)
     assert made.status["phase"] == "Queued"
-    assert condition(made, "Admitted")["reason"] == "Unschedulable"
+    admitted = condition(made, "Admitted")
+    assert admitted["reason"] == "Unschedulable"
+    assert "0 nodes are available; each of spec.workers.nodes (2) asks for" in admitted["message"]
 
 
 def test_pods_that_a_deleted_job_left_behind_are_waited_for_until_they_end() -> None:

@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from simulated_history import spec_of
 
-from daybreak_operator.api.policies import FailurePolicy, HealthPolicy
+from daybreak_operator.api.policies import FailurePolicy
+from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.failures import Failure, classify, ruled, stuck
 from daybreak_operator.observation import JobView, PodView
 from daybreak_trainer.contract import Termination
@@ -242,9 +244,9 @@ def test_a_container_that_cannot_start_is_final_in_time(reason: str, expected: s
             "containerStatuses": [{"name": "trainer", "state": waiting}],
         },
     }
-    pods, policy = [PodView.of(body)], HealthPolicy()
-    assert stuck(pods, policy, NOW, NOW + timedelta(minutes=9)) is None
-    found = stuck(pods, policy, NOW, NOW + timedelta(minutes=11))
+    pods, spec = [PodView.of(body)], TrainingRunSpec.model_validate(spec_of())
+    assert stuck(pods, spec, NOW, NOW + timedelta(minutes=2)) is None
+    found = stuck(pods, spec, NOW, NOW + timedelta(minutes=4))
     assert found is not None
     assert (found.reason, found.verdict) == (expected, "final")
     assert "it is not there" in found.message
