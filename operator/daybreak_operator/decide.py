@@ -58,6 +58,10 @@ def _without_job(draft: Draft) -> Decision:
         end_attempt(draft)
         interrupted(draft)
         draft.note("Warning", "JobLost", f"the Job of attempt {status.attempt} is gone")
+    if status.phase == "Suspended" and not run.spec.suspend:
+        commit = draft.get("checkpoint")
+        goes_on = f"goes on from step {commit.step}" if commit else "begins"
+        draft.note("Normal", "Resumed", f"spec.suspend is false: training {goes_on}")
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
     if at_work or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)

@@ -92,6 +92,10 @@ class Draft:
         changed = run.status.model_copy(
             update={**self.values, "observed_generation": run.generation}
         )
+        if (progress := changed.progress) is not None and changed.phase != "Running":
+            # What was expected of workers at work: of a run without them nobody can say.
+            still = progress.model_copy(update={"estimated_completion_time": None})
+            changed = changed.model_copy(update={"progress": still})
         if changed != run.status or run.status.ledger is None:
             before = self.former or run.status.current_attempt
             after = changed.current_attempt

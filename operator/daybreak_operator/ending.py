@@ -28,11 +28,7 @@ def complete(draft: Draft) -> Decision:
     without_workers(draft)
     if progress is not None and progress.total_steps:
         draft.values["progress"] = progress.model_copy(
-            update={
-                "step": progress.total_steps,
-                "percent": 100,
-                "estimated_completion_time": None,
-            }
+            update={"step": progress.total_steps, "percent": 100}
         )
     draft.settle("Complete", "Complete", "training is complete")
     draft.note("Normal", "Complete", "training is complete")

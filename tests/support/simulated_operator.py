@@ -60,6 +60,7 @@ class Api:
     seen: set[tuple[str, str]] = field(default_factory=set)
     """Jobs, by run UID and name, whose existence is on record in a status."""
     created: list[dict[str, Any]] = field(default_factory=list)
+    recorded: list[EventNote] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
     """All that were written, of one run after the other."""
     effects_left: int | None = None
@@ -149,6 +150,7 @@ class Api:
 
     async def record(self, run: TrainingRun, note: EventNote) -> None:
         self._effect()
+        self.recorded.append(note)
 
     async def ask(self, address: str) -> Progress | None:
         """Worker 0's answer; its address is its pod's UID here."""
@@ -209,6 +211,10 @@ class Api:
         if before.get("phase") in TERMINAL:
             raise AssertionError(f"a terminal status changed: {before} to {after}")
         assert after["attempt"] >= before.get("attempt", 0)
+        expected = after.get("progress", {}).get("estimatedCompletionTime")
+        assert expected is None or after["phase"] == "Running", (
+            "an end is promised and nobody trains"
+        )
         policy = run["spec"]["failurePolicy"]
         times = [datetime.fromisoformat(time) for time in after.get("restartTimes", ())]
         window = seconds(policy["window"])

@@ -159,8 +159,13 @@ class Gang:
             first_step_at=None if first is None else _stamp(first + self.skew),
             checkpoint=self.parent.ref if self.parent else None,
             ledger={"productive": self.productive, "checkpoint": 0.0},
+            estimated_completion_time=None if first is None else self._expected_end(),
             updated_at=_stamp(self.told_at + self.skew),
         )
+
+    def _expected_end(self) -> str:
+        left = (TOTAL_STEPS - self.step) / STEPS_PER_SECOND
+        return _stamp(self.told_at + self.skew + left)
 
 
 def _stamp(seconds: float) -> str:

@@ -196,9 +196,11 @@ def test_what_another_runs_worker_says_is_not_ours() -> None:
 def test_suspend_commits_and_resume_goes_on() -> None:
     """No workers while suspended; the next attempt begins where the last stopped."""
     made = history()
+    assert "estimatedCompletionTime" in made.status["progress"]
     made.suspend(True)
     made.operator.advance(1)
     assert (made.status["phase"], condition(made, "Suspended")["status"]) == ("Suspended", "False")
+    assert "estimatedCompletionTime" not in made.status["progress"]
     made.operator.advance(59)
     assert condition(made, "Suspended")["status"] == "True"
     assert (made.status["phase"], made.cluster.jobs, made.cluster.pods) == ("Suspended", {}, {})
@@ -208,6 +210,8 @@ def test_suspend_commits_and_resume_goes_on() -> None:
     assert names(made) == ["r-1", "r-2"]
     assert made.status["currentAttempt"]["startStep"] == step > 0
     assert made.status["ledger"]["lostSeconds"]["suspended"] > 30
+    told = [note.message for note in made.api.recorded if note.reason == "Resumed"]
+    assert told == [f"spec.suspend is false: training goes on from step {step}"]
 
 
 def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
