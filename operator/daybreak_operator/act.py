@@ -22,9 +22,12 @@ async def act(
     run: TrainingRun,
     decision: Decision,
     written: Callable[[str, Body], None] = lambda version, body: None,
+    *,
+    latest: bool = False,
 ) -> None:
     """Events, then the status, then children, then Jobs, pods, and at last the run itself.
-    `written` is told which version of the run got a new status, and the run with it.
+    `written` is told which version of the run got a new status, and the run with it. `latest`: the
+    run is what our own write has just made it.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
@@ -43,7 +46,8 @@ async def act(
     if decision.create_job is not None:
         # No status goes with it that would conflict, and our view of the run may be an old one:
         # this number's Job may have come and gone since.
-        await cluster.confirm(run)
+        if not latest:
+            await cluster.confirm(run)
         await cluster.ensure(run, decision.create_job)
     for job in decision.delete_jobs:
         await cluster.delete_job(run, job)

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
@@ -38,6 +37,8 @@ _LOOK_SECONDS = 60.0
 """For one look: what takes longer is given up and tried again."""
 _RESYNC_SECONDS = 600.0
 _CONFLICT_SECONDS = 5.0
+_MOST_STEPS = 4
+"""Of a look, each of which follows from what the one before has written."""
 _MAX_TOLD = 256
 """Events of a run that are remembered."""
 
@@ -61,12 +62,13 @@ class Controller:
         self._workers: list[asyncio.Task[None]] = []
         self._resync: asyncio.Task[None] | None = None
 
-    def enqueue(self, key: Key, pause: float = 0.0) -> None:
-        """Have the run looked at after these seconds; any number of calls before that are one."""
+    def enqueue(self, key: Key, pause: float = 0.0, *, new: bool = False) -> None:
+        """Have the run looked at after these seconds; any number of calls before that are one. A
+        new run, whose devices wait for its Job, comes before others."""
         if self._workers and pause > 0:
             self.queue.add_after(key, pause)
         elif self._workers:
-            self.queue.add(key)
+            self.queue.add(key, first=new)
 
     def start(self) -> None:
         """This operator leads: looks at every run that is known, and from now on at what comes."""
@@ -121,45 +123,62 @@ class Controller:
                 self.queue.add_after(key, again)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Looks at one run and does what is to be done; returns when to look again."""
+        """Looks at one run and does what is to be done, and what follows from that; returns when to
+        look again."""
+        again: float | None = 0.0
+        made: str | None = None
+        for _ in range(_MOST_STEPS):
+            again, made = await self._step(key, made)
+            if made is None or self.queue.closed:
+                break
+        return again
+
+    async def _step(self, key: Key, made: str | None) -> tuple[float | None, str | None]:
+        """`made` is the run's version that the step before has written. Returns when to look again,
+        and the version that this one has written where something follows from it."""
         body = self._cache.runs.get(key)
         if body is None:
             self._forget(key)
-            return None
+            return None, None
         try:
             run = TrainingRun.of(body)
         except InvalidRunError as error:
             await self._cannot_read(body, str(error))
-            return None
+            return None, None
         latest = self._pace.latest(key, run)
         seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
         decision = decide(seen)
         if decision is None:
-            return None
+            return None, None
+        versions: list[str] = []
+
+        def wrote(before: str, body: Body) -> None:
+            self._cache.wrote(before, body)
+            self._pace.written(key)
+            versions.append(body["metadata"]["resourceVersion"])
+
         told = self._told.setdefault(key, set())
         news = tuple(note for note in decision.events if (run.uid, note) not in told)
         decision = replace(decision, events=news)
         if (left := self._pace.hold(key, run, decision)) > 0:
-            return min(left, decision.again_seconds or left)
+            return min(left, decision.again_seconds or left), None
         try:
-            await act(self._cluster, run, decision, partial(self._wrote, key))
+            latest = run.resource_version == made
+            await act(self._cluster, run, decision, wrote, latest=latest)
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             # The change that won is on its way to us as an event; should it not come, we ask again.
-            return _CONFLICT_SECONDS
+            return _CONFLICT_SECONDS, None
         except (ForeignObjectError, RefusedObjectError) as error:
             self._troubles[key] = error
-            return 0.0
+            return 0.0, None
         if len(told) > _MAX_TOLD:
             told.clear()  # they are told by name, so once more is no second Event
         told.update((run.uid, note) for note in news)
         if decision.again_seconds is None and not tells_only(run.status, decision.status):
-            return 0.0  # for what follows from it: the event of our own write wakes nobody
-        return decision.again_seconds
-
-    def _wrote(self, key: Key, version: str, body: Body) -> None:
-        self._cache.wrote(version, body)
-        self._pace.written(key)
+            # What follows is done now: the event of our own write wakes nobody.
+            return 0.0, versions[-1]
+        return decision.again_seconds, None
 
     async def _cannot_read(self, body: Body, problem: str) -> None:
         _log.error("the run cannot be read: %s", problem)

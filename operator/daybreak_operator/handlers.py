@@ -6,8 +6,8 @@ Only `on.event` is used, so kopf writes nothing into any object.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import kopf
 
@@ -43,6 +43,11 @@ class _BackOffs:
         return itertools.chain(_BACK_OFFS, itertools.repeat(_BACK_OFFS[-1]))
 
 
+class Enqueue(Protocol):
+    def __call__(self, key: Key, pause: float, *, new: bool = False) -> None:
+        """Have the run looked at after so many seconds."""
+
+
 def settings() -> kopf.OperatorSettings:
     """kopf's settings."""
     chosen = kopf.OperatorSettings()
@@ -61,9 +66,7 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def registry(
-    cache: Cache, enqueue: Callable[[Key, float], None], watches: Watches
-) -> kopf.OperatorRegistry:
+def registry(cache: Cache, enqueue: Enqueue, watches: Watches) -> kopf.OperatorRegistry:
     """All handlers of the operator; kopf's runner takes them from here."""
     handlers = kopf.OperatorRegistry()
 
@@ -79,7 +82,7 @@ def registry(
         known = cache.runs.get((metadata["namespace"], metadata["name"]))
         key = cache.run_event(type, dict(body))
         if (pause := run_pause(known, type, body)) is not None:
-            enqueue(key, pause)
+            enqueue(key, pause, new=known is None)
 
     def child(kind: str) -> Any:
         async def child_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002

@@ -59,10 +59,12 @@ async def request(
         where,
         query_params=list(query.items()),
         header_params=headers,
-        body=body,
         auth_settings=["BearerToken"],
     )
-    response = await api.call_api(*prepared, _request_timeout=_TIMEOUT_SECONDS)
+    verb, url, sent, _, form = prepared
+    # The body passes the library by: it would look at every value, and there is nothing but JSON.
+    content = dict(body) if body is not None else None
+    response = await api.call_api(verb, url, sent, content, form, _request_timeout=_TIMEOUT_SECONDS)
     raw = await response.read()
     if not 200 <= response.status <= 299:
         text = raw.decode(errors="replace")

@@ -2,7 +2,8 @@
 
 A key is queued once however often it is added, and in nobody else's hands while it is being looked
 at; what is added meanwhile is looked at again afterwards. Keys come out in the order in which they
-came in. One that fails is tried again after a growing pause. One that is added without end, by
+came in, in two lanes: where both have some, three that came to be first for one that did not. One
+that fails is tried again after a growing pause. One that is added without end, by
 somebody who writes to an object in a loop, gets a few looks a second and the others get theirs.
 """
 
@@ -17,6 +18,8 @@ from typing import Generic, TypeVar
 
 _FIRST_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS, _MAX_DOUBLINGS = 0.2, 60.0, 16
 _BURST_LOOKS, _LOOKS_PER_SECOND = 20, 2.0
+_LANE_TURNS = 4
+"""One of so many turns is the second lane's."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -33,9 +36,12 @@ class WorkQueue(Generic[K]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._dice = Random()
-        self._ready: asyncio.Queue[K | None] = asyncio.Queue()
-        self._waiting: dict[K, float] = {}
+        self._ready: asyncio.Queue[None] = asyncio.Queue()
+        """As many items as keys wait; one more when the queue is closed."""
+        self._first: dict[K, float] = {}
+        self._others: dict[K, float] = {}
         """Since when each queued key has been waiting, oldest first."""
+        self._turn = 0
         self._active: dict[K, float] = {}
         """Since when each key has been looked at."""
         self._dirty: set[K] = set()
@@ -47,11 +53,11 @@ class WorkQueue(Generic[K]):
 
     def __len__(self) -> int:
         """How many keys wait."""
-        return len(self._waiting)
+        return len(self._first) + len(self._others)
 
-    def add(self, key: K) -> None:
-        """Have the key looked at soon, in place of any later time."""
-        if self._closed or key in self._waiting:
+    def add(self, key: K, *, first: bool = False) -> None:
+        """Have the key looked at soon, in place of any later time; `first`: before others."""
+        if self._closed or self._waits(key):
             return
         if key in self._active:
             self._dirty.add(key)
@@ -59,12 +65,13 @@ class WorkQueue(Generic[K]):
             self.add_after(key, pause)
         else:
             self._drop_timer(key)
-            self._waiting[key] = self._clock()
-            self._ready.put_nowait(key)
+            lane = self._first if first else self._others
+            lane[key] = self._clock()
+            self._ready.put_nowait(None)
 
     def add_after(self, key: K, seconds: float) -> None:
         """Have the key looked at then, unless it is before."""
-        if self._closed or key in self._waiting:
+        if self._closed or self._waits(key):
             return
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
@@ -74,11 +81,14 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K | None:
         """The next key, which is the caller's until `done`; None when the queue is closed."""
-        key = await self._ready.get()
-        if key is None or self._closed:
+        await self._ready.get()
+        if self._closed:
             self._ready.put_nowait(None)  # for the others who wait
             return None
-        del self._waiting[key]
+        self._turn = (self._turn + 1) % _LANE_TURNS
+        lane = self._first if self._first and (self._turn or not self._others) else self._others
+        key = next(iter(lane))
+        del lane[key]
         self._active[key] = self._clock()
         return key
 
@@ -108,16 +118,24 @@ class WorkQueue(Generic[K]):
         self._closed = True
         for key in list(self._timers):
             self._drop_timer(key)
-        self._waiting.clear()
+        self._first.clear()
+        self._others.clear()
         self._ready.put_nowait(None)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def oldest_seconds(self) -> float:
-        """How long the key that comes next has been waiting."""
-        return self._age(self._waiting)
+        """How long the key that came first has been waiting."""
+        return max(self._age(self._first), self._age(self._others))
 
     def longest_look_seconds(self) -> float:
         """How long the slowest look of now has taken so far."""
         return self._age(self._active)
+
+    def _waits(self, key: K) -> bool:
+        return key in self._first or key in self._others
 
     def _age(self, since: dict[K, float]) -> float:
         return self._clock() - next(iter(since.values())) if since else 0.0

@@ -100,12 +100,17 @@ class Server:
     pods: list[dict[str, Any]] = field(default_factory=list)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     writes: list[tuple[str, str, Any]] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     refusal: str | None = None
     """What it says to every new Job."""
-    refuses_events: bool = False
+    event_refusal: int | None = None
     seconds: float = 0.0
     """How long a write takes."""
+    version: str = "7"
+    """Of the run."""
+    on_status: Callable[[], None] = lambda: None
+    """Happens while a status is being written."""
 
     async def answer(self, request: web.Request) -> web.Response:
         if request.path == "/progress":
@@ -115,21 +120,27 @@ class Server:
             body = await request.json() if request.can_read_body else None
             if request.method == "POST" and request.path.endswith("/jobs") and self.refusal:
                 return web.json_response({"message": self.refusal}, status=422)
-            if request.path.endswith("/events") and self.refuses_events:
-                return web.json_response({"message": "exceeded quota: few-events"}, status=403)
+            if request.path.endswith("/events") and self.event_refusal is not None:
+                message = {"message": "exceeded quota: few-events"}
+                return web.json_response(message, status=self.event_refusal)
             if request.method == "DELETE" and not self._deleted(request.path, body):
                 return web.json_response({"message": "the UID is another"}, status=409)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
             if request.path.endswith("/status"):
-                return web.json_response(RUN | {"status": body["status"]})
+                self.on_status()
+                version = {"resourceVersion": self.version}
+                metadata = RUN["metadata"] | version
+                return web.json_response(RUN | {"metadata": metadata, "status": body["status"]})
             return web.json_response(body)
+        self.reads.append(request.path)
         name = request.path.rpartition("/")[2]
         if "/configmaps/" in request.path:
             found = self.configs.get(name)
             return web.json_response(found or {}, status=200 if found else 404)
         if "/trainingruns/" in request.path:
-            return web.json_response(RUN)
+            metadata = RUN["metadata"] | {"resourceVersion": self.version}
+            return web.json_response(RUN | {"metadata": metadata})
         return web.json_response({"items": {"jobs": self.jobs, "pods": self.pods}[name]})
 
     def _deleted(self, path: str, options: dict[str, Any]) -> bool:
@@ -141,6 +152,13 @@ class Server:
         gone = [b for b in found if uid in (None, b["metadata"]["uid"])]
         bodies[:] = [body for body in bodies if body not in gone]
         return bool(gone)
+
+    def statuses(self) -> list[dict[str, Any]]:
+        return [body["status"] for method, _, body in self.writes if method == "PUT"]
+
+    def written(self) -> list[str]:
+        """What each write was for."""
+        return [path.rpartition("/")[2] for _, path, _ in self.writes]
 
 
 @asynccontextmanager
@@ -231,8 +249,8 @@ async def test_a_failure_is_judged_by_all_pods() -> None:
     cache.child_event("Pod", None, stopped)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-    (status,) = [body["status"] for method, _, body in server.writes if method == "PUT"]
-    assert (status["restarts"], status["lastFailure"]["exitCode"]) == (1, 137)
+    told = {(s["restarts"], s["lastFailure"]["exitCode"]) for s in server.statuses()}
+    assert told == {(1, 137)}
 
 
 async def test_a_job_whose_deletion_nobody_told_is_missed() -> None:
@@ -246,7 +264,7 @@ async def test_a_job_whose_deletion_nobody_told_is_missed() -> None:
         await controller.reconcile(KEY)
         clock[0] = 600.0
         await controller.reconcile(KEY)
-    assert server.writes[-1][2]["status"]["attempt"] == 2
+    assert server.statuses()[-1]["attempt"] == 2
     assert cache.children("Job", KEY) == cache.children("Pod", KEY) == []
 
 
@@ -264,7 +282,7 @@ async def test_the_last_words_of_a_deleted_pod_count(told: bool) -> None:
         cache.child_event("Pod", "DELETED", _ended(POD, 75, 9))
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-    assert server.writes[-1][2]["status"]["lastFailure"]["exitCode"] == 75
+    assert server.statuses()[-1]["lastFailure"]["exitCode"] == 75
     cache.child_event("Job", "DELETED", JOB)
     assert cache.last_words(KEY) == []
 
@@ -314,7 +332,7 @@ def _between_attempts(recipe_hash: str) -> Cache:
 
 
 async def test_a_status_that_waits_is_written_when_its_gap_is_over() -> None:
-    """A look says when that is; what is decided is written at once, and looked at again at once,
+    """A look says when that is; what is decided is written at once, and what follows done at once,
     for nobody is woken by our own write."""
     server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
     cache.run_event(None, RUN)
@@ -331,9 +349,10 @@ async def test_a_status_that_waits_is_written_when_its_gap_is_over() -> None:
         assert len(server.writes) == 1
         cache.child_event("Pod", "MODIFIED", _ended(POD, 137, 9))
         server.pods = [_ended(POD, 137, 9)]
-        assert await controller.reconcile(KEY) == 0.0
-    (_, _, body) = server.writes[-1]
-    assert body["status"]["phase"] == "Restarting"
+        await controller.reconcile(KEY)
+    (_, path, body), (method, *_) = server.writes[-2:]
+    assert (path.rpartition("/")[2], body["status"]["phase"]) == ("status", "Restarting")
+    assert method == "DELETE"
 
 
 async def test_a_later_version_trains_the_recipe_that_the_run_was_given() -> None:
@@ -365,12 +384,45 @@ async def test_what_the_api_server_refuses_is_told_and_tried_again() -> None:
     assert running["message"] == "Job r-2: spec.template: quota exceeded"
 
 
+async def test_a_new_run_has_its_job_in_one_look() -> None:
+    """What follows from a status is done as soon as it is stored, and the API server is not asked
+    for what it has just answered."""
+    server, cache = Server(), Cache()
+    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    server.on_status = lambda: setattr(server, "version", "8")
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    event, status, *children, job = server.written()
+    assert (event, status, job) == ("events", "status", "jobs")
+    assert sorted(children) == ["configmaps", "networkpolicies", "services"]
+    assert not [path for path in server.reads if "/trainingruns/" in path]
+
+
+async def test_no_job_is_made_from_a_view_that_may_be_old() -> None:
+    """The run's watch told of something while our status was being written."""
+    server, cache = Server(), Cache()
+    run = _changed(RUN, phase="Pending", attempt=0, workers=None)
+    cache.run_event(None, run)
+
+    def edited() -> None:
+        server.version = "9"
+        newer = _changed(run, attempt=1)
+        newer["metadata"]["resourceVersion"] = "8"
+        cache.run_event("MODIFIED", newer)
+
+    server.on_status = edited
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    assert [path for path in server.reads if "/trainingruns/" in path]
+    assert "jobs" not in server.written()
+
+
 async def test_a_recipe_that_is_lost_is_not_replaced_by_another() -> None:
     """All checkpoints would be passed over, and the run would begin again without a word."""
     server = Server()
     async with serving(server, _between_attempts("then")) as controller:
         await controller.reconcile(KEY)
-    (status,) = [body["status"] for method, _, body in server.writes if method == "PUT"]
+    (status,) = server.statuses()
     assert (status["phase"], status["recipeHash"]) == ("Failed", "then")
     (event,) = [body for method, _, body in server.writes if method == "POST"]
     assert event["reason"] == "InvalidRecipe"
@@ -502,9 +554,10 @@ def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
     assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
 
 
-async def test_an_event_that_is_refused_stops_nothing() -> None:
-    """A quota for Events must not keep a run from being decided on."""
-    server = Server(refuses_events=True)
+@pytest.mark.parametrize("refusal", [403, 429])
+async def test_an_event_that_is_refused_stops_nothing(refusal: int) -> None:
+    """A quota for Events, or a limit of their rate, must not keep a run from being decided on."""
+    server = Server(event_refusal=refusal)
     server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
     cache = _between_attempts("then")
     run = json.loads(json.dumps(cache.runs[KEY]))
@@ -513,4 +566,5 @@ async def test_an_event_that_is_refused_stops_nothing() -> None:
     cache.run_event("MODIFIED", run)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-    assert [path.rpartition("/")[2] for _, path, _ in server.writes] == ["status"]
+    assert server.written()[0] == "status"
+    assert server.written()[-1] == "jobs"

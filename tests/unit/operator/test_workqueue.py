@@ -80,6 +80,21 @@ async def test_a_hostile_key_does_not_starve_the_others() -> None:
     assert await queue.get() == "hostile"
 
 
+async def test_new_runs_come_first_and_the_others_get_a_share() -> None:
+    """A thousand new runs must neither wait behind news of those that train nor hide them."""
+    queue: WorkQueue[str] = WorkQueue()
+    for number in range(4):
+        queue.add(f"old {number}")
+    for number in range(9):
+        queue.add(f"new {number}", first=True)
+    queue.add("old 0", first=True)
+    order = [await queue.get() for _ in range(len(queue))]
+    assert sorted(order[:4]) == ["new 0", "new 1", "new 2", "old 0"]
+    assert sorted(order[4:8]) == ["new 3", "new 4", "new 5", "old 1"]
+    assert [key for key in order if str(key).startswith("new")] == [f"new {n}" for n in range(9)]
+    assert order[-1] == "old 3"
+
+
 async def test_the_pause_after_failures_has_jitter_and_ends_with_a_success() -> None:
     """Runs that fail together, when the API server is away, do not come back together."""
     queue: WorkQueue[int] = WorkQueue()
