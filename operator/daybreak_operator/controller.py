@@ -163,8 +163,8 @@ class Controller:
         if (left := self._pace.hold(key, run, decision)) > 0:
             return min(left, decision.again_seconds or left), None
         try:
-            latest = run.resource_version == made
-            await act(self._cluster, run, decision, wrote, latest=latest)
+            own = run.resource_version == made
+            await act(self._cluster, run, decision, wrote, latest=own)
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             # The change that won is on its way to us as an event; should it not come, we ask again.
