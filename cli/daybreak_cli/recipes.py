@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daybreak_cli.errors import CommandError, said_plainly
+from daybreak_cli.refusals import refusal
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.spec import Budget, TrainingRunSpec
 from daybreak_trainer.contract import BudgetSettings
@@ -99,7 +100,7 @@ def read(file: str) -> dict[str, Any]:
 def spec_of(document: dict[str, Any], file: str) -> TrainingRunSpec:
     """Of a TrainingRun. Raises CommandError: a field is wrong; it names the first."""
     try:
-        return TrainingRunSpec.model_validate(document.get("spec", {}))
+        spec = TrainingRunSpec.model_validate(document.get("spec", {}))
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
@@ -107,6 +108,9 @@ def spec_of(document: dict[str, Any], file: str) -> TrainingRunSpec:
         if first["type"] == "extra_forbidden":
             what = "there is no such field; docs/api.md and `kubectl explain` list those there are"
         raise CommandError(f"{file}: spec{where}: {what}") from None
+    if (wrong := refusal(spec)) is not None:
+        raise CommandError(f"{file}: spec.{wrong}")
+    return spec
 
 
 def _document(recipe: Recipe) -> dict[str, Any]:

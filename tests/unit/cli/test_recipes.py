@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from daybreak_cli.main import app
+from daybreak_operator.api.crd import crd
 
 RUN: dict[str, Any] = {
     "apiVersion": "daybreak.dev/v1alpha1",
@@ -72,6 +73,34 @@ def test_what_cannot_fit_is_refused(tmp_path: Path) -> None:
     assert "offset" in wrong
     path = file(tmp_path, budget={})
     assert "set spec.budget.duration" in run("recipe", "validate", path, code=2)
+
+
+def messages(schema: Any) -> set[str]:
+    """Of all rules of the CRD."""
+    if isinstance(schema, list):
+        return set().union(*map(messages, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = {rule["message"] for rule in schema.get("x-kubernetes-validations", [])}
+    return own.union(*map(messages, schema.values()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workers": {"image": "i", "nodes": 4, "minNodes": 5}},
+        {"workers": {"image": "i", "nodes": 4, "maxNodes": 3}},
+        {"budget": {"maxCost": "9"}},
+        {"budget": {"duration": "0s"}},
+        {"budget": {"duration": "1h", "maxCost": "9", "gpuHourPrice": "0"}},
+        {"budget": {"duration": "1h", "maxCost": "0.0", "gpuHourPrice": "2"}},
+        {"compute": {"activationCheckpointing": "budget"}},
+    ],
+)
+def test_what_the_api_server_refuses_is_not_planned(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """In the words of the CRD's own rule."""
+    said = run("plan", file(tmp_path, **wrong), "--images-per-second", "512=9,1024=3", code=2)
+    assert said.strip().rpartition("run.yaml: spec.")[2] in messages(crd())
 
 
 ROOT = Path(__file__).parents[3]
