@@ -74,11 +74,12 @@ def _without_job(draft: Draft) -> Decision:
         return concluded(draft, delete_jobs=paused(draft))
     if (limit := reached(draft, at_work=False)) is not None:
         return fail(draft, limit.reason, limit.message)
-    if (decision := _held_up(draft)) is not None:
-        return decision
     if seen.recipe is None:
+        # First of all, for nothing else that is put right would help.
         assert seen.recipe_problem is not None  # one of the two is there
         return fail(draft, "InvalidRecipe", seen.recipe_problem)
+    if (decision := _held_up(draft)) is not None:
+        return decision
     if (decision := prepared(draft)) is not None:
         return decision
     if (pause := _pause(draft)) > 0:

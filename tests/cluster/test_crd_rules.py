@@ -73,6 +73,7 @@ def test_every_example_is_accepted(cluster: Cluster, namespace: str, example: Pa
 
 
 PVC = {"claimName": "c"}
+STAGE = {"resolution": 16, "batchSize": 8}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,7 @@ PVC = {"claimName": "c"}
         ("spec.budget.duration", "0s", "budget.duration must be longer than 0s"),
         ("spec.budget.maxCost", 12, "spec.budget.maxCost"),
         ("spec.deadline", "tomorrow", "spec.deadline"),
+        ("spec.deadline", "2099-12-01T08:00:00", "spec.deadline"),
         ("spec.workers.minNodes", 2, "workers.nodes must not be below workers.minNodes"),
         (
             "spec.compute",
@@ -131,6 +133,12 @@ PVC = {"claimName": "c"}
         ("spec.data.prepare", {"source": "s3://x"}, "say what to add, latents or embeddings"),
         ("spec.data.prepare", {"source": "shapes", "stream": 1}, "number of one of data.streams"),
         ("spec.data.prepare", {"source": "shapes", "buckets": True}, "is for a folder of images"),
+        ("spec.data.prepare", {"persistentVolumeClaim": PVC}, "needs the side of the images"),
+        (
+            "spec.data.prepare",
+            {"source": "s3://x", "latents": "a", "resolution": 9},
+            "leave out resolution",
+        ),
         (
             "spec.data.prepare",
             {"persistentVolumeClaim": PVC, "dropImages": True},
@@ -156,6 +164,31 @@ PVC = {"claimName": "c"}
         ("spec.terminationGracePeriod", "2 minutes", "spec.terminationGracePeriod"),
         ("spec.recipe", {}, "spec.recipe.preset"),
         ("spec.recipe.stages", [{"resolution": 16}], "spec.recipe.stages"),
+        ("spec.recipe.stages", [STAGE], "give all of them steps, or all of them a share"),
+        (
+            "spec.recipe.stages",
+            [STAGE | {"steps": 9}, STAGE | {"share": 1}],
+            "give all of them steps, or all of them a share",
+        ),
+        ("spec.recipe.stages", [STAGE | {"steps": 9, "share": 1}], "either steps or a share"),
+        (
+            "spec.recipe.stages",
+            [STAGE | {"share": 0.7}, STAGE | {"share": 0.2}],
+            "their shares must add up to 1",
+        ),
+        ("spec.recipe.stages", [STAGE | {"share": 1}], "nothing says how long that is: set budget"),
+        ("spec.recipe.preset", "prx-24h", "nothing says how long that is: set budget"),
+        ("spec.recipe.stages", [STAGE | {"steps": 9, "warmupSteps": 1}], "first stage's warm-up"),
+        (
+            "spec.recipe",
+            {"preset": "digits", "denoiser": {"patchSize": 3}, "stages": [STAGE | {"steps": 9}]},
+            "must be a multiple of recipe.denoiser.patchSize",
+        ),
+        (
+            "spec.recipe.denoiser",
+            {"hiddenSize": 256, "heads": 6},
+            "recipe.denoiser.heads must divide recipe.denoiser.hiddenSize",
+        ),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(
@@ -189,6 +222,15 @@ def test_a_limit_is_raised_or_replaced_and_not_removed(cluster: Cluster, namespa
     cluster.kubectl(*patch, '{"spec":{"budget":{"duration":"2h"}}}')
     later = '{"spec":{"budget":null,"deadline":"2099-12-01T08:00:00Z"}}'
     cluster.kubectl(*patch, later)
+
+
+def test_what_a_plan_needs_may_be_any_limit(cluster: Cluster, namespace: str) -> None:
+    """Shares of a budget's time, of a deadline's, and shares that binary numbers only come near."""
+    thirds = [STAGE | {"share": share} for share in (0.1, 0.2, 0.7)]
+    for limit in ({"budget": {"duration": "1h"}}, {"deadline": "2099-12-01T08:00:00.5+01:00"}):
+        body = json.loads(changed("spec.recipe.stages", thirds))
+        body["spec"] |= limit
+        assert "created" in create(cluster, namespace, json.dumps(body))
 
 
 def test_null_switches_a_trick_off(cluster: Cluster, namespace: str) -> None:

@@ -60,6 +60,8 @@ class Api:
     seen: set[tuple[str, str]] = field(default_factory=set)
     """Jobs, by run UID and name, whose existence is on record in a status."""
     created: list[dict[str, Any]] = field(default_factory=list)
+    absent: set[str] = field(default_factory=set)
+    """Names of claims and Secrets that do not exist."""
     recorded: list[EventNote] = field(default_factory=list)
     statuses: list[dict[str, Any]] = field(default_factory=list)
     """All that were written, of one run after the other."""
@@ -143,7 +145,7 @@ class Api:
         return FixedRecipe(recipe_hash, *body["data"].values()) if body else None
 
     async def missing(self, run: TrainingRun, kind: str, name: str) -> bool:
-        return False
+        return name in self.absent
 
     async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
         return "not enough quota"

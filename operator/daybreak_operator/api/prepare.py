@@ -63,6 +63,17 @@ class Prepare(ApiModel):
                 "has(self.latents) || has(self.embeddings)",
                 "data.prepare.source is a dataset: say what to add, latents or embeddings",
             ),
+            (
+                "!has(self.source) || self.source in ['digits', 'shapes'] || !has(self.resolution)",
+                "data.prepare.source is a dataset, whose images have their size: leave out "
+                "resolution",
+            ),
+            (
+                "has(self.source) || has(self.resolution) || has(self.latents) || "
+                "has(self.embeddings)",
+                "data.prepare.resolution: a folder of images needs the side of the images, and a "
+                "dataset latents or embeddings to add",
+            ),
         )
     )
 

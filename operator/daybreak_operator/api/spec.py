@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, WithJsonSchema
 
+from daybreak_operator.api import recipe_rules
 from daybreak_operator.api.base import ApiModel, cel
 from daybreak_operator.api.policies import FailurePolicy, HealthPolicy
 from daybreak_operator.api.prepare import Prepare
@@ -410,6 +411,7 @@ class TrainingRunSpec(ApiModel):
                 "checkpoint: where the checkpoints are is immutable, for a run goes on from them; "
                 "create a new run with checkpoint.resumeFrom to move",
             ),
+            recipe_rules.shares_need_a_limit(_LIMITED.format("self")),
         )
     )
 
@@ -424,7 +426,8 @@ class TrainingRunSpec(ApiModel):
     )
     deadline: str | None = Field(
         default=None,
-        json_schema_extra={"format": "date-time"},
+        # The server's date-time takes what has no offset as well.
+        json_schema_extra={"format": "date-time", "pattern": "([Zz]|[+-][0-9]{2}:[0-9]{2})$"},
         description="When the run must be over, export included: RFC 3339, such as "
         '"2026-12-01T08:00:00Z". A limit as budget is.',
     )
@@ -447,7 +450,8 @@ class TrainingRunSpec(ApiModel):
     recipe: RecipeOverrides = Field(  # type: ignore[valid-type]
         description="How to train: a preset, and what to change of it. Fixed once the run exists.",
         json_schema_extra=cel(
-            ("self == oldSelf", "recipe is immutable: create a new run to train another way")
+            ("self == oldSelf", "recipe is immutable: create a new run to train another way"),
+            *recipe_rules.RECIPE,
         ),
     )
     checkpoint: Checkpoint

@@ -49,6 +49,18 @@ def test_a_new_run_gets_one_job() -> None:
     assert made.status["phase"] == "Running"
 
 
+def test_a_recipe_that_cannot_be_ends_the_run_before_anything_is_made() -> None:
+    """At once, and not only when what else is missing has been put right."""
+    recipe = {"preset": "smoke", "schedule": {"cooldownShare": 1}}
+    storage = {"storage": "s3://c", "secretRef": {"name": "keys"}}
+    made = History(spec_of(recipe=recipe, checkpoint=storage), 2)
+    made.api.absent.add("keys")
+    made.operator.advance(5)
+    assert condition(made, "Failed")["reason"] == "InvalidRecipe"
+    assert "schedule.cooldownShare" in condition(made, "Failed")["message"]
+    assert (made.api.created, made.cluster.configs, made.cluster.pods) == ([], {}, {})
+
+
 @pytest.mark.parametrize("code", sorted(FINAL_EXIT_CODES))
 def test_what_a_restart_cannot_cure_ends_the_run(code: int) -> None:
     """At once, with the worker's own message."""
