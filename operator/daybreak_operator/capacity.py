@@ -6,7 +6,7 @@ went on smaller tries its full size at its next restart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -26,26 +26,42 @@ class Capacity:
     """Ready nodes that match a worker of the run and have room for one more."""
 
 
-def capacity(nodes: Sequence[Json], pods: Iterable[Json], worker: Json, mine: set[str]) -> Capacity:
-    """`pods` are all pods of the cluster that have a node, `worker` a pod as the run's Job makes
-    it, `mine` the nodes on which the run has pods."""
-    used: dict[str, dict[str, Decimal]] = {}
-    for pod in pods:
-        if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
-            continue
-        node = used.setdefault(pod["spec"]["nodeName"], {})
-        for name, value in _requests(pod["spec"]).items():
-            node[name] = node.get(name, Decimal()) + value
-    wanted = _requests(worker["spec"])
-    names = {node["metadata"]["name"] for node in nodes}
-    unready = {node["metadata"]["name"] for node in nodes if not _ready(node)}
-    free = sum(
-        _ready(node)
-        and _matches(node, worker["spec"])
-        and _has_room(node, used.get(node["metadata"]["name"], {}), wanted)
-        for node in nodes
-    )
-    return Capacity(frozenset(name for name in mine if name not in names or name in unready), free)
+class Inventory:
+    """What is left on each node; one for all runs that ask within a few seconds. Of the pods, which
+    may be many thousands, nothing is kept but what they take."""
+
+    def __init__(self, nodes: Iterable[Json]) -> None:
+        ready = {node["metadata"]["name"]: node for node in nodes if _ready(node)}
+        self._nodes = {
+            name: {"metadata": node["metadata"], "spec": node.get("spec") or {}}
+            for name, node in ready.items()
+        }
+        self._left = {
+            name: {
+                resource: quantity(value)
+                for resource, value in ((node.get("status") or {}).get("allocatable") or {}).items()
+            }
+            for name, node in ready.items()
+        }
+
+    def take(self, pods: Iterable[Json]) -> None:
+        """Counts pods of the cluster that have a node."""
+        for pod in pods:
+            left = self._left.get(pod["spec"]["nodeName"])
+            if left is None or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+                continue
+            for name, value in _requests(pod["spec"]).items():
+                left[name] = left.get(name, Decimal()) - value
+
+    def capacity(self, worker: Json, mine: set[str]) -> Capacity:
+        """For a run: `worker` is a pod as its Job makes it, `mine` the nodes on which it has
+        pods."""
+        wanted = _requests(worker["spec"])
+        free = sum(
+            _matches(node, worker["spec"]) and _has_room(self._left[name], wanted)
+            for name, node in self._nodes.items()
+        )
+        return Capacity(frozenset(mine - self._nodes.keys()), free)
 
 
 def _ready(node: Json) -> bool:
@@ -101,12 +117,8 @@ def _expression(expression: Json, labels: Mapping[str, str]) -> bool:
     return int(value) > int(values[0]) if operator == "Gt" else int(value) < int(values[0])
 
 
-def _has_room(node: Json, used: Mapping[str, Decimal], wanted: Mapping[str, Decimal]) -> bool:
-    allocatable = (node.get("status") or {}).get("allocatable") or {}
-    return all(
-        quantity(allocatable.get(name, "0")) - used.get(name, Decimal()) >= value
-        for name, value in wanted.items()
-    )
+def _has_room(left: Mapping[str, Decimal], wanted: Mapping[str, Decimal]) -> bool:
+    return all(left.get(name, Decimal()) >= value for name, value in wanted.items())
 
 
 def _requests(spec: Json) -> dict[str, Decimal]:

@@ -15,7 +15,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator import metrics
 from daybreak_operator.api.run import API_VERSION, KIND, PLURAL, TrainingRun
-from daybreak_operator.capacity import Capacity, capacity
+from daybreak_operator.capacity import Inventory
 from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.children.queueing import held_back
 from daybreak_operator.decision import JobRef, PodRef
@@ -35,6 +35,8 @@ _RESOURCES = {
 }
 _REFUSALS = (400, 403, 422)
 _MAX_SAID = 1024
+_PAGE = 500
+"""Pods that are read at a time where they may be all of the cluster's."""
 COMPONENT = "daybreak-operator"
 
 
@@ -189,18 +191,22 @@ class Cluster:
         )
         return {"Job": jobs["items"], "Pod": pods["items"]}
 
-    async def capacity(self, worker: Mapping[str, Any], mine: set[str]) -> Capacity | None:
-        """What nodes have left for such a pod; None where the operator may not read nodes and all
-        pods."""
+    async def inventory(self) -> Inventory | None:
+        """What all nodes have left; None where the operator may not read nodes and all pods."""
         at_work = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
         try:
-            nodes = await self._call("GET", path("nodes"))
-            pods = await self._call("GET", path("pods"), fieldSelector=at_work)
+            found = Inventory((await self._call("GET", path("nodes")))["items"])
+            pages = {"fieldSelector": at_work, "limit": str(_PAGE)}
+            while True:
+                pods = await self._call("GET", path("pods"), **pages)
+                found.take(pods["items"])
+                if not (more := pods["metadata"].get("continue")):
+                    return found
+                pages["continue"] = more
         except ApiException as error:
             if error.status == 403:
                 return None
             raise
-        return capacity(nodes["items"], pods["items"], worker, mine)
 
     async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
         """Why Kueue holds a Job back; None where it has not said yet, is not installed, or where

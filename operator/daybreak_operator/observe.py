@@ -7,6 +7,7 @@ be taken back. So for these the API server itself is asked.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.belonging import Children, children
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.capacity import Capacity
+from daybreak_operator.capacity import Capacity, Inventory
 from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
@@ -34,7 +35,7 @@ from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
 
 _ASK_SECONDS = 600.0
-_CAPACITY_SECONDS = 60.0
+_INVENTORY_SECONDS = 15.0
 _YOUNG_SECONDS = 60.0
 _FOUND_SECONDS = 30.0
 KINDS = ("Job", "Pod")
@@ -55,8 +56,10 @@ class Observer:
         self._now, self._monotonic = now, monotonic
         self._ask_at: dict[Key, float] = {}
         """When the cache is compared with the API server again (monotonic clock)."""
-        self._capacity: dict[Key, tuple[float, Capacity | None]] = {}
-        """What was free for a run, until when (monotonic clock) it is not asked again."""
+        self._inventory: tuple[float, Inventory | None] = (0.0, None)
+        """What the nodes have left, and until when (monotonic clock) that is believed, of all
+        runs."""
+        self._taking_stock = asyncio.Lock()
         self._recipes: dict[Key, FixedRecipe] = {}
         """Of runs that have one. It never changes, so it is read once."""
         self._found: dict[tuple[str, str, str], float] = {}
@@ -142,14 +145,16 @@ class Observer:
         silent = any(pod.node_silent and not pod.over for pod in pods)
         if recipe is None or not (silent or reduced(run)):
             return None
-        until, known = self._capacity.get(key, (0.0, None))
-        if until > self._monotonic():
-            return known
+        async with self._taking_stock:
+            until, left = self._inventory
+            if until <= self._monotonic():
+                left = await self._cluster.inventory()
+                self._inventory = (self._monotonic() + _INVENTORY_SECONDS, left)
+        if left is None:
+            return None
         worker = job(run, max(1, run.status.attempt), recipe, nodes=run.spec.workers.nodes)
         mine = {pod.node for pod in pods if pod.node is not None}
-        found = await self._cluster.capacity(worker["spec"]["template"], mine)
-        self._capacity[key] = (self._monotonic() + _CAPACITY_SECONDS, found)
-        return found
+        return left.capacity(worker["spec"]["template"], mine)
 
     def _cached(self, key: Key) -> Bodies:
         jobs, pods = (self._cache.children(kind, key) for kind in KINDS)
@@ -171,7 +176,6 @@ class Observer:
         """The run is gone."""
         self._ask_at.pop(key, None)
         self._recipes.pop(key, None)
-        self._capacity.pop(key, None)
 
     async def _recipe(self, key: Key, run: TrainingRun) -> tuple[FixedRecipe | None, str | None]:
         """The recipe that the run was given, else the one that it is to be given; or what is wrong

@@ -14,7 +14,7 @@ from typing import Any
 
 from simulated_training import Exit, Gang, Storage
 
-from daybreak_operator.capacity import Capacity, capacity
+from daybreak_operator.capacity import Inventory
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NAMESPACE, NAME = "n", "r"
@@ -398,12 +398,12 @@ class SimulatedCluster:
             if self.queue and not job.finished and not job.deleting:
                 job.suspended = True
 
-    def capacity(self, worker: dict[str, Any], mine: set[str]) -> Capacity | None:
+    def inventory(self) -> Inventory | None:
         if not self.readable_nodes:
             return None
-        nodes = [node.body(self.now) for node in self.nodes.values()]
-        pods = [p.body(0, 0) for p in self.pods.values() if p.node is not None]
-        return capacity(nodes, pods, worker, mine)
+        left = Inventory([node.body(self.now) for node in self.nodes.values()])
+        left.take(p.body(0, 0) for p in self.pods.values() if p.node is not None)
+        return left
 
 
 def _avoided(manifest: dict[str, Any]) -> set[str]:

@@ -20,7 +20,7 @@ from daybreak_operator.act import act
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cache import Cache
-from daybreak_operator.capacity import Capacity
+from daybreak_operator.capacity import Inventory
 from daybreak_operator.cluster import ConflictError
 from daybreak_operator.decide import Decision, decide
 from daybreak_operator.decision import JobRef, PodRef
@@ -137,8 +137,8 @@ class Api:
             "Pod": [pod.body(cluster.skew, cluster.grace) for pod in cluster.pods.values()],
         }
 
-    async def capacity(self, worker: dict[str, Any], mine: set[str]) -> Capacity | None:
-        return self.cluster.capacity(worker, mine)
+    async def inventory(self) -> Inventory | None:
+        return self.cluster.inventory()
 
     async def recipe(self, run: TrainingRun, recipe_hash: str) -> FixedRecipe | None:
         body = self.cluster.configs.get(f"{NAME}-recipe-{recipe_hash}")

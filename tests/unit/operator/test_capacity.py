@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio import client
 
-from daybreak_operator.capacity import capacity
+from daybreak_operator.capacity import Inventory
 from daybreak_operator.children.overlay import keeping_off
+from daybreak_operator.cluster import Cluster
 
 GPU = "nvidia.com/gpu"
 
@@ -29,6 +35,19 @@ def pod(node_name: str | None = None, phase: str = "Running", **spec: Any) -> di
     if node_name is not None:
         made["nodeName"] = node_name
     return {"spec": made, "status": {"phase": phase}}
+
+
+@asynccontextmanager
+async def api_server(
+    answer: Callable[[web.Request], Awaitable[web.Response]],
+) -> AsyncIterator[client.ApiClient]:
+    """A client of an API server that answers so."""
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
+        async with client.ApiClient(configuration) as api:
+            yield api
 
 
 TAINT = {"key": "gpu", "value": "yes", "effect": "NoSchedule"}
@@ -63,16 +82,36 @@ def test_a_node_has_room_where_it_is_ready_matches_and_is_not_full(
     there: dict[str, Any], worker: dict[str, Any], free: int
 ) -> None:
     """As the scheduler sees it, as far as one can tell."""
-    assert capacity([there], [], worker, set()).free == free
+    assert Inventory([there]).capacity(worker, set()).free == free
 
 
 def test_pods_take_room_until_they_have_ended() -> None:
     """Whoever's they are."""
-    nodes = [node("a"), node("b")]
-    assert capacity(nodes, [pod("a"), pod("b", "Succeeded")], pod(), set()).free == 1
+    left = Inventory([node("a"), node("b")])
+    left.take([pod("a"), pod("b", "Succeeded"), pod("gone")])
+    assert left.capacity(pod(), set()).free == 1
+
+
+async def test_a_cluster_of_many_pods_is_read_in_pages() -> None:
+    """All pages count, and no answer is of any size."""
+    asked: list[dict[str, str]] = []
+    pages = {"": ([pod("a")], "more"), "more": ([pod("b")], None)}
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/api/v1/nodes":
+            return web.json_response({"items": [node("a"), node("b"), node("c")], "metadata": {}})
+        asked.append(dict(request.query))
+        items, more = pages[request.query.get("continue", "")]
+        return web.json_response({"items": items, "metadata": {"continue": more} if more else {}})
+
+    async with api_server(answer) as api:
+        left = await Cluster(api).inventory()
+    assert left is not None
+    assert left.capacity(pod(), set()).free == 1
+    assert [query["limit"] for query in asked] == ["500", "500"]
 
 
 def test_nodes_that_do_not_answer_or_exist_are_lost() -> None:
     """Those that hold the run's pods."""
-    nodes = [node("a"), node("b", "Unknown"), node("c", "False")]
-    assert capacity(nodes, [], pod(), {"a", "b", "gone"}).lost == {"b", "gone"}
+    left = Inventory([node("a"), node("b", "Unknown"), node("c", "False")])
+    assert left.capacity(pod(), {"a", "b", "gone"}).lost == {"b", "gone"}

@@ -98,6 +98,7 @@ class Server:
 
     jobs: list[dict[str, Any]] = field(default_factory=list)
     pods: list[dict[str, Any]] = field(default_factory=list)
+    nodes: list[dict[str, Any]] = field(default_factory=list)
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     writes: list[tuple[str, str, Any]] = field(default_factory=list)
     reads: list[str] = field(default_factory=list)
@@ -141,7 +142,8 @@ class Server:
         if "/trainingruns/" in request.path:
             metadata = RUN["metadata"] | {"resourceVersion": self.version}
             return web.json_response(RUN | {"metadata": metadata})
-        return web.json_response({"items": {"jobs": self.jobs, "pods": self.pods}[name]})
+        found = {"jobs": self.jobs, "pods": self.pods, "nodes": self.nodes}[name]
+        return web.json_response({"items": found, "metadata": {}})
 
     def _deleted(self, path: str, options: dict[str, Any]) -> bool:
         """Takes an object away if its UID is the wanted one."""
@@ -446,6 +448,22 @@ async def test_many_events_do_not_add_up_to_many_looks() -> None:
             server.asked.get_nowait()
         first, *_, last = [await server.asked.get() for _ in range(4)]
     assert last - first > 2
+
+
+async def test_nodes_are_read_once_for_all_runs_that_wait_for_one() -> None:
+    """A hundred runs that lost nodes must not list the whole cluster's pods a hundred times."""
+    server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
+    server.pods = [POD | {"spec": POD["spec"] | {"nodeName": "gone"}}]
+    scaling = {"nodes": 1, "reason": "NodesLost", "time": "2026-01-01T00:00:00Z"}
+    for name in ("r", "s", "t"):
+        run = _changed(RUN, scaling=scaling)
+        run["metadata"] |= {"name": name, "uid": name}
+        run["spec"]["workers"] = {"image": "i", "nodes": 2, "minNodes": 1}
+        cache.run_event(None, run)
+    async with serving(server, cache) as controller:
+        await asyncio.gather(*(controller.reconcile(("n", name)) for name in ("r", "s", "t")))
+    assert server.reads.count("/api/v1/nodes") == 1
+    assert server.reads.count("/api/v1/pods") == 1
 
 
 async def test_a_standby_knows_everything_and_does_nothing() -> None:
