@@ -196,13 +196,13 @@ class Cluster:
         at_work = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
         try:
             found = Inventory((await self._call("GET", path("nodes")))["items"])
-            pages = {"fieldSelector": at_work, "limit": str(_PAGE)}
+            page = {"fieldSelector": at_work, "limit": str(_PAGE)}
             while True:
-                pods = await self._call("GET", path("pods"), **pages)
+                pods = await self._call("GET", path("pods"), None, **page)
                 found.take(pods["items"])
                 if not (more := pods["metadata"].get("continue")):
                     return found
-                pages["continue"] = more
+                page["continue"] = more
         except ApiException as error:
             if error.status == 403:
                 return None
