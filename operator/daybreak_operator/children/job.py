@@ -185,8 +185,12 @@ def _url(role: str, storage: str | None) -> str:
 
 
 def gpus(spec: TrainingRunSpec) -> int:
-    """Of a worker pod, by its limits; a part of one (MIG, a time slice) counts as one."""
-    limits = spec.workers.resources.get("limits", {})
+    """Of a worker's trainer, by its limits and what the template lays over them; a part of one
+    (MIG, a time slice) counts as one. What is claimed from DRA drivers is not known."""
+    overlay = spec.workers.template.get("spec") or {}
+    laid = (c for c in overlay.get("containers") or [] if c["name"] == TRAINER)
+    resources = [spec.workers.resources, *(c.get("resources") or {} for c in laid)]
+    limits = {name: n for each in resources for name, n in (each.get("limits") or {}).items()}
     return sum(int(n) for name, n in limits.items() if _GPU.fullmatch(name) and str(n).isdecimal())
 
 

@@ -9,7 +9,7 @@ import pytest
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
-from daybreak_operator.children.job import gpus, job
+from daybreak_operator.children.job import devices_per_node, gpus, job
 from daybreak_operator.observation import FixedRecipe
 from daybreak_trainer.contract import ENV_RUN, ComputeSettings, HealthSettings, RunSettings
 from daybreak_trainer.recipe import resolve
@@ -17,8 +17,7 @@ from daybreak_trainer.recipe import resolve
 RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
 
 
-def trainer(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """The trainer's container."""
+def a_run(workers: dict[str, Any], **fields: Any) -> TrainingRun:
     spec: dict[str, Any] = {
         "workers": {"image": "i", **workers},
         "data": {"streams": [{"url": "s3://d"}]},
@@ -26,7 +25,7 @@ def trainer(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
         "checkpoint": {"storage": "s3://c"},
         **fields,
     }
-    run = TrainingRun(
+    return TrainingRun(
         name="r",
         namespace="n",
         uid="u",
@@ -37,9 +36,12 @@ def trainer(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
         status=TrainingRunStatus(),
         raw_recipe={"preset": "smoke"},
     )
-    found: dict[str, Any] = job(run, 1, RECIPE, nodes=2)["spec"]["template"]["spec"]["containers"][
-        0
-    ]
+
+
+def trainer(workers: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """The trainer's container."""
+    made = job(a_run(workers, **fields), 1, RECIPE, nodes=2)
+    found: dict[str, Any] = made["spec"]["template"]["spec"]["containers"][0]
     return found
 
 
@@ -194,3 +196,21 @@ def test_devices_are_counted_and_not_their_memory(limits: dict[str, Any], count:
         "checkpoint": {"storage": "s3://c"},
     }
     assert gpus(TrainingRunSpec.model_validate(spec)) == count
+
+
+@pytest.mark.parametrize(("laid", "count"), [({}, 2), ({"nvidia.com/gpu": 8}, 8), (None, 2)])
+def test_devices_that_the_template_asks_for_are_counted(
+    laid: dict[str, Any] | None, count: int
+) -> None:
+    """As many as the trainer of the Job's pods has: the ledger and plans are of those."""
+    overlay = {"name": "trainer", "resources": {"limits": laid} if laid is not None else {}}
+    other = {"name": "proxy", "image": "p", "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    workers = {
+        "image": "i",
+        "resources": {"limits": {"nvidia.com/gpu": 2}},
+        "template": {"spec": {"containers": [overlay, other]}},
+    }
+    made = trainer(workers)
+    assert made["resources"]["limits"]["nvidia.com/gpu"] == count
+    run = a_run(workers)
+    assert (gpus(run.spec), devices_per_node(run)) == (count, count)
