@@ -14,7 +14,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from daybreak_operator import sizing
-from daybreak_operator.api.status import TERMINAL, AttemptStatus
+from daybreak_operator.api.status import TERMINAL, AttemptStatus, TrainingRunStatus
 from daybreak_operator.attempt import with_job
 from daybreak_operator.children.config import config_map, network_policy, service
 from daybreak_operator.children.job import devices_per_node, job
@@ -197,8 +197,20 @@ def _release(draft: Draft) -> None:
     """Notes that nothing is left of an attempt that is over: until now it held its devices."""
     attempt: AttemptStatus | None = draft.get("current_attempt")
     if attempt is not None and attempt.ended_time is not None and attempt.released_time is None:
-        draft.former = attempt.model_copy(update={"released_time": draft.now})
+        released = _known_to_be_gone_by(draft.stored) or draft.now
+        draft.former = attempt.model_copy(update={"released_time": released})
         draft.values["current_attempt"] = draft.former
+
+
+def _known_to_be_gone_by(stored: TrainingRunStatus) -> str | None:
+    """Of a suspended run that a version from before `releasedTime` has seen without pods: how far
+    its ledger goes. The days since then were not held."""
+    truths = {
+        condition.type: (condition.status, condition.reason) for condition in stored.conditions
+    }
+    if truths.get("Suspended") != ("True", "Suspended") or stored.ledger is None:
+        return None
+    return stored.ledger.accounted_until
 
 
 def _is_left(job: JobView) -> bool:

@@ -226,6 +226,25 @@ def test_suspend_commits_and_resume_goes_on() -> None:
     assert told == [f"spec.suspend is false: training goes on from step {step}"]
 
 
+def test_days_of_suspension_are_not_held_after_an_upgrade() -> None:
+    """A version from before `releasedTime` has left it out where its workers were long gone."""
+    made = history()
+    made.suspend(True)
+    made.operator.advance(60)
+    before = made.status["ledger"]
+    old = dict(made.status)
+    old["currentAttempt"] = {k: v for k, v in old["currentAttempt"].items() if k != "releasedTime"}
+    made.down(10)
+    made.operator.advance(86400)
+    made.api._write({**made.api.run, "status": old})  # type: ignore[dict-item]
+    made.operator.advance(10)
+    made.suspend(False)
+    made.operator.advance(1)
+    after = made.status["ledger"]
+    assert after["lostSeconds"]["suspended"] > 86400
+    assert after["lostSeconds"]["stopping"] == before["lostSeconds"]["stopping"] > 0
+
+
 def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
     """After a commit, not charged."""
     made = history(4)
