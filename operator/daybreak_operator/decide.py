@@ -21,7 +21,7 @@ from daybreak_operator.children.job import devices_per_node, job
 from daybreak_operator.children.queueing import refusal
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import after_end, fail, overdue, without_workers
+from daybreak_operator.ending import after_end, fail, overdue, release, without_workers
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import JobView, Observation
 from daybreak_operator.preparing import paused, prepared
@@ -65,7 +65,7 @@ def _without_job(draft: Draft) -> Decision:
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
     if at_work or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)
-    _release(draft)
+    release(draft, _known_to_be_gone_by(draft.stored) or draft.now)
     if run.spec.suspend:
         if not _ended(draft.get("current_attempt")):
             end_attempt(draft, expected=True)  # its Job was never seen
@@ -191,15 +191,6 @@ def _waiting_for_pods(draft: Draft) -> Decision:
         draft.note("Warning", "JobAdopted", f"Job {newest.name} is this run's, and went unrecorded")
     strays = tuple(JobRef.of(job) for job in live)
     return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
-
-
-def _release(draft: Draft) -> None:
-    """Notes that nothing is left of an attempt that is over: until now it held its devices."""
-    attempt: AttemptStatus | None = draft.get("current_attempt")
-    if attempt is not None and attempt.ended_time is not None and attempt.released_time is None:
-        released = _known_to_be_gone_by(draft.stored) or draft.now
-        draft.former = attempt.model_copy(update={"released_time": released})
-        draft.values["current_attempt"] = draft.former
 
 
 def _known_to_be_gone_by(stored: TrainingRunStatus) -> str | None:

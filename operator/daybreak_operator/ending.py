@@ -6,12 +6,20 @@ from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.policies import FailureClass
-from daybreak_operator.api.status import TERMINAL, FailureStatus, WorkersStatus
+from daybreak_operator.api.status import (
+    TERMINAL,
+    AttemptStatus,
+    FailureStatus,
+    TrainingRunStatus,
+    WorkersStatus,
+)
 from daybreak_operator.decision import Decision, JobRef, PodRef, concluded
 from daybreak_operator.draft import Draft
+from daybreak_operator.ledger import account
 from daybreak_operator.observation import Observation, PodView
 from daybreak_operator.restarts import MAX_FAILURE, end_attempt
 from daybreak_operator.text import plain
+from daybreak_trainer.contract import rfc3339
 
 _POLL_SECONDS = 5.0
 _CLASSES: dict[str, FailureClass] = {"InvalidRecipe": "User", "PreparationFailed": "Data"}
@@ -39,6 +47,8 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     attempt = draft.get("current_attempt")
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
+    if all(pod.over for pod in draft.observation.pods):
+        release(draft, draft.now)
     failure = draft.get("last_failure")
     if failure is None or failure.attempt != draft.stored.attempt:
         # No attempt's end, but what ended the run: people look there first.
@@ -54,6 +64,14 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     draft.settle("Failed", reason, message)
     draft.note("Warning", reason, message)
     return concluded(draft)
+
+
+def release(draft: Draft, time: str) -> None:
+    """Notes that nothing is left of an attempt that is over: until `time` it held its devices."""
+    attempt: AttemptStatus | None = draft.get("current_attempt")
+    if attempt is not None and attempt.ended_time is not None and attempt.released_time is None:
+        draft.former = attempt.model_copy(update={"released_time": time})
+        draft.values["current_attempt"] = draft.former
 
 
 def without_workers(draft: Draft) -> None:
@@ -96,12 +114,31 @@ def after_end(seen: Observation) -> Decision:
     if left is not None and again is None:
         again = max(left, _POLL_SECONDS)
     return Decision(
-        status,
+        _settled(seen) if failed and not alive else status,
         delete_jobs=jobs,
         delete_pods=pods,
         delete_run=left is not None and left <= 0 and not ending,
         again_seconds=again,
     )
+
+
+def _settled(seen: Observation) -> TrainingRunStatus:
+    """A failed run's status, once its last worker is gone: until then it held its devices, and the
+    ledger, which was closed when the run failed, goes on to there. Written once.
+
+    The end of the grace period is the latest that counts: nobody may have looked since then.
+    """
+    status, attempt = seen.run.status, seen.run.status.current_attempt
+    if attempt is None or status.completion_time is None:
+        return status
+    held = attempt.admitted_time is not None and attempt.ended_time is not None
+    if not held or attempt.released_time is not None:
+        return status
+    grace = timedelta(seconds=seconds(seen.run.spec.termination_grace_period))
+    gone = min(seen.now, datetime.fromisoformat(status.completion_time) + grace)
+    released = attempt.model_copy(update={"released_time": rfc3339(gone, "seconds")})
+    ledger = account(seen.run, attempt, released, None, gone)
+    return status.model_copy(update={"current_attempt": released, "ledger": ledger})
 
 
 def _still_prepares(seen: Observation) -> tuple[JobRef, ...]:

@@ -443,7 +443,8 @@ def test_an_image_that_is_not_there_fails_the_run_with_its_cause() -> None:
 def test_limits_end_a_run_whose_workers_do_not(
     limit: dict[str, Any], reason: str, seconds: int
 ) -> None:
-    """Ten minutes after those that workers know of themselves."""
+    """Ten minutes after those that workers know of themselves. What the last of them take to go is
+    in the ledger as well."""
     health = spec_of()["healthPolicy"] | {"startupDeadline": "2h"}
     made = History(spec_of(healthPolicy=health, **limit), 2)
     made.operator.advance(5)
@@ -455,6 +456,9 @@ def test_limits_end_a_run_whose_workers_do_not(
     assert condition(made, "Failed")["reason"] == reason
     made.operator.advance(120)
     assert not [pod for pod in made.cluster.pods.values() if not pod.over]
+    ledger = made.status["ledger"]
+    assert abs(ledger["heldSeconds"] - made.cluster.held_seconds) <= 4
+    assert ledger["accountedUntil"] > made.status["completionTime"]
 
 
 @pytest.mark.parametrize("policy", ["Running", "All", "None"])
