@@ -84,7 +84,7 @@ def classify(
     """
     silent = [p for p in pods if not p.over and (p.node_silent or p.node in lost_nodes)]
     if gone := [p for p in silent if p.deleting or p.disrupted is not None]:
-        return _node_lost(min(gone, key=lambda pod: pod.index))
+        return node_lost(min(gone, key=lambda pod: pod.index))
     failed = [pod for pod in pods if pod.phase == "Failed" or pod.exit_code not in (None, 0)]
     if not failed:
         return _job_failure(job) if not any(not pod.over for pod in pods) else None
@@ -92,7 +92,7 @@ def classify(
     if not telling and any(not pod.over and pod not in silent for pod in pods):
         return None
     if not telling and silent:
-        return _node_lost(silent[0])
+        return node_lost(silent[0])
     if not telling and len({pod.index for pod in pods}) < job.parallelism:
         # Who had failed by itself would still be there.
         return _pods_lost("a worker's pod was removed, and the others lost it")
@@ -174,7 +174,8 @@ def _pods_lost(message: str) -> Failure:
     return Failure("uncharged", "PodsLost", message, "Interruption")
 
 
-def _node_lost(pod: PodView) -> Failure:
+def node_lost(pod: PodView) -> Failure:
+    """Of a pod whose node is not heard from: the run's attempt is over, free of charge."""
     return Failure(
         "uncharged",
         "NodeLost",

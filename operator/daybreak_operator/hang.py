@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.status import AttemptStatus
 from daybreak_operator.draft import Draft
-from daybreak_operator.failures import Failure
+from daybreak_operator.failures import Failure, node_lost
 from daybreak_operator.observation import PodView
 from daybreak_operator.remedies import of_start
 
@@ -91,6 +91,9 @@ def _advanced(draft: Draft) -> datetime | None:
 
 
 def _failure(draft: Draft, zero: PodView | None, reason: str, message: str) -> Failure:
+    """Of a deadline that has passed: a worker on a node that is not heard from has not hung."""
+    if zero is not None and (zero.node_silent or zero.node in draft.observation.lost_nodes):
+        return node_lost(zero)
     return Failure(
         "charged",
         reason,

@@ -420,6 +420,18 @@ def test_a_ready_worker_that_cannot_be_reached_is_left_alone() -> None:
     assert (made.status["phase"], made.status["attempt"]) == ("Complete", 1)
 
 
+def test_a_worker_on_a_node_that_went_silent_has_not_hung() -> None:
+    """It could not be reached before, so its clock has run out when its node is missed: that is not
+    charged."""
+    made = history(2, {"nodes": 1})
+    made.unreachable(200)
+    made.operator.advance(150)
+    made.node_down(0)
+    made.operator.advance(150)
+    assert made.status["lastFailure"]["reason"] == "NodeLost"
+    assert (made.status["restarts"], made.status["interruptions"]) == (0, 1)
+
+
 def test_an_image_that_is_not_there_fails_the_run_with_its_cause() -> None:
     """After imagePullDeadline; until then it is said in condition Degraded."""
     made = History(spec_of(), 2)
