@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cache import Body
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.decision import Decision
+from daybreak_operator.log import describe
+
+_log = logging.getLogger(__name__)
 
 
 def stored(decision: Decision) -> dict[str, Any]:
@@ -23,18 +31,25 @@ async def act(
     decision: Decision,
     written: Callable[[str, Body], None] = lambda version, body: None,
     *,
-    latest: bool = False,
+    sure_until: float = 0.0,
+    insist: bool = True,
 ) -> None:
     """Events, then the status, then children, then Jobs, pods, and at last the run itself.
-    `written` is told which version of the run got a new status, and the run with it. `latest`: the
-    run is what our own write has just made it.
+    `written` is told which version of the run got a new status, and the run with it. Until
+    `sure_until` (monotonic clock) the run is what our own write has made it. Without `insist` an
+    Event that cannot be written is given up.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
         ForeignObjectError: a child's name is taken.
     """
     for note in decision.events:
-        await cluster.record(run, note)
+        try:
+            await cluster.record(run, note)
+        except (ApiException, ClientError, OSError) as error:
+            if insist:
+                raise
+            _log.warning("Event %s is given up: %s", note.reason, describe(error))
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
         written(run.resource_version, await cluster.write_status(run, after))
@@ -46,7 +61,7 @@ async def act(
     if decision.create_job is not None:
         # No status goes with it that would conflict, and our view of the run may be an old one:
         # this number's Job may have come and gone since.
-        if not latest:
+        if time.monotonic() >= sure_until:
             await cluster.confirm(run)
         await cluster.ensure(run, decision.create_job)
     for job in decision.delete_jobs:

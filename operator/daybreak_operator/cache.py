@@ -20,6 +20,8 @@ class Cache:
     def __init__(self) -> None:
         self.runs: dict[Key, Body] = {}
         self._children: dict[str, dict[Key, dict[str, Body]]] = {"Job": {}, "Pod": {}}
+        self._overwritten: dict[Key, set[str]] = {}
+        """Versions that our own writes replaced, whose events may still be on their way."""
         self.used_names: dict[Key, None] = {}
         """Of runs that were there before this operator, or were deleted: an older run's pods may
         still be at work under such a name, and the watches have not told."""
@@ -35,10 +37,15 @@ class Cache:
             self.used_names[key] = None
             if len(self.used_names) > _MAX_USED_NAMES:
                 del self.used_names[next(iter(self.used_names))]
+        version = body["metadata"]["resourceVersion"]
         if kind != "DELETED":
+            if version in self._overwritten.get(key, ()):
+                return key  # late: what we wrote over it is known
+            self._overwritten.pop(key, None)
             self.runs[key] = slim(body)
         elif _uid(self.runs.get(key)) == _uid(body):
             del self.runs[key]
+            self._overwritten.pop(key, None)
             self._last_words.pop(key, None)
         return key
 
@@ -57,6 +64,7 @@ class Cache:
         known = self.runs.get(key)
         if known is not None and known["metadata"]["resourceVersion"] == version:
             self.runs[key] = slim(body)
+            self._overwritten.setdefault(key, set()).add(version)
 
     def child_event(self, kind: str, event: str | None, body: Body) -> Key | None:
         """Notes a Job's or pod's event; returns the key of its run, if it names one."""

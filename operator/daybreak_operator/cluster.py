@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from aiohttp import ClientError
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -20,6 +21,7 @@ from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.children.queueing import held_back
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
+from daybreak_operator.log import describe
 from daybreak_operator.observation import FixedRecipe, JobView, owner_uid
 from daybreak_operator.requests import path, request
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
@@ -203,10 +205,9 @@ class Cluster:
                 if not (more := pods["metadata"].get("continue")):
                     return found
                 page["continue"] = more
-        except ApiException as error:
-            if error.status == 403:
-                return None
-            raise
+        except (ApiException, ClientError, OSError) as error:
+            _unless_usual("nodes and pods", error, (403,))
+            return None
 
     async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
         """Why Kueue holds a Job back; None where it has not said yet, is not installed, or where
@@ -214,10 +215,9 @@ class Cluster:
         mine = f"kueue.x-k8s.io/job-uid={job.uid}"
         try:
             found = await self._call("GET", path("workloads", run.namespace), labelSelector=mine)
-        except ApiException as error:
-            if error.status in (403, 404):
-                return None
-            raise
+        except (ApiException, ClientError, OSError) as error:
+            _unless_usual("Workloads", error, (403, 404))
+            return None
         return held_back(found["items"])
 
     async def recipe(self, run: TrainingRun, recipe_hash: str) -> FixedRecipe | None:
@@ -278,6 +278,12 @@ class Cluster:
                 _log.warning("Event %s was refused: %s", note.reason, _said(error))
             elif error.status != 409:
                 raise
+
+
+def _unless_usual(what: str, error: Exception, usual: tuple[int, ...]) -> None:
+    """Logs why something could not be read that a run can go on without."""
+    if not (isinstance(error, ApiException) and error.status in usual):
+        _log.warning("%s cannot be read: %s", what, describe(error))
 
 
 def _said(error: ApiException) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
@@ -21,12 +21,12 @@ from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError, RefusedObjectError
 from daybreak_operator.decide import decide
-from daybreak_operator.draft import EventNote
+from daybreak_operator.eventlog import EventLog
 from daybreak_operator.leader import NotLeadingError
 from daybreak_operator.log import about, describe
 from daybreak_operator.observe import Observer
 from daybreak_operator.pace import PROGRESS_SECONDS, Pace, tells_only
-from daybreak_operator.unreadable import report
+from daybreak_operator.standstill import FAILING, INVALID, Trouble, report
 from daybreak_operator.workqueue import WorkQueue
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,20 @@ _RESYNC_SECONDS = 600.0
 _CONFLICT_SECONDS = 5.0
 _MOST_STEPS = 4
 """Of a look, each of which follows from what the one before has written."""
-_MAX_TOLD = 256
-"""Events of a run that are remembered."""
+_SURE_SECONDS = 2.0
+"""For which a run is taken to be what our own write has made it."""
+_FAILURES_IN_A_ROW = 5
+"""Looks, after which no Event is insisted on, and the run's own status tells of the trouble."""
+_REPORT_SECONDS = 60.0
+_REPORT_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A run's status that was written."""
+
+    version: str
+    at: float = field(default_factory=time.monotonic)
 
 
 class Controller:
@@ -56,9 +68,9 @@ class Controller:
         self.queue: WorkQueue[Key] = WorkQueue()
         self._troubles: dict[Key, ForeignObjectError | RefusedObjectError] = {}
         """What kept a child from being made, for the next look to tell."""
-        self._told: dict[Key, set[tuple[str, EventNote]]] = {}
-        """Events that are on record, with their run's UID, so each look need not send them again.
-        Only that is saved: a second Event of the same name would be refused."""
+        self._events = EventLog()
+        self._reported: dict[Key, float] = {}
+        """When a run whose looks fail was last told so (monotonic clock)."""
         self._workers: list[asyncio.Task[None]] = []
         self._resync: asyncio.Task[None] | None = None
 
@@ -116,6 +128,8 @@ class Controller:
                     # Of the API server and the network much is expected; of ourselves nothing.
                     ours = not isinstance(error, ApiException | ClientError | OSError)
                     _log.warning("%s; again in %.1f s", describe(error), again, exc_info=ours)
+                    if self.queue.failures(key) >= _FAILURES_IN_A_ROW:
+                        await self._tell_failing(key, describe(error))
                 finally:
                     self.queue.done(key)
                     metrics.RECONCILE_SECONDS.observe(time.monotonic() - started)
@@ -126,16 +140,16 @@ class Controller:
         """Looks at one run and does what is to be done, and what follows from that; returns when to
         look again."""
         again: float | None = 0.0
-        made: str | None = None
+        made: _Made | None = None
         for _ in range(_MOST_STEPS):
             again, made = await self._step(key, made)
             if made is None or self.queue.closed:
                 break
         return again
 
-    async def _step(self, key: Key, made: str | None) -> tuple[float | None, str | None]:
-        """`made` is the run's version that the step before has written. Returns when to look again,
-        and the version that this one has written where something follows from it."""
+    async def _step(self, key: Key, made: _Made | None) -> tuple[float | None, _Made | None]:
+        """`made` is what the step before has written. Returns when to look again, and what this one
+        has written where something follows from it."""
         body = self._cache.runs.get(key)
         if body is None:
             self._forget(key)
@@ -143,28 +157,35 @@ class Controller:
         try:
             run = TrainingRun.of(body)
         except InvalidRunError as error:
-            await self._cannot_read(body, str(error))
+            _log.error("the run cannot be read: %s", error)
+            await self._tell(body, INVALID, str(error))
             return None, None
         latest = self._pace.latest(key, run)
         seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
         decision = decide(seen)
         if decision is None:
             return None, None
-        versions: list[str] = []
+        written: list[_Made] = []
 
         def wrote(before: str, body: Body) -> None:
             self._cache.wrote(before, body)
             self._pace.written(key)
-            versions.append(body["metadata"]["resourceVersion"])
+            written.append(_Made(body["metadata"]["resourceVersion"]))
 
-        told = self._told.setdefault(key, set())
-        news = tuple(note for note in decision.events if (run.uid, note) not in told)
+        news = self._events.news(key, run.uid, decision.events)
         decision = replace(decision, events=news)
         if (left := self._pace.hold(key, run, decision)) > 0:
             return min(left, decision.again_seconds or left), None
         try:
-            own = run.resource_version == made
-            await act(self._cluster, run, decision, wrote, latest=own)
+            own = made is not None and run.resource_version == made.version
+            await act(
+                self._cluster,
+                run,
+                decision,
+                wrote,
+                sure_until=made.at + _SURE_SECONDS if made and own else 0.0,
+                insist=self.queue.failures(key) < _FAILURES_IN_A_ROW,
+            )
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             # The change that won is on its way to us as an event; should it not come, we ask again.
@@ -172,25 +193,35 @@ class Controller:
         except (ForeignObjectError, RefusedObjectError) as error:
             self._troubles[key] = error
             return 0.0, None
-        if len(told) > _MAX_TOLD:
-            told.clear()  # they are told by name, so once more is no second Event
-        told.update((run.uid, note) for note in news)
+        self._events.recorded(key, run.uid, news)
         if decision.again_seconds is None and not tells_only(run.status, decision.status):
             # What follows is done now: the event of our own write wakes nobody.
-            return 0.0, versions[-1]
+            return 0.0, written[-1]
         return decision.again_seconds, None
 
-    async def _cannot_read(self, body: Body, problem: str) -> None:
-        _log.error("the run cannot be read: %s", problem)
+    async def _tell(self, body: Body, trouble: Trouble, problem: str) -> None:
         try:
-            await report(self._cluster, body, problem)
+            await report(self._cluster, body, trouble, problem)
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
 
+    async def _tell_failing(self, key: Key, problem: str) -> None:
+        """Now and then, and as well as can be: what the looks fail of may stop this too."""
+        now, body = time.monotonic(), self._cache.runs.get(key)
+        if body is None or now < self._reported.get(key, 0.0) + _REPORT_SECONDS:
+            return
+        self._reported[key] = now
+        try:
+            async with asyncio.timeout(_REPORT_TIMEOUT_SECONDS):
+                await self._tell(body, FAILING, problem)
+        except (ApiException, ClientError, OSError, NotLeadingError) as error:
+            _log.warning("that could not be told either: %s", describe(error))
+
     def _forget(self, key: Key) -> None:
         """The run is gone."""
-        for memory in (self._troubles, self._told):
-            memory.pop(key, None)
+        self._troubles.pop(key, None)
+        self._reported.pop(key, None)
+        self._events.forget(key)
         self._pace.forget(key)
         self.queue.forget(key)
         self._observer.forget(key)

@@ -80,7 +80,7 @@ class Observer:
         jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
         has_job = settled or any(job.attempt == run.status.attempt for job in jobs)
-        mine = (p for p in pods if p.attempt == run.status.attempt and not p.stray)
+        mine = (p for p in pods if p.attempt == run.status.attempt and not (p.stray or p.prepares))
         zero = next((pod for pod in mine if pod.index == 0 and not pod.over), None)
         room = None if settled else await self._room(key, run, pods, recipe)
         held = next((j for j in jobs if j.attempt == run.status.attempt and j.suspended), None)

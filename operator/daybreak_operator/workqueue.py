@@ -104,6 +104,10 @@ class WorkQueue(Generic[K]):
         self._failures[key] += 1
         return back_off_seconds(self._failures[key]) * self._dice.uniform(0.5, 1.0)
 
+    def failures(self, key: K) -> int:
+        """How many in a row."""
+        return self._failures[key]
+
     def succeeded(self, key: K) -> None:
         self._failures.pop(key, None)
 

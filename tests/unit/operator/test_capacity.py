@@ -111,6 +111,17 @@ async def test_a_cluster_of_many_pods_is_read_in_pages() -> None:
     assert [query["limit"] for query in asked] == ["500", "500"]
 
 
+@pytest.mark.parametrize("status", [403, 500])
+async def test_a_run_goes_on_without_what_cannot_be_read(status: int) -> None:
+    """Neither rights that are not there nor a webhook that is away may stop a look."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"message": "conversion webhook"}, status=status)
+
+    async with api_server(answer) as api:
+        assert await Cluster(api).inventory() is None
+
+
 def test_nodes_that_do_not_answer_or_exist_are_lost() -> None:
     """Those that hold the run's pods."""
     left = Inventory([node("a"), node("b", "Unknown"), node("c", "False")])

@@ -105,6 +105,7 @@ class Server:
     asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
     refusal: str | None = None
     """What it says to every new Job."""
+    refusal_status: int = 422
     event_refusal: int | None = None
     seconds: float = 0.0
     """How long a write takes."""
@@ -120,7 +121,7 @@ class Server:
         if request.method != "GET":
             body = await request.json() if request.can_read_body else None
             if request.method == "POST" and request.path.endswith("/jobs") and self.refusal:
-                return web.json_response({"message": self.refusal}, status=422)
+                return web.json_response({"message": self.refusal}, status=self.refusal_status)
             if request.path.endswith("/events") and self.event_refusal is not None:
                 message = {"message": "exceeded quota: few-events"}
                 return web.json_response(message, status=self.event_refusal)
@@ -450,6 +451,33 @@ async def test_many_events_do_not_add_up_to_many_looks() -> None:
     assert last - first > 2
 
 
+async def test_looks_that_keep_failing_are_told_in_the_run() -> None:
+    """A webhook that does not answer is the API server's error, and nothing of the run's is wrong:
+    but its user must be able to see why nothing happens."""
+    said = 'failed calling webhook "mjob.kb.io": no endpoints'
+    server = Server(refusal=said, refusal_status=500)
+    server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
+    async with serving(server, _between_attempts("then")) as controller:
+        controller.start()
+        while not (told := [body for method, _, body in server.writes if method == "PATCH"]):
+            await asyncio.sleep(0.05)
+    (condition,) = told[0]["status"]["conditions"]
+    assert (condition["type"], condition["reason"]) == ("Degraded", "ReconcileFailed")
+    assert said in condition["message"]
+    assert len(told) == 1
+
+
+async def test_events_that_cannot_be_written_stop_nothing_for_long() -> None:
+    """They may be kept in an etcd of their own, and that one may be away."""
+    server, cache = Server(event_refusal=500), Cache()
+    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    async with serving(server, cache) as controller:
+        controller.start()
+        while "jobs" not in server.written():
+            await asyncio.sleep(0.05)
+    assert "events" not in server.written()
+
+
 async def test_nodes_are_read_once_for_all_runs_that_wait_for_one() -> None:
     """A hundred runs that lost nodes must not list the whole cluster's pods a hundred times."""
     server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
@@ -570,6 +598,21 @@ def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
     cache.run_event("MODIFIED", version("10"))
     cache.wrote("8", version("9"))
     assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
+
+
+def test_a_late_event_does_not_undo_an_answer() -> None:
+    """The events of our own writes come after their answers, one after the other."""
+    cache = Cache()
+    cache.run_event(None, RUN)
+    for before, after in (("7", "8"), ("8", "9")):
+        newer = _changed(RUN)
+        newer["metadata"]["resourceVersion"] = after
+        cache.wrote(before, newer)
+    for version, known in (("8", "9"), ("9", "9"), ("10", "10")):
+        told = _changed(RUN)
+        told["metadata"]["resourceVersion"] = version
+        cache.run_event("MODIFIED", told)
+        assert cache.runs[KEY]["metadata"]["resourceVersion"] == known
 
 
 @pytest.mark.parametrize("refusal", [403, 429])

@@ -1,22 +1,43 @@
-"""What is told of a run that the schema let through and this operator cannot read.
+"""What is told of a run for which nothing can be decided: this operator cannot read it, or its
+looks fail one after the other.
 
-An older operator may meet a newer one's run: so nothing of it is replaced, and it does not fail.
+An older operator may meet a newer one's run, and what fails may be the cluster's: so nothing of the
+run is replaced, and it does not fail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.draft import EventNote
 from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
-_CONDITION, _REASON = "Degraded", "InvalidRun"
-_REMEDY = "nothing is done for this run until that is corrected, or read by another version"
+_CONDITION = "Degraded"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    reason: str
+    remedy: str
+
+
+INVALID = Trouble(
+    "InvalidRun",
+    "nothing is done for this run until that is corrected, or read by another version",
+)
+FAILING = Trouble(
+    "ReconcileFailed",
+    "nothing is done for this run until that is over; it is tried again and again",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,7 @@ class _Named:
     uid: str
 
 
-async def report(cluster: Cluster, body: Mapping[str, Any], problem: str) -> None:
+async def report(cluster: Cluster, body: Mapping[str, Any], trouble: Trouble, problem: str) -> None:
     """An Event and the condition `Degraded`, both once for one problem.
 
     Raises:
@@ -42,16 +63,17 @@ async def report(cluster: Cluster, body: Mapping[str, Any], problem: str) -> Non
     condition = {
         "type": _CONDITION,
         "status": "True",
-        "reason": _REASON,
-        "message": f"{plain(problem, 800)}; {_REMEDY}",
+        "reason": trouble.reason,
+        "message": f"{plain(problem, 800)}; {trouble.remedy}",
         "lastTransitionTime": before["lastTransitionTime"] if held else now,
         "observedGeneration": metadata.get("generation", 0),
     }
     if condition == before:
         return
     run = _Named(metadata["namespace"], metadata["name"], metadata["uid"])
-    note = EventNote("Warning", _REASON, condition["message"], status.get("attempt", 0))
-    await cluster.record(run, note)
+    note = EventNote("Warning", trouble.reason, condition["message"], status.get("attempt", 0))
+    with suppress(ApiException, ClientError, OSError):  # it may be Events that cannot be written
+        await cluster.record(run, note)
     others = [c for c in told if c.get("type") != _CONDITION]
     await cluster.patch_status(
         run,
