@@ -71,7 +71,7 @@ def _without_job(draft: Draft) -> Decision:
             end_attempt(draft, expected=True)  # its Job was never seen
         without_workers(draft)
         draft.settle("Suspended", "Suspended", "spec.suspend is true")
-        return concluded(draft, delete_jobs=paused(draft))
+        return paused(draft)
     if (limit := reached(draft, at_work=False)) is not None:
         return fail(draft, limit.reason, limit.message)
     if seen.recipe is None:

@@ -1,8 +1,8 @@
 """`data.prepare`: the dataset is made before the first attempt. Pure.
 
-Its Job is made once, under a name of its own, and made again where somebody deleted it or the run
-was suspended meanwhile: pods go on where those before them were stopped. When it is done, that is
-on record, and the data is not looked at again.
+Its Job is made once, under a name of its own, and made again where somebody deleted it, the run was
+suspended meanwhile, or a dead node holds one of its pods: pods go on where those before them were
+stopped. When it is done, that is on record, and the data is not looked at again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from daybreak_operator.api.status import PreparationStatus
 from daybreak_operator.children.prepare import prepare_job
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import fail
+from daybreak_operator.ending import fail, overdue
+from daybreak_operator.observation import PreparationView
 from daybreak_operator.remedies import of_placement, of_start
 
 _POLL_SECONDS = 15.0
@@ -38,6 +39,12 @@ def prepared(draft: Draft) -> Decision | None:
         return concluded(draft, 0.0)
     if view is None:
         return Decision(run.status, create_job=prepare_job(run), again_seconds=_POLL_SECONDS)
+    if stuck := overdue(draft.observation):
+        # Its finalizer would keep them and the Job wait for them: it is made anew.
+        why = f"pod {stuck[0].name} did not end in its grace period: the Job is made anew"
+        draft.note("Warning", "PodForced", why)
+        draft.settle("Preparing", "PreparingData", why)
+        return concluded(draft, _POLL_SECONDS, delete_jobs=_unless_going(view), delete_pods=stuck)
     draft.settle("Preparing", "PreparingData", f"Job {view.name} prepares the data")
     _told_what_it_waits_for(draft)
     return concluded(draft, _POLL_SECONDS)
@@ -62,9 +69,14 @@ def _told_what_it_waits_for(draft: Draft) -> None:
         draft.degraded(reason, f"pod {pod.name}: {why}")
 
 
-def paused(draft: Draft) -> tuple[JobRef, ...]:
-    """Jobs to delete while the run is suspended: what they have made so far stays."""
+def paused(draft: Draft) -> Decision:
+    """The run is suspended: its Job goes, and what it has made so far stays."""
     view = draft.observation.preparation
-    if view is None or view.deleting or view.done:
-        return ()
-    return (JobRef.of(view),)
+    if view is None or view.done:
+        return concluded(draft)
+    stuck = overdue(draft.observation)
+    return concluded(draft, _POLL_SECONDS, delete_jobs=_unless_going(view), delete_pods=stuck)
+
+
+def _unless_going(view: PreparationView) -> tuple[JobRef, ...]:
+    return () if view.deleting else (JobRef.of(view),)

@@ -161,3 +161,36 @@ def test_what_preparation_waits_for_is_said() -> None:
     (condition,) = (c for c in waits.conditions if c.type == "Degraded")
     assert condition.reason == "PreparationWaits"
     assert condition.message.startswith("pod p: no node; each of spec.data.prepare.nodes (1) asks")
+
+
+def test_a_pod_on_a_dead_node_does_not_hold_up_preparation() -> None:
+    """A minute after its grace period it is forced, and the Job, which would wait for it, goes."""
+    body = {
+        "metadata": {
+            "name": "p",
+            "uid": "p",
+            "labels": {"daybreak.dev/role": "prepare"},
+            "deletionTimestamp": "2026-01-01T00:02:00Z",
+        },
+        "status": {
+            "phase": "Running",
+            "conditions": [
+                {
+                    "type": "DisruptionTarget",
+                    "status": "True",
+                    "reason": "DeletionByTaintManager",
+                }
+            ],
+        },
+    }
+    pods = (PodView.of(body),)
+    status = look(TrainingRunStatus(), None).status
+    patient = look(status, JOB, 150, pods)
+    assert (patient.delete_jobs, patient.delete_pods) == ((), ())
+    for suspend in (False, True):
+        forced = look(status, JOB, 190, pods, suspend=suspend)
+        assert len(forced.delete_jobs) == 1
+        assert [pod.at_once for pod in forced.delete_pods] == [True]
+        going = look(status, replace(JOB, deleting=True), 190, pods, suspend=suspend)
+        assert going.delete_jobs == ()
+        assert len(going.delete_pods) == 1
