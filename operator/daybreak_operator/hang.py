@@ -67,10 +67,7 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
             remedy = f"{of_start(seen.run.spec, pod)}, then suspend the run and resume it"
             reason = (pod.waiting or "").partition(":")[0]
             draft.degraded(reason, f"pod {pod.name}: {remedy}: {pod.waiting}")
-    silent = [pod for pod in pods if pod.node_silent or (pod.node in seen.lost_nodes)]
-    for pod in silent:
-        if not pod.over:
-            draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
+    told_of_silence(draft, pods)
     advanced = _advanced(draft)
     heard = draft.heard
     if heard is None and advanced is not None and seen.now - advanced > _SILENCE:
@@ -81,6 +78,14 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
             f"rank {straggler.rank} of worker {straggler.worker} takes much longer than the others "
             "for its part of a step; a busy or throttled device, or a slow link of its node",
         )
+
+
+def told_of_silence(draft: Draft, pods: Sequence[PodView]) -> None:
+    """Condition Degraded: a node of these pods does not answer."""
+    for pod in pods:
+        silent = pod.node_silent or pod.node in draft.observation.lost_nodes
+        if silent and not pod.over:
+            draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
 
 
 def _advanced(draft: Draft) -> datetime | None:

@@ -12,6 +12,7 @@ from daybreak_operator.children.prepare import prepare_job
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import fail, overdue
+from daybreak_operator.hang import told_of_silence
 from daybreak_operator.observation import PreparationView
 from daybreak_operator.remedies import of_placement, of_start
 
@@ -46,6 +47,7 @@ def prepared(draft: Draft) -> Decision | None:
         draft.settle("Preparing", "PreparingData", why)
         return concluded(draft, _POLL_SECONDS, delete_jobs=_unless_going(view), delete_pods=stuck)
     draft.settle("Preparing", "PreparingData", f"Job {view.name} prepares the data")
+    told_of_silence(draft, [pod for pod in draft.observation.pods if pod.prepares])
     _told_what_it_waits_for(draft)
     return concluded(draft, _POLL_SECONDS)
 

@@ -187,6 +187,8 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_preparation() -> None:
     status = look(TrainingRunStatus(), None).status
     patient = look(status, JOB, 150, pods)
     assert (patient.delete_jobs, patient.delete_pods) == ((), ())
+    (condition,) = (c for c in patient.status.conditions if c.type == "Degraded")
+    assert condition.reason == "NodeSilent"
     for suspend in (False, True):
         forced = look(status, JOB, 190, pods, suspend=suspend)
         assert len(forced.delete_jobs) == 1
