@@ -9,6 +9,7 @@ from daybreak_operator.api.policies import FailureClass
 from daybreak_operator.api.status import (
     TERMINAL,
     AttemptStatus,
+    CheckpointStatus,
     FailureStatus,
     TrainingRunStatus,
     WorkersStatus,
@@ -113,8 +114,10 @@ def after_end(seen: Observation) -> Decision:
     left = (since + timedelta(seconds=ttl) - seen.now).total_seconds() if ttl is not None else None
     if left is not None and again is None:
         again = max(left, _POLL_SECONDS)
+    if failed:
+        status = _with_last_commit(seen, status if alive else _settled(seen))
     return Decision(
-        _settled(seen) if failed and not alive else status,
+        status,
         delete_jobs=jobs,
         delete_pods=pods,
         delete_run=left is not None and left <= 0 and not ending,
@@ -139,6 +142,27 @@ def _settled(seen: Observation) -> TrainingRunStatus:
     released = attempt.model_copy(update={"released_time": rfc3339(gone, "seconds")})
     ledger = account(seen.run, attempt, released, None, gone)
     return status.model_copy(update={"current_attempt": released, "ledger": ledger})
+
+
+def _with_last_commit(seen: Observation, status: TrainingRunStatus) -> TrainingRunStatus:
+    """With the commit that the workers of a failed run made when they were asked to end: another
+    run goes on from it."""
+    zeros = (p for p in seen.pods if p.attempt == status.attempt and p.index == 0)
+    words = [p.termination for p in zeros if p.termination and not (p.stray or p.prepares)]
+    told = next((word.checkpoint for word in words if word.checkpoint), None)
+    known = status.checkpoint
+    if told is None or (known is not None and told.step <= known.step):
+        return status
+    commit = CheckpointStatus(step=told.step, time=told.time, url=told.url)
+    conditions = tuple(
+        condition.model_copy(
+            update={"status": "True", "last_transition_time": rfc3339(seen.now, "seconds")}
+        )
+        if condition.type == "CheckpointHealthy" and condition.status != "True"
+        else condition
+        for condition in status.conditions
+    )
+    return status.model_copy(update={"checkpoint": commit, "conditions": conditions})
 
 
 def _still_prepares(seen: Observation) -> tuple[JobRef, ...]:

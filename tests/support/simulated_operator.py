@@ -242,11 +242,20 @@ class Api:
 
 
 def _check_settled(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """A failed run's ledger is closed when its last worker is gone, once; nothing else changes."""
-    attempt = before["currentAttempt"]
-    assert (before["phase"], attempt.get("releasedTime")) == ("Failed", None), "it was over"
-    released = attempt | {"releasedTime": after["currentAttempt"]["releasedTime"]}
-    settled = {"ledger": after["ledger"], "currentAttempt": released}
+    """A failed run's ledger is closed when its last worker is gone, once, and the last commit is
+    told; nothing else changes."""
+    assert before["phase"] == "Failed", "it was over"
+    attempt, released = before["currentAttempt"], after["currentAttempt"]
+    settled = {"checkpoint": after.get("checkpoint", before.get("checkpoint"))}
+    if released != attempt:
+        assert "releasedTime" not in attempt, "it was settled"
+        times = {"releasedTime": released["releasedTime"]}
+        settled |= {"ledger": after["ledger"], "currentAttempt": attempt | times}
+    if (commit := settled["checkpoint"]) is None:
+        del settled["checkpoint"]
+    elif (known := before.get("checkpoint")) != commit:
+        assert known is None or commit["step"] > known["step"], "an older commit"
+        settled["conditions"] = after["conditions"]
     assert after == {**before, **settled}, f"a terminal status changed: {before} to {after}"
 
 

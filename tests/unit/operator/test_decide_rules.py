@@ -474,6 +474,18 @@ def test_limits_end_a_run_whose_workers_do_not(
 
 
 @pytest.mark.parametrize("policy", ["Running", "All", "None"])
+def test_a_run_that_a_limit_ends_names_its_last_commit(policy: str) -> None:
+    """Which its workers make when they are asked to end, after the run has failed: another run
+    resumes from there."""
+    made = history(activeDeadline="70s", cleanPodPolicy=policy)
+    made.operator.advance(120)
+    assert condition(made, "Failed")["reason"] == "DeadlineExceeded"
+    last = made.cluster.storage.newest(made.api.run["metadata"]["uid"])  # type: ignore[index]
+    assert last is not None
+    assert made.status["checkpoint"]["step"] == last.step > made.status["progress"]["step"]
+
+
+@pytest.mark.parametrize("policy", ["Running", "All", "None"])
 @pytest.mark.parametrize("code", [0, 65])
 def test_what_remains_when_a_run_is_over(policy: str, code: int) -> None:
     """All: nothing. Else: the Job and the pods that ended, with their logs; none at work."""
