@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from random import Random
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.status import AttemptStatus, FailureStatus, SuspectNode
@@ -16,6 +17,8 @@ MAX_FAILURE = 2048
 """Characters of a failure's sentence; the CRD takes no more."""
 _MAX_TIMES = 1000
 _MAX_NODES = 64
+_SPREAD = 0.25
+"""Share of a pause that runs do not have in common."""
 _MANY = 3
 """Endings in a row without a new commit that are worth a word."""
 
@@ -129,9 +132,13 @@ def _charge(draft: Draft, failure: Failure, progressed: bool) -> tuple[str, str]
 
 
 def _pause_seconds(draft: Draft, fruitless: int) -> float:
-    backoff = draft.observation.run.spec.failure_policy.backoff
+    run = draft.observation.run
+    backoff = run.spec.failure_policy.backoff
     doublings = min(fruitless - 1, 16)
-    return min(seconds(backoff.initial) * 2.0**doublings, seconds(backoff.max))
+    longest = min(seconds(backoff.initial) * 2.0**doublings, seconds(backoff.max))
+    # Runs that ended together, each with a part of the nodes that all want, must not meet again.
+    dice = Random(f"{run.uid}/{run.status.attempt}")
+    return longest * (1 - _SPREAD * dice.random())
 
 
 def _suspect(draft: Draft, failure: Failure) -> None:

@@ -19,7 +19,8 @@ FAILURE_CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)
 
 
 class Backoff(ApiModel):
-    """The pause before an attempt that follows one without a new checkpoint: doubled each time."""
+    """The pause before an attempt that follows one without a new checkpoint: doubled each time, and
+    shorter by up to a quarter, so that runs which ended together do not meet again."""
 
     initial: Duration = Field(
         default="10s", description="Before the first of them; after a new checkpoint there is none."

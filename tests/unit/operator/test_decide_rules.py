@@ -121,7 +121,7 @@ def test_a_commit_resets_what_counts_attempts_without_one() -> None:
 
 
 def test_the_back_off_doubles_up_to_its_limit() -> None:
-    """While nothing new is committed."""
+    """While nothing new is committed; runs do not have a quarter of it in common."""
     backoff = {"initial": "10s", "max": "30s"}
     made = history(failurePolicy=FREE | {"maxRestarts": 9, "backoff": backoff})
     ends, waited = [], []
@@ -133,7 +133,8 @@ def test_the_back_off_doubles_up_to_its_limit() -> None:
             made.operator.advance(1)
         waited.append(made.cluster.now - ends[-1])
         made.operator.advance(25)
-    assert [round(seconds, -1) for seconds in waited] == [10, 20, 30, 30]
+    for seconds, longest in zip(waited, [10, 20, 30, 30], strict=True):
+        assert 0.75 * longest - 3 <= seconds <= longest + 3
 
 
 @pytest.mark.parametrize("code", [75, 143])
@@ -542,7 +543,7 @@ def test_clocks_of_workers_do_not_move_the_ledger(skew: float) -> None:
     made.operator.advance(350)
     ledger = made.status["ledger"]
     assert made.status["phase"] == "Complete"
-    assert abs(ledger["heldSeconds"] - made.cluster.held_seconds) <= 5
+    assert abs(ledger["heldSeconds"] - made.held_seconds) <= 5
     assert ledger["productiveSeconds"] > 200
     assert ledger["lostSeconds"]["startup"] < 30
 
