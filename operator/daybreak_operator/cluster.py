@@ -90,11 +90,15 @@ class Cluster:
         try:
             await self._call("POST", path(resource, run.namespace), body)
         except ApiException as error:
-            if error.status in _REFUSALS:
-                raise RefusedObjectError(f"{kind} {name}: {_said(error)}") from error
-            if error.status != 409:
+            if error.status not in (409, *_REFUSALS):
                 raise
-            found = await self._call("GET", path(resource, run.namespace, name))
+            # A quota that is used up, or a webhook, refuses also what is there already.
+            try:
+                found = await self._call("GET", path(resource, run.namespace, name))
+            except ApiException as unseen:
+                if error.status in _REFUSALS and unseen.status in (403, 404):
+                    raise RefusedObjectError(f"{kind} {name}: {_said(error)}") from error
+                raise
             if owner_uid(found["metadata"]) != run.uid:
                 raise ForeignObjectError(
                     f"{kind} {name} exists and does not belong to this run; rename or delete it."

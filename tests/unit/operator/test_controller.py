@@ -140,6 +140,8 @@ class Server:
         if "/configmaps/" in request.path:
             found = self.configs.get(name)
             return web.json_response(found or {}, status=200 if found else 404)
+        if "/jobs/" in request.path:
+            return web.json_response({}, status=404)
         if "/trainingruns/" in request.path:
             metadata = RUN["metadata"] | {"resourceVersion": self.version}
             return web.json_response(RUN | {"metadata": metadata})
