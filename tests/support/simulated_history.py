@@ -1,14 +1,19 @@
-"""One run, its simulated cluster and its operator: what may be done to them, and what must hold in
+"""Runs, their simulated cluster and their operator: what may be done to them, and what must hold in
 the end."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from simulated_cluster import Node, SimulatedCluster
-from simulated_operator import TERMINAL, Api, SimulatedOperator, attempt_of
-from simulated_training import BATCH, TOTAL_STEPS, Commit, Exit
+from simulated_api import KEY, TERMINAL, Api, attempt_of
+from simulated_cluster import SimulatedCluster
+from simulated_objects import Job, Key, Node, Pod
+from simulated_operator import SimulatedOperator
+from simulated_training import BATCH, TOTAL_STEPS, Commit, Exit, Gang
 
+from daybreak_operator.observation import prepares
 from daybreak_trainer.contract import Termination
 
 CHARGED_CODES = (1, 139, 134, 76)
@@ -20,15 +25,26 @@ END_REASONS = {
     "ImagePullFailed",
     "DeadlineExceeded",
     "BudgetExhausted",
+    "PreparationFailed",
 }
+Neighbour = Literal["plain", "prepares", "brief", "greedy", "denied", "unreadable"]
+"""Another run of the cluster: one like the first; one whose data is prepared; one that is deleted
+when it is over; and those that never end: it wants more nodes than there are, a webhook denies its
+Jobs, it cannot be read."""
+HOSTILE: tuple[Neighbour, ...] = ("greedy", "denied", "unreadable")
+NEIGHBOUR_KEYS: tuple[Key, ...] = (("m", "r"), ("n", "r-1"))
+"""The first run's name, elsewhere; and the name of its first Job."""
 
 
 def spec_of(**changes: Any) -> dict[str, Any]:
     """A spec as the API server stores it, with short clocks."""
     workers = {"image": "i", "nodes": 2} | changes.pop("workers", {})
+    data: dict[str, Any] = {"streams": [{"url": "s3://d"}]}
+    if (nodes := changes.pop("prepare", None)) is not None:
+        data["prepare"] = {"source": "digits", "nodes": nodes}
     return {
         "workers": workers,
-        "data": {"streams": [{"url": "s3://d"}]},
+        "data": data,
         "recipe": {"preset": "smoke"},
         "checkpoint": {"storage": "s3://c", "interval": "30s"},
         "failurePolicy": {
@@ -50,37 +66,93 @@ def spec_of(**changes: Any) -> dict[str, Any]:
     }
 
 
-class History:
-    """One run, its cluster and its operator, and what was done to them."""
+def _neighbour(kind: Neighbour) -> dict[str, Any]:
+    changes: dict[Neighbour, dict[str, Any]] = {
+        "prepares": {"prepare": 1},
+        "brief": {"ttlSecondsAfterFinished": 60},
+        "greedy": {"workers": {"nodes": 8}},
+        "unreadable": {"scaleCooldown": "soon"},
+    }
+    return spec_of(**changes.get(kind, {}))
 
-    def __init__(self, spec: dict[str, Any], nodes: int, **cluster: Any) -> None:
+
+class History:
+    """Runs, their cluster and their operator, and what was done to them. The first run is the one
+    that is meant where none is named."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        nodes: int,
+        neighbours: Sequence[Neighbour] = (),
+        refused: tuple[str, int] | None = None,
+        **cluster: Any,
+    ) -> None:
         names = [f"node-{number}" for number in range(nodes)]
-        self.spec = spec
         self.cluster = SimulatedCluster({name: Node(name) for name in names}, **cluster)
         self.api = Api(self.cluster)
-        self.api.create(spec)
+        self.kinds = dict(zip(NEIGHBOUR_KEYS, neighbours, strict=False))
+        self.specs = {KEY: spec} | {key: _neighbour(kind) for key, kind in self.kinds.items()}
+        for key, its in self.specs.items():
+            self.api.create(its, key)
+        self.api.denied = {key for key, kind in self.kinds.items() if kind == "denied"}
         self.operator = SimulatedOperator(self.api)
-        self.chargeable = 0
-        self.slack = 0.0
+        self.chargeable: Counter[Key] = Counter()
+        self.slack: defaultdict[Key, float] = defaultdict(float)
         """Seconds by which the operator's count of what was held may be off."""
+        self.target = KEY
+        if refused is not None:
+            self.refuse(refused)
 
     @property
     def status(self) -> dict[str, Any]:
-        return (self.api.run or {}).get("status") or {}
+        return self.status_of(KEY)
 
-    def happen(self, after_seconds: int, event: tuple[str, Any]) -> None:
+    def status_of(self, key: Key) -> dict[str, Any]:
+        """As it is, or was when the run went."""
+        return self.api.lasts[key].get("status") or {}
+
+    @property
+    def held_seconds(self) -> float:
+        return self.cluster.held_seconds[self.uid(KEY)]
+
+    def uid(self, key: Key) -> str:
+        return str(self.api.lasts[key]["metadata"]["uid"])
+
+    @property
+    def ending(self) -> list[Key]:
+        """Runs that come to an end."""
+        return [key for key in self.specs if self.kinds.get(key) not in HOSTILE]
+
+    def happen(self, after_seconds: int, event: tuple[str, Any], which: int = 0) -> None:
+        """To the first run, or to another one where there is one."""
         self.operator.advance(after_seconds)
+        self.target = list(self.specs)[which % len(self.specs)]
         what, value = event
         getattr(self, what)(value)
+
+    def _jobs(self) -> list[Job]:
+        return [job for job in self.cluster.jobs.values() if job.run == self.target]
+
+    def _pods(self) -> list[Pod]:
+        return [pod for pod in self.cluster.pods.values() if pod.job.run == self.target]
+
+    def _at_work(self, number: int) -> Pod | None:
+        pods = [pod for pod in self._pods() if pod.runs]
+        return pods[number % len(pods)] if pods else None
+
+    def _all_are_slack(self, seconds: float) -> None:
+        for key in self.specs:
+            self.slack[key] += seconds
 
     # --- what may happen --------------------------------------------------------------------------
 
     def pod_ends(self, value: tuple[int, int]) -> None:
         index, code = value
-        pod = next((p for p in self.cluster.pods.values() if p.index == index and p.runs), None)
+        pod = self._at_work(index)
         if pod is None:
             return
-        self.chargeable += code in CHARGED_CODES or code == 137
+        self.chargeable[self.target] += code in CHARGED_CODES or code == 137
         reason = "BadData" if code == 65 else "Broken"
         told = Termination(reason=reason, message="why", exit_code=code)
         # A kernel's kill leaves no message.
@@ -88,53 +160,72 @@ class History:
         pod.end(how, self.cluster.now)
 
     def out_of_memory(self, index: int) -> None:
-        pod = next((p for p in self.cluster.pods.values() if p.index == index and p.runs), None)
+        pod = self._at_work(index)
         if pod is not None:
-            self.chargeable += 1
+            self.chargeable[self.target] += 1
             pod.end(Exit(137, "OOMKilled"), self.cluster.now)
 
+    def bad_data(self, _: int) -> None:
+        """What is to be prepared is of no use."""
+        pod = next((pod for pod in self._pods() if pod.runs and pod.job.prepares), None)
+        if pod is not None:
+            told = Termination(reason="BadData", message="no captions", exit_code=65)
+            pod.end(Exit(65, message=told.to_json()), self.cluster.now)
+
     def hang(self, _: int) -> None:
-        for job in self.cluster.jobs.values():
-            self.chargeable += not job.gang.hung
-            job.gang.hung = True
-            self.slack += 30
+        for job in self._jobs():
+            if isinstance(job.gang, Gang):
+                self.chargeable[self.target] += not job.gang.hung
+                job.gang.hung = True
+                self.slack[self.target] += 30
 
     def node_down(self, index: int) -> None:
         node = self.cluster.nodes[f"node-{index % len(self.cluster.nodes)}"]
         if node.down_since is None:
             node.down_since = self.cluster.now
-        self.slack += 180
+        self._all_are_slack(180)
 
     def node_up(self, index: int) -> None:
         self.cluster.node_up(self.cluster.nodes[f"node-{index % len(self.cluster.nodes)}"])
 
     def suspend(self, wanted: bool) -> None:
-        self.api.edit(suspend=wanted)
+        self.api.edit(self.target, suspend=wanted)
 
     def scale(self, nodes: int) -> None:
-        if self.api.run is not None:
-            workers = self.api.run["spec"]["workers"]
+        run = self.api.runs.get(self.target)
+        if run is not None and self.kinds.get(self.target) not in HOSTILE:
+            workers = run["spec"]["workers"]
             nodes = min(max(nodes, workers.get("minNodes", 1)), workers.get("maxNodes", nodes))
-            self.api.edit(workers=workers | {"nodes": nodes})
+            self.api.edit(self.target, workers=workers | {"nodes": nodes})
 
     def limit(self, field: dict[str, Any]) -> None:
-        self.api.edit(**field)
+        if self.kinds.get(self.target) not in HOSTILE:
+            self.api.edit(self.target, **field)
 
     def delete_job(self, propagation: str) -> None:
-        for name in list(self.cluster.jobs):
-            self.cluster.delete_job(name, propagation)
+        for job in self._jobs():
+            self.cluster.delete_job(job.key, propagation)
 
     def delete_pod(self, index: int) -> None:
-        pods = [pod for pod in self.cluster.pods.values() if pod.index == index % 2]
-        for pod in pods:
-            self.cluster.delete_pod(pod.name, at_once=index > 1)
+        for pod in self._pods():
+            if pod.index == index % 2:
+                self.cluster.delete_pod(pod.key, at_once=index > 1)
 
     def evict(self, _: int) -> None:
         self.cluster.evict()
-        self.slack += 15
+        self._all_are_slack(15)
 
     def image(self, exists: bool) -> None:
         self.cluster.image_exists = exists
+
+    def refuse(self, value: tuple[str, int]) -> None:
+        """A quota of the run's namespace is used up for so many seconds."""
+        kind, seconds = value
+        namespace, until = self.target[0], self.cluster.now + seconds
+        if kind == "Pod":
+            self.cluster.no_pods_until[namespace] = until
+        else:
+            self.api.no_more[namespace, kind] = until
 
     def unreachable(self, seconds: int) -> None:
         self.api.unreachable_until = self.cluster.now + seconds
@@ -142,7 +233,7 @@ class History:
     def late(self, value: tuple[str, int]) -> None:
         kind, seconds = value
         self.operator.late_until[kind] = self.cluster.now + seconds
-        self.slack += seconds
+        self._all_are_slack(seconds)
 
     def relist(self, kind: str) -> None:
         self.operator.relist(kind)
@@ -153,72 +244,121 @@ class History:
     def touch(self, _: int) -> None:
         """Somebody else writes to the run; the operator's next write conflicts."""
         self.late(("Run", 2))
-        self.api.edit()
-        self.operator.dirty = True
+        self.api.edit(self.target)
+        self.operator.dirty.add(self.target)
 
     def die(self, effects: int) -> None:
         self.operator.kill_after = effects
-        self.operator.dirty = True
-        self.slack += 10
+        self.operator.dirty.add(self.target)
+        self._all_are_slack(10)
 
     def down(self, seconds: int) -> None:
         self.operator.die(seconds)
-        self.slack += seconds
+        self._all_are_slack(seconds)
 
     def recreate(self, _: int) -> None:
         """Deletes the run and makes another of its name at once."""
-        self.api.delete()
+        self.api.delete(self.target)
         self.operator.publish()
-        self.chargeable, self.slack = 0, 60.0
-        self.api.create(self.spec)
+        self.chargeable[self.target], self.slack[self.target] = 0, 60.0
+        self.api.create(self.specs[self.target], self.target)
 
     # --- what must hold in the end ----------------------------------------------------------------
 
-    def calm(self, seconds: int = 2 * 3600) -> None:
-        """All is well again, and time goes by."""
-        for node in self.cluster.nodes.values():
-            self.cluster.node_up(node)
+    def calm(self, seconds: int = 4 * 3600) -> None:
+        """All is well again, but for runs that are hostile by themselves, and for a node that is
+        down for good where there are enough others; and time goes by."""
+        for number, node in enumerate(self.cluster.nodes.values()):
+            if number or len(self.cluster.nodes) < 3:
+                self.cluster.node_up(node)
+        nodes = sum(node.down_since is None for node in self.cluster.nodes.values())
         self.cluster.image_exists = self.cluster.admits = True
         self.api.unreachable_until = 0.0
-        self.api.edit(suspend=False)
-        self.scale(min(self.spec["workers"]["nodes"], len(self.cluster.nodes)))
+        self.api.no_more, self.cluster.no_pods_until = {}, {}
+        for key in self.specs:
+            self.target = key
+            self.api.edit(key, suspend=False)
+            self.scale(min(self.specs[key]["workers"]["nodes"], nodes))
         until = self.cluster.now + seconds
-        while self.cluster.now < until and self.status.get("phase") not in TERMINAL:
+        while self.cluster.now < until and not all(map(self._is_over, self.ending)):
             self.operator.advance(100)
-        self.operator.advance(100)
+        self.operator.advance(max(0.0, self.operator.down_until - self.cluster.now) + 300)
+
+    def _is_over(self, key: Key) -> bool:
+        return self.status_of(key).get("phase") in TERMINAL
 
     def check(self) -> None:
-        status, api = self.status, self.api
-        assert status["phase"] in TERMINAL, (status, list(self.cluster.pods.values()))
+        for key in self.ending:
+            self._check_end(key)
+        for key, kind in self.kinds.items():
+            if kind in HOSTILE and not self._is_over(key):
+                self._check_hostile(key, kind)
+
+    def _check_hostile(self, key: Key, kind: Neighbour) -> None:
+        """It says what it waits for."""
+        told = {c["type"]: c for c in self.status_of(key)["conditions"]}
+        if kind == "unreadable":
+            assert told["Degraded"]["reason"] == "InvalidRun"
+        elif kind == "denied":
+            assert told["Running"]["reason"] == "ObjectRefused"
+        else:
+            uid = self.uid(key)
+            said = {
+                condition["reason"]
+                for owner, status in self.api.statuses
+                for condition in status["conditions"]
+                if owner == uid and condition["type"] == "Running"
+            }
+            assert said & {"Unschedulable", "Queued"}, said
+
+    def _check_end(self, key: Key) -> None:
+        status, uid, api = self.status_of(key), self.uid(key), self.api
+        working = [p for p in self.cluster.pods.values() if p.job.run == key and not p.over]
+        assert status["phase"] in TERMINAL, (key, status, working)
         conditions = {c["type"]: c for c in status["conditions"]}
         assert conditions[status["phase"]]["status"] == "True"
-        uid = api.run["metadata"]["uid"]  # type: ignore[index]
         if status["phase"] == "Failed":
             assert conditions["Failed"]["reason"] in END_REASONS, conditions["Failed"]
         else:
             commits = self.cluster.storage.commits[uid]
             _check_lineage(max(commits, key=lambda commit: commit.step))
         charged = len(status.get("restartTimes", ()))
-        assert charged <= self.chargeable, "an interruption was charged"
-        assert not [p for p in self.cluster.pods.values() if not p.over], "workers remain"
+        assert charged <= self.chargeable[key], "an interruption was charged"
+        assert not working, "workers remain"
         names = [
             attempt_of(body)
             for body in api.created
             if body["metadata"]["ownerReferences"][0]["uid"] == uid
+            and not prepares(body["metadata"])
         ]
         assert names == sorted(names)
         if not self.cluster.skew:
-            slack = self.slack + 25 * (1 + status["attempt"])
+            slack = self.slack[key] + 25 * (1 + status["attempt"])
             held = status["ledger"]["heldSeconds"]
-            assert abs(held - self.cluster.held_seconds) <= slack
+            assert abs(held - self.cluster.held_seconds[uid]) <= slack
+        ttl = api.lasts[key]["spec"].get("ttlSecondsAfterFinished")
+        assert (key in api.runs) == (ttl is None), "it is left after its time, or went before"
+        if ttl is not None:
+            assert uid in api.expired
+            self._check_nothing_left(key)
 
     def check_deletion(self) -> None:
-        """Nothing is left of the run, and nothing is made for it any more."""
-        self.api.delete()
+        """Nothing is left of the runs, and nothing is made for them any more."""
+        for key in self.specs:
+            self.api.delete(key)
         self.operator.advance(60)
+        for key in self.specs:
+            self._check_nothing_left(key)
+
+    def _check_nothing_left(self, key: Key) -> None:
+        cluster, uid = self.cluster, self.uid(key)
+        jobs = [job.name for job in cluster.jobs.values() if job.owner_uid == uid]
         # Pods that a user has orphaned are theirs.
-        pods = [pod for pod in self.cluster.pods.values() if pod.owned]
-        assert (self.cluster.jobs, pods, self.cluster.configs) == ({}, [], {})
+        pods = [p.name for p in cluster.pods.values() if p.job.owner_uid == uid and p.owned]
+        owners = [
+            body["metadata"]["ownerReferences"][0]["uid"] for body in cluster.objects.values()
+        ]
+        assert (jobs, pods, uid in owners) == ([], [], False), (jobs, pods, owners)
 
 
 def _check_lineage(commit: Commit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from daybreak_trainer.contract import CheckpointRef, Progress, Termination, rfc3
 START = datetime(2026, 1, 1, tzinfo=UTC)
 TOTAL_STEPS, STEPS_PER_SECOND, BATCH = 240, 1.0, 8
 STARTUP_SECONDS, COMMIT_SECONDS, STOP_SECONDS, PEER_SECONDS = 15, 30, 8, 20
+PREPARE_SECONDS, PREPARE_STOP_SECONDS = 90, 2
 WATCHDOG_SECONDS = 600
 """Longer than the operator waits: both ways out of a hang are tried."""
 
@@ -42,9 +44,40 @@ class Storage:
     """Commits by run UID; the newest is where an attempt begins."""
 
     commits: dict[str, list[Commit]] = field(default_factory=dict)
+    prepared: defaultdict[tuple[str, int], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
+    """Seconds of work by run UID and index, of those that prepare its data."""
 
     def newest(self, uid: str) -> Commit | None:
         return max(self.commits.get(uid, []), key=lambda commit: commit.step, default=None)
+
+
+@dataclass
+class Preparation:
+    """The pods that prepare a run's data, each by itself; it goes on where one before it was."""
+
+    uid: str
+    size: int
+    storage: Storage
+
+    def advance(self, pods: Sequence[Any], now: float, seconds: float) -> int:
+        """Lets time pass; 0, for nothing trains."""
+        for pod in pods:
+            if not pod.runs:
+                continue
+            self.storage.prepared[self.uid, pod.index] += seconds
+            if self.storage.prepared[self.uid, pod.index] >= PREPARE_SECONDS:
+                pod.end(Exit(0, "Completed"), now)
+            elif pod.deleted_at is not None and now - pod.deleted_at >= PREPARE_STOP_SECONDS:
+                told = Termination(reason="Terminated", message="told to stop", exit_code=143)
+                pod.end(Exit(143, message=told.to_json()), now)
+        return 0
+
+    @property
+    def done(self) -> bool:
+        told = (self.storage.prepared[self.uid, index] for index in range(self.size))
+        return all(seconds >= PREPARE_SECONDS for seconds in told)
 
 
 @dataclass

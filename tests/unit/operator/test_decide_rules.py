@@ -58,7 +58,7 @@ def test_a_recipe_that_cannot_be_ends_the_run_before_anything_is_made() -> None:
     made.operator.advance(5)
     assert condition(made, "Failed")["reason"] == "InvalidRecipe"
     assert "schedule.cooldownShare" in condition(made, "Failed")["message"]
-    assert (made.api.created, made.cluster.configs, made.cluster.pods) == ([], {}, {})
+    assert (made.api.created, made.cluster.objects, made.cluster.pods) == ([], {}, {})
 
 
 @pytest.mark.parametrize("code", sorted(FINAL_EXIT_CODES))
@@ -470,7 +470,7 @@ def test_limits_end_a_run_whose_workers_do_not(
     made.operator.advance(120)
     assert not [pod for pod in made.cluster.pods.values() if not pod.over]
     ledger = made.status["ledger"]
-    assert abs(ledger["heldSeconds"] - made.cluster.held_seconds) <= 4
+    assert abs(ledger["heldSeconds"] - made.held_seconds) <= 4
     assert ledger["accountedUntil"] > made.status["completionTime"]
 
 
