@@ -22,7 +22,7 @@ from daybreak_operator.children.queueing import held_back
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
 from daybreak_operator.log import describe
-from daybreak_operator.observation import FixedRecipe, JobView, owner_uid
+from daybreak_operator.observation import FixedRecipe, JobView, PreparationView, owner_uid
 from daybreak_operator.requests import path, request
 from daybreak_trainer.contract import RECIPE_PATH, rfc3339
 
@@ -213,7 +213,7 @@ class Cluster:
             _unless_usual("nodes and pods", error, (403,))
             return None
 
-    async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
+    async def queue_says(self, run: TrainingRun, job: JobView | PreparationView) -> str | None:
         """Why Kueue holds a Job back; None where it has not said yet, is not installed, or where
         the operator may not read its Workloads."""
         mine = f"kueue.x-k8s.io/job-uid={job.uid}"

@@ -174,22 +174,30 @@ class PreparationView:
     """Why it failed, in a sentence."""
     deleting: bool = False
     uid: str = ""
+    suspended: bool = False
+    """By a queue such as Kueue."""
+    lacks_pods: bool = False
+    """Some of those that are still to do their part are not there."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any], pods: Sequence[PodView]) -> PreparationView:
         """Of its Job, and of its pods that are still known."""
-        metadata = body["metadata"]
-        conditions = true_conditions(body.get("status") or {})
+        metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+        conditions = true_conditions(status)
         failed = conditions.get("Failed")
         words = [p for p in pods if p.prepares and p.phase == "Failed" and p.termination]
         first = min(words, key=lambda pod: str(pod.finished_at), default=None)
         sentence = first.termination.message if first and first.termination else None
+        alive = sum(pod.prepares and not (pod.over or pod.stray) for pod in pods)
+        wanted = int(spec.get("completions", 0)) - int(status.get("succeeded", 0))
         return cls(
             name=metadata["name"],
             done="Complete" in conditions,
             failed=(sentence or failed.get("message", "its pods failed")) if failed else None,
             deleting="deletionTimestamp" in metadata,
             uid=metadata["uid"],
+            suspended=bool(spec.get("suspend")),
+            lacks_pods=alive < wanted,
         )
 
 

@@ -83,7 +83,8 @@ class Observer:
         mine = (p for p in pods if p.attempt == run.status.attempt and not (p.stray or p.prepares))
         zero = next((pod for pod in mine if pod.index == 0 and not pod.over), None)
         room = None if settled else await self._room(key, run, pods, recipe)
-        held = next((j for j in jobs if j.attempt == run.status.attempt and j.suspended), None)
+        made = next((j for j in jobs if j.attempt == run.status.attempt), seen.preparation)
+        held = made if made is not None and made.suspended else None
         return Observation(
             run=run,
             recipe=recipe,

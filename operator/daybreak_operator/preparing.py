@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from daybreak_operator.api.status import PreparationStatus
 from daybreak_operator.children.prepare import prepare_job
+from daybreak_operator.conditions import Truth
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import fail, overdue
@@ -17,6 +18,7 @@ from daybreak_operator.observation import PreparationView
 from daybreak_operator.remedies import of_placement, of_start
 
 _POLL_SECONDS = 15.0
+_QUEUE_SECONDS = 30.0
 
 
 def prepared(draft: Draft) -> Decision | None:
@@ -46,10 +48,24 @@ def prepared(draft: Draft) -> Decision | None:
         draft.note("Warning", "PodForced", why)
         draft.settle("Preparing", "PreparingData", why)
         return concluded(draft, _POLL_SECONDS, delete_jobs=_unless_going(view), delete_pods=stuck)
-    draft.settle("Preparing", "PreparingData", f"Job {view.name} prepares the data")
+    if view.suspended:
+        return _queued(draft, view)
+    text = f"Job {view.name} prepares the data"
+    if view.lacks_pods:
+        text += f"; not all its pods are there: `kubectl describe job {view.name}` says why"
+    draft.settle("Preparing", "PreparingData", text)
     told_of_silence(draft, [pod for pod in draft.observation.pods if pod.prepares])
     _told_what_it_waits_for(draft)
     return concluded(draft, _POLL_SECONDS)
+
+
+def _queued(draft: Draft, view: PreparationView) -> Decision:
+    text = f"Job {view.name}, which prepares the data, waits for its queue to admit it"
+    if (why := draft.observation.queue_says) is not None:
+        text += f": {why}"
+    draft.settle("Preparing", "Queued", text)
+    draft.truths["Admitted"] = Truth("False", "Queued", text)
+    return concluded(draft, _QUEUE_SECONDS)
 
 
 def _told_what_it_waits_for(draft: Draft) -> None:

@@ -24,7 +24,7 @@ from daybreak_operator.capacity import Inventory
 from daybreak_operator.cluster import ConflictError, ForeignObjectError, Named, RefusedObjectError
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
-from daybreak_operator.observation import FixedRecipe, JobView, prepares
+from daybreak_operator.observation import FixedRecipe, JobView, PreparationView, prepares
 from daybreak_trainer.contract import LABEL_ATTEMPT, Progress
 
 KEY = (NAMESPACE, NAME)
@@ -205,7 +205,7 @@ class Api:
     async def missing(self, run: TrainingRun, kind: str, name: str) -> bool:
         return name in self.absent
 
-    async def queue_says(self, run: TrainingRun, job: JobView) -> str | None:
+    async def queue_says(self, run: TrainingRun, job: JobView | PreparationView) -> str | None:
         return "not enough quota"
 
     async def record(self, run: Named, note: EventNote) -> None:

@@ -107,9 +107,14 @@ class Job:
             conditions.append({"type": "Complete", "status": "True"})
         return {
             "metadata": metadata,
-            "spec": {"parallelism": self.size, "suspend": self.suspended},
+            "spec": {
+                "parallelism": self.size,
+                "completions": self.size,
+                "suspend": self.suspended,
+            },
             "status": {
                 "conditions": conditions,
+                "succeeded": len(self.completed),
                 "completedIndexes": ",".join(str(index) for index in sorted(self.completed)),
             },
         }

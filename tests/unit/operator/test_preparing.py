@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
@@ -30,6 +32,7 @@ def look(
     view: PreparationView | None,
     later: int = 0,
     pods: tuple[PodView, ...] = (),
+    queue_says: str | None = None,
     **spec: Any,
 ) -> Decision:
     start = datetime(2026, 1, 1, tzinfo=UTC)
@@ -56,6 +59,7 @@ def look(
         progress=None,
         now=start + timedelta(seconds=later),
         preparation=view,
+        queue_says=queue_says,
     )
     decision = decide(seen)
     assert decision is not None
@@ -161,6 +165,24 @@ def test_what_preparation_waits_for_is_said() -> None:
     (condition,) = (c for c in waits.conditions if c.type == "Degraded")
     assert condition.reason == "PreparationWaits"
     assert condition.message.startswith("pod p: no node; each of spec.data.prepare.nodes (1) asks")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"completions": 2, "suspend": True}, "waits for its queue to admit it: no quota"),
+        ({"completions": 2}, "`kubectl describe job r-prepare` says why"),
+    ],
+)
+def test_a_job_without_pods_names_what_it_waits_for(spec: dict[str, Any], said: str) -> None:
+    """A queue that has not admitted it, or a quota that refuses its pods."""
+    view = PreparationView.of({"metadata": {"name": "r-prepare", "uid": "p"}, "spec": spec}, [])
+    status = look(look(TrainingRunStatus(), None).status, view, 5, queue_says="no quota").status
+    assert status.phase == "Preparing"
+    (condition,) = (c for c in status.conditions if c.type == "Running")
+    assert said in condition.message
+    (condition,) = (c for c in status.conditions if c.type == "Admitted")
+    assert (said in condition.message) == bool(spec.get("suspend"))
 
 
 def test_a_pod_on_a_dead_node_does_not_hold_up_preparation() -> None:
