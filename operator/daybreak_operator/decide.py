@@ -29,7 +29,8 @@ from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_uns
 
 __all__ = ["Decision", "decide"]
 
-_POLL_SECONDS = 1.0
+_MIN_POLL_SECONDS, _MAX_POLL_SECONDS = 1.0, 15.0
+_POLLS_OF_AGE = 10.0
 _MISSING_RETRY_SECONDS = 5.0
 _REFUSED_RETRY_SECONDS = 30.0
 _RETRIES_OF_AGE = 20.0
@@ -190,7 +191,16 @@ def _waiting_for_pods(draft: Draft) -> Decision:
         draft.values["attempt"] = newest.attempt
         draft.note("Warning", "JobAdopted", f"Job {newest.name} is this run's, and went unrecorded")
     strays = tuple(JobRef.of(job) for job in live)
-    return concluded(draft, _POLL_SECONDS, delete_jobs=strays, delete_pods=stuck)
+    return concluded(draft, _until_gone(draft), delete_jobs=strays, delete_pods=stuck)
+
+
+def _until_gone(draft: Draft) -> float:
+    """Watches tell of a pod's end; asking is for one that they missed, and costs two lists each
+    time: seldom where pods have been there for long."""
+    attempt = draft.get("current_attempt")
+    ended = datetime.fromisoformat(attempt.ended_time) if attempt and attempt.ended_time else None
+    age = draft.observation.now - (ended or draft.observation.run.created)
+    return min(max(age.total_seconds() / _POLLS_OF_AGE, _MIN_POLL_SECONDS), _MAX_POLL_SECONDS)
 
 
 def _known_to_be_gone_by(stored: TrainingRunStatus) -> str | None:

@@ -168,8 +168,7 @@ def _with_last_commit(seen: Observation, status: TrainingRunStatus) -> TrainingR
 def _still_prepares(seen: Observation) -> tuple[JobRef, ...]:
     """The Job that prepares the data, while it would replace pods that are deleted."""
     view = seen.preparation
-    at_work = view is not None and not (view.done or view.failed is not None or view.deleting)
-    return (JobRef.of(view),) if view is not None and at_work else ()
+    return (JobRef.of(view),) if view is not None and view.at_work else ()
 
 
 def overdue(seen: Observation) -> tuple[PodRef, ...]:

@@ -200,6 +200,10 @@ class PreparationView:
             lacks_pods=alive < wanted,
         )
 
+    @property
+    def at_work(self) -> bool:
+        return not (self.done or self.failed is not None or self.deleting)
+
 
 @dataclass(frozen=True)
 class FixedRecipe:

@@ -24,7 +24,6 @@ from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster, ForeignObjectError, RefusedObjectError
 from daybreak_operator.observation import (
     FixedRecipe,
-    JobView,
     Observation,
     PodView,
 )
@@ -75,7 +74,7 @@ class Observer:
         """`trouble` is what kept a child from being made just now."""
         seen = _children(run, self._cached(key))
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
-        if not settled and (self._due(key) or not self._undisturbed(run, seen.jobs, seen.pods)):
+        if not settled and (self._due(key) or not self._undisturbed(run, seen)):
             seen = _children(run, await self._ask(key, run))
         jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
@@ -108,21 +107,21 @@ class Observer:
         now = self._monotonic()
         return self._ask_at.setdefault(key, now + _ASK_SECONDS * random.random()) <= now
 
-    def _undisturbed(
-        self, run: TrainingRun, jobs: Iterable[JobView], pods: Iterable[PodView]
-    ) -> bool:
+    def _undisturbed(self, run: TrainingRun, seen: Children) -> bool:
         """Whether what the cache holds leads to nothing that cannot be taken back: the attempt's
-        Job is there and nothing has ended, or all of it is going anyway; or there never was a Job,
-        of this run or of one before it under its name.
+        Job is there and nothing has ended, or all of it is going anyway; or the data is still being
+        prepared; or there never was a Job, of this run or of one before it under its name.
         Where the first one was created and not seen yet, creating it again does nothing."""
-        job = next((j for j in jobs if j.attempt == run.status.attempt), None)
+        job = next((j for j in seen.jobs if j.attempt == run.status.attempt), None)
+        if job is None and run.status.attempt == 0 and seen.preparation is not None:
+            return seen.preparation.at_work
         if job is None:
             first = run.status.attempt <= 1 and run.status.workers is None
             known = (run.namespace, run.name) in self._cache.used_names
             return first and run.spec.data.prepare is None and not known
         if job.deleting:
             return True
-        mine = [pod for pod in pods if pod.attempt == job.attempt and not pod.stray]
+        mine = [pod for pod in seen.pods if pod.attempt == job.attempt and not pod.stray]
         if job.suspended:
             # One that had its nodes was evicted, unless this is what was before.
             attempt = run.status.current_attempt

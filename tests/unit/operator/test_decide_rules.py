@@ -313,6 +313,9 @@ def test_pods_that_a_deleted_job_left_behind_are_waited_for_until_they_end() -> 
     made.operator.advance(20)
     assert names(made) == ["r-1"]
     assert "r-1-0 has lost its Job" in condition(made, "Running")["message"]
+    made.operator.advance(160)
+    assert made.operator.decision is not None
+    assert made.operator.decision.again_seconds == 15  # each look asks for two lists
     for pod in made.cluster.pods.values():
         pod.end(Exit(143), made.cluster.now)
     made.operator.advance(20)
