@@ -34,8 +34,8 @@ def processes(
     """
     found: list[int] = []
     for folder in _container_folders(cluster, namespace, pod):
-        first = int(folder.joinpath("pid").read_text())
-        found += [first, *_descendants(first)]
+        if number := _read(folder / "pid"):  # not yet written, or gone with its container
+            found += [int(number), *_descendants(int(number))]
     chosen = tuple(pid for pid in found if match is None or _matches(pid, match))
     if not chosen:
         what = "no process" if match is None else f"no process that matches {match!r}"

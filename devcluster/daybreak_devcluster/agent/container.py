@@ -137,7 +137,8 @@ class Container:
         sandbox = await start(command, log.feed)
         self._sandbox = sandbox
         self._stopping, self._kill_timer = False, None
-        (around.folder / "pid").write_text(f"{sandbox.pid}\n")
+        if sandbox.pid:
+            (around.folder / "pid").write_text(f"{sandbox.pid}\n")
         state.run()
         probes = self._start_probes()
         around.event("Normal", "Started", f"started container {state.name}")
@@ -153,7 +154,7 @@ class Container:
             if self._kill_timer is not None:
                 self._kill_timer.cancel()
             log.close()
-        (around.folder / "pid").unlink()
+        (around.folder / "pid").unlink(missing_ok=True)
         self._note_end(code, log)
         around.changed()
 
@@ -236,7 +237,7 @@ class Container:
         self._around.event("Warning", "Unhealthy", text)
 
     async def _inside(self, argv: list[str], seconds: float) -> tuple[int, str]:
-        if self._sandbox is None or self._command is None:
+        if self._sandbox is None or not self._sandbox.pid or self._command is None:
             return -1, "the container does not run"
         command = self._command
         return await run_inside(

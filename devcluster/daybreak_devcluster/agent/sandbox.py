@@ -61,8 +61,8 @@ class Sandbox:
         self._process = process
         self._output = output
         self._status = status  # open until the end: bubblewrap writes to it then
-        self._handle = os.pidfd_open(pid) if pid else None
-        self.pid = pid
+        self._handle = _handle(pid)
+        self.pid = 0 if self._handle is None else pid
         """Process 1 of the sandbox as the host numbers it; 0 where it ended at once."""
 
     def send(self, number: signal.Signals) -> None:
@@ -188,6 +188,15 @@ def _in_memory(content: bytes) -> int:
     os.write(descriptor, content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
+
+
+def _handle(pid: int) -> int | None:
+    """What signals are sent by; None where the process has ended and bubblewrap has taken note of
+    it, as it may have before we are told the number."""
+    try:
+        return os.pidfd_open(pid) if pid else None
+    except ProcessLookupError:
+        return None
 
 
 async def _pump(name: str, stream: asyncio.StreamReader, output: Output) -> None:
