@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daybreak_cli.playground import ROOT
 from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.crds import await_crd
 from daybreak_devcluster.ports import free_ports
 
 SYSTEM_NAMESPACE = "daybreak-system"
@@ -32,9 +33,7 @@ def install_rights(cluster: Cluster, folder: Path) -> Path:
     for part in ("namespace", "crd", "rbac"):
         path = str(ROOT / f"manifests/base/{part}.yaml")
         cluster.kubectl("apply", "-n", SYSTEM_NAMESPACE, "-f", path)
-    cluster.kubectl(
-        *("wait", "--for=condition=Established", "crd/trainingruns.daybreak.dev", "--timeout=60s")
-    )
+    await_crd(cluster, "trainingruns.daybreak.dev")
     token = cluster.kubectl(
         "create", "token", "daybreak-operator", "-n", SYSTEM_NAMESPACE, "--duration=12h"
     ).stdout

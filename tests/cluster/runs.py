@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from daybreak_cli.playground import Playground
 from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.crds import await_crd
 from daybreak_trainer.checkpoint import history
 from daybreak_trainer.checkpoint.storage import Storage
 
 ROOT = Path(__file__).parents[2]
+CRD = "trainingruns.daybreak.dev"
 Run = dict[str, Any]
 
 
@@ -22,16 +23,7 @@ def install_rights(cluster: Cluster) -> None:
     base = ROOT / "manifests/base"
     for part in ("namespace", "crd", "rbac"):
         cluster.kubectl("apply", "-n", "daybreak-system", "-f", str(base / f"{part}.yaml"))
-    await_crd(cluster)
-
-
-def await_crd(cluster: Cluster, seconds: float = 60) -> None:
-    """Until runs can be made. On a CRD without conditions yet `kubectl wait` gives up at once."""
-    wait = ("wait", "--for=condition=Established", "crd/trainingruns.daybreak.dev")
-    deadline = time.monotonic() + seconds
-    while cluster.kubectl(*wait, "--timeout=5s", check=False).returncode != 0:
-        assert time.monotonic() < deadline, "the CRD was not established in time"
-        time.sleep(0.1)
+    await_crd(cluster, CRD)
 
 
 class Bench(Playground):

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import await_crd
+from runs import CRD
 
 from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.crds import await_crd
 from daybreak_operator.api import crd
 
 pytestmark = pytest.mark.cluster
@@ -33,7 +34,7 @@ VALID: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster(devcluster: Cluster) -> Cluster:
     devcluster.kubectl("apply", "-f", str(ROOT / "manifests/base/crd.yaml"))
-    await_crd(devcluster)
+    await_crd(devcluster, CRD)
     return devcluster
 
 

@@ -20,6 +20,7 @@ import yaml
 from go_program import GoProgram
 
 from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.crds import await_crd
 from daybreak_devcluster.pki import Authority
 from daybreak_devcluster.ports import free_ports
 from daybreak_devcluster.processes import tail
@@ -33,7 +34,7 @@ KUEUE = GoProgram(
     module="sigs.k8s.io/kueue",
     files=("config/components/crd/bases/*.yaml", "config/components/webhook/manifests.yaml"),
 )
-_HOST, _READY_SECONDS = "127.0.0.1", 60.0
+_HOST, _READY_SECONDS = "127.0.0.1", 120.0
 _METRICS_CERTIFICATES = "/etc/kueue/metrics/certs"
 _CALLED_FOR = ("batch", "kueue.x-k8s.io")
 """API groups whose webhooks are registered: those of the manager's one framework, and its own."""
@@ -50,11 +51,11 @@ class Kueue:
 
     def __enter__(self) -> Self:
         program = KUEUE.find(print)
-        crds = [("-f", str(file)) for file in program.parent.glob("kueue.x-k8s.io_*.yaml")]
-        files = [part for pair in crds for part in pair]
+        crds = sorted(program.parent.glob("kueue.x-k8s.io_*.yaml"))
         # On the server's side: a Workload's schema is too long for an annotation.
-        self._cluster.kubectl("apply", "--server-side", *files)
-        self._cluster.kubectl("wait", "--for=condition=Established", *files, "--timeout=60s")
+        self._cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in crds))
+        for file in crds:
+            await_crd(self._cluster, yaml.safe_load(file.read_text())["metadata"]["name"])
         self._cluster.kubectl("create", "namespace", "kueue-system")
         webhook, probe = free_ports(2, _HOST)
         authority = Authority("kueue")
