@@ -110,7 +110,7 @@ class Cluster:
         *arguments: str,
         input: str | None = None,  # noqa: A002 (subprocess's own word)
         check: bool = True,
-        timeout: float = 60.0,
+        timeout: float = 180.0,
     ) -> "subprocess.CompletedProcess[str]":
         """Run the cluster's kubectl as administrator.
 

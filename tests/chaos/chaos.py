@@ -78,7 +78,7 @@ def main() -> int:
             prepare("digits", folder / "chaos/datasets", count=200, shard_bytes=1 << 14)
         stage.operate(Plan())
         victims = _apply(stage, options)
-        proxy.chooses = now_and_then(0.05, Random(options.seed), *_API_FAULTS)
+        proxy.chooses = now_and_then(20, Random(options.seed), *_API_FAULTS)
         mischief = Mischief(stage, proxy, cluster, victims, dice)
         mischief.go_on(options.minutes * 60)
         print(f"{time.strftime('%H:%M:%S')} no more faults; the runs go on to their end")

@@ -6,23 +6,27 @@ one takes its place, as on a cluster. The operator is `daybreak_operator.__main_
 counts its calls is laid around the client library's one function for requests. Only the imports are
 done once and inherited (fork), for they cost two seconds.
 
-`<folder>/calls` gets a line for each writing call of a plan's operators, `<folder>/log` their logs.
+`<folder>/calls` gets a line for each writing call of a plan's operators, and for each that trouble
+befell; `<folder>/log` their logs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 # What the operator would import when it first uses it, every operator anew.
 import kubernetes.config  # noqa: F401
@@ -43,13 +47,17 @@ class Plan:
 
     kill_before: int | None = None
     kill_after: int | None = None
+    since: str = ""
+    """The call that is the first one, such as `DELETE pods`; otherwise the process's first."""
     again: bool = False
     """The operators that follow are killed in the same way."""
     troubles: tuple[str, ...] = ()
-    """What befalls a tenth of the calls, reading ones too: an HTTP status for an answer, or
-    `lost`: the call is made and its answer does not arrive."""
+    """What befalls one of every ten calls, reading ones too, each in its turn: an HTTP status for
+    an answer, or `lost`: the call is made and its answer does not arrive."""
     ahead_seconds: float = 0.0
     """Of its clock, before everybody else's."""
+    elects: bool = False
+    """It writes while it holds the Lease of the installed operator."""
 
 
 def main() -> None:
@@ -89,6 +97,8 @@ def _operate(namespace: str, folder: Path, plan: Plan) -> None:
     _set_clock(plan.ahead_seconds)
     sys.argv = ["daybreak_operator", "--namespace", namespace, "--http-port", "0"]
     sys.argv += ["--progress-interval", "2"]
+    if plan.elects:
+        sys.argv += ["--leader-elect", "--lease-namespace", "daybreak-system"]
     operator.main()
 
 
@@ -105,9 +115,26 @@ def _set_clock(ahead_seconds: float) -> None:
             module.datetime = Shifted  # type: ignore[attr-defined]
 
 
+def _befalls(troubles: tuple[str, ...]) -> Iterator[str | None]:
+    """For each call what befalls it. Chance has no part but in which of the ten it is: after forty
+    calls, four troubles have all been there."""
+    dice = Random(0)
+    for trouble in itertools.cycle(troubles):
+        ten = [trouble, *[None] * 9]
+        dice.shuffle(ten)
+        yield from ten
+    yield from itertools.repeat(None)
+
+
+def _is(method: str, url: str, kind: str) -> bool:
+    """Whether a call is of that kind; the empty one is every kind."""
+    wanted, _, resource = kind.partition(" ")
+    return not kind or (method == wanted and resource in urlsplit(url).path.split("/"))
+
+
 def _lay_around(plan: Plan, calls: Path) -> None:
     request = RESTClientObject.request
-    count, dice = 0, Random(0)
+    count, befalls = 0, _befalls(plan.troubles)
 
     def note(line: str) -> None:
         with calls.open("a") as file:
@@ -115,14 +142,14 @@ def _lay_around(plan: Plan, calls: Path) -> None:
 
     async def counted(self: Any, method: str, url: str, *rest: Any, **more: Any) -> Any:
         nonlocal count
-        writing = method in WRITING
+        writing = method in WRITING and (count > 0 or _is(method, url, plan.since))
         count += writing
         number = count  # of this call: others may begin before it is answered
-        call = f"{number} {method} {url.partition('/api')[2]}"
+        call = f"{number} {method} {urlsplit(url).path}"
         if writing and number == plan.kill_before:
             note(f"{call} {KILLED} before")
             os.kill(os.getpid(), signal.SIGKILL)
-        trouble = dice.choice(plan.troubles) if plan.troubles and dice.random() < 0.1 else None
+        trouble = next(befalls)
         if trouble is not None and trouble != "lost":
             note(f"{call} {trouble}")
             raise ApiException(status=int(trouble), reason="on purpose")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,10 +24,13 @@ from runs import Bench, install_rights
 
 from daybreak_cli.playground import create_claims, create_namespace
 from daybreak_devcluster.cluster import Cluster
+from daybreak_trainer.contract import rfc3339
 
 GROUP = ("daybreak.dev", "v1alpha1")
 STEPS = 40
 FAILS_AT, HOLDS_AT = 12, 25
+LATER = "Later"
+"""A cleanPodPolicy of a version to come, which this operator cannot read (see `later_schema`)."""
 _HERE = Path(__file__).parent
 Json = dict[str, Any]
 
@@ -82,10 +86,34 @@ def own_operators(cluster: Cluster) -> Iterator[None]:
     installed = cluster.kubectl("get", "deployment", "-o", "name", *system).stdout.split()
     for deployment in installed:
         cluster.kubectl("scale", "--replicas=0", deployment, *system)
-        cluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=60s")
-    yield
-    for deployment in installed:
-        cluster.kubectl("scale", "--replicas=1", deployment, *system)
+        cluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=150s")
+    try:
+        yield
+    finally:
+        for deployment in installed:
+            cluster.kubectl("scale", "--replicas=1", deployment, *system)
+
+
+@contextmanager
+def later_schema(cluster: Cluster) -> Iterator[None]:
+    """The API server has the schema of a version to come, which knows the policy `LATER`."""
+    schema = "/spec/versions/0/schema/openAPIV3Schema"
+    policies = f"{schema}/properties/spec/properties/cleanPodPolicy/enum"
+    probe = Bench(cluster, "default", Path()).manifest("probe", cleanPodPolicy=LATER)
+
+    def patch(**change: str) -> None:
+        changes = json.dumps([change])
+        cluster.kubectl("patch", "crd/trainingruns.daybreak.dev", "--type=json", "-p", changes)
+
+    patch(op="add", path=f"{policies}/3", value=LATER)
+    try:
+        deadline = time.monotonic() + 60
+        create = ("create", "--dry-run=server", "-f", "-")
+        while cluster.kubectl(*create, input=json.dumps(probe), check=False).returncode != 0:
+            assert time.monotonic() < deadline, "the API server does not take up the new schema"
+        yield
+    finally:
+        patch(op="remove", path=f"{policies}/3")
 
 
 @dataclass(frozen=True)
@@ -136,22 +164,38 @@ class Stage:
         self._operator.stdin.flush()
 
     def play(self, name: str, plan: Plan) -> Life:
-        """A run on two nodes whose first attempt fails, whose second is scaled to one node, and
-        whose third completes."""
-        before = self._jobs().metadata.resource_version
+        """A run that cannot be read until it is corrected. Its first attempt fails, its second is
+        scaled from one node to two, and its third completes but for a worker that has to be ended;
+        then the run's time to live is over. Every kind of object that the operator ever writes or
+        deletes is written and deleted. Needs `later_schema`."""
+        before = self.version()
         self.operate(plan)
-        script = {1: {"fail_at": FAILS_AT}, 2: {"hold_at": HOLDS_AT}}
-        self.bench.apply(name, **spec(2, script))
+        script: dict[int | str, Json] = {
+            1: {"fail_at": FAILS_AT},
+            2: {"hold_at": HOLDS_AT},
+            3: {"stays": True},
+        }
+        self.bench.apply(
+            name,
+            **spec(1, script),
+            cleanPodPolicy=LATER,
+            failurePolicy={"backoff": {"initial": "2s"}},
+            terminationGracePeriod="3s",
+            ttlSecondsAfterFinished=0,
+        )
         for run in self.states(name):
             status = run.get("status", {})
             if status.get("phase") in ("Complete", "Failed"):
                 break
+            if run["spec"]["cleanPodPolicy"] == LATER and status.get("conditions"):
+                self.patch(name, cleanPodPolicy="Running")
             second = status.get("attempt") == 2 and status["phase"] == "Running"
-            if second and run["spec"]["workers"]["nodes"] == 2:
-                self.scale(name, 1)
-        return self._life(name, status, before)
+            if second and run["spec"]["workers"]["nodes"] == 1:
+                self.scale(name, 2)
+        self.wait_until_gone("trun", name)
+        return self.life(name, status, before)
 
-    def states(self, name: str, seconds: int = 150) -> Iterator[Json]:
+    def states(self, name: str, seconds: int = 300) -> Iterator[Json]:
         """The run, each time it changed, and at first as it is."""
         deadline = time.monotonic() + seconds
         run = self.get(name)
@@ -184,7 +228,7 @@ class Stage:
             *(*GROUP, self.bench.namespace, "trainingruns", name), {"spec": changes}
         )
 
-    def until(self, name: str, holds: Callable[[Json], object], seconds: int = 150) -> Json:
+    def until(self, name: str, holds: Callable[[Json], object], seconds: int = 300) -> Json:
         """The run's status as soon as it holds for it."""
         for run in self.states(name, seconds):
             status: Json = run.get("status", {})
@@ -203,13 +247,19 @@ class Stage:
             *(*GROUP, self.bench.namespace, "trainingruns", name)
         )
 
+    def clear(self) -> None:
+        """Deletes all runs, such as a failed test leaves, and does not wait for their end."""
+        self.bench.cluster.kubectl(
+            *("delete", "trun", "--all", "--wait=false", "-n", self.bench.namespace)
+        )
+
     def delete_job(self, job: str, how: str) -> None:
         """As a user would, and returns when it is gone; `how` is kubectl's `--cascade`."""
         self.bench.cluster.kubectl(
             *("delete", "job", job, f"--cascade={how}", "-n", self.bench.namespace)
         )
 
-    def end(self, name: str, seconds: int = 150) -> Json:
+    def end(self, name: str, seconds: int = 300) -> Json:
         """The run's status when it is over."""
         over = ("Complete", "Failed")
         return self.until(name, lambda status: status.get("phase") in over, seconds)
@@ -278,6 +328,20 @@ class Stage:
         (node,) = [p.spec.node_name for p in found.items if p.status.phase == "Running"]
         return str(node)
 
+    def lose(self, pod: str) -> None:
+        """As the control plane does when it does not hear from the pod's node any more: the pod is
+        deleted, for that reason, and stays."""
+        reason = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "DeletionByTaintManager",
+            "message": "its node does not answer",
+            "lastTransitionTime": rfc3339(datetime.now(UTC), "seconds"),
+        }
+        there = (pod, self.bench.namespace)
+        self._core.patch_namespaced_pod_status(*there, {"status": {"conditions": [reason]}})
+        self._core.delete_namespaced_pod(*there)
+
     def evict(self, pod: str) -> None:
         """As draining a node does."""
         metadata = client.V1ObjectMeta(name=pod)
@@ -287,14 +351,14 @@ class Stage:
 
     def wait_for_pods_to_go(self, name: str) -> None:
         """Returns when none of the run's pods is at work."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150
         while left := self.live_pods(name):
             assert time.monotonic() < deadline, f"{left}\n{self.log(40)}"
             time.sleep(0.2)
 
     def wait_until_gone(self, kind: str, *chosen: str) -> None:
         self.bench.cluster.kubectl(
-            *("wait", "--for=delete", kind, *chosen, "-n", self.bench.namespace, "--timeout=60s")
+            *("wait", "--for=delete", kind, *chosen, "-n", self.bench.namespace, "--timeout=150s")
         )
 
     def wait_until_nothing_is_left(self, name: str) -> None:
@@ -308,20 +372,26 @@ class Stage:
         written = (self._folder / "log").read_text().splitlines()
         return "\n".join(written if lines is None else written[-lines:])
 
-    def _jobs(self) -> Any:
-        return self._batch.list_namespaced_job(self.bench.namespace)
+    def version(self) -> str:
+        """The namespace's Jobs as they are now, for `life`."""
+        found = self._batch.list_namespaced_job(self.bench.namespace)
+        return str(found.metadata.resource_version)
 
-    def _life(self, name: str, status: Json, before: str) -> Life:
+    def life(self, name: str, status: Json, before: str) -> Life:
+        """That of a run which is over; it began after `before`."""
         jobs: dict[str, list[str]] = {}
         alive: set[str] = set()
         together = 0
+        chosen = f"daybreak.dev/run={name}"
+        found = self._batch.list_namespaced_job(self.bench.namespace, label_selector=chosen)
+        left = {job.metadata.uid for job in found.items}
         # The API server remembers: all that happened to Jobs since the run began.
         for change in watch.Watch().stream(
             self._batch.list_namespaced_job,
             self.bench.namespace,
-            label_selector=f"daybreak.dev/run={name}",
+            label_selector=chosen,
             resource_version=before,
-            timeout_seconds=1,
+            timeout_seconds=60,
         ):
             metadata = change["object"].metadata
             if change["type"] == "ADDED":
@@ -330,6 +400,10 @@ class Stage:
             elif change["type"] == "DELETED":
                 alive.discard(metadata.uid)
             together = max(together, len(alive))
+            if f"{name}-{status['attempt']}" in jobs and alive == left:
+                break
+        else:
+            raise AssertionError(f"{name}: Jobs {left} are left, and of {jobs} {alive}")
         pairs = (line.partition(": ")[::2] for line in self.bench.events(name).splitlines())
         return Life(
             status=status,

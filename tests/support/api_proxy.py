@@ -12,7 +12,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -68,9 +68,17 @@ def nothing(_: Call) -> None:
     """Lets every call pass."""
 
 
-def now_and_then(share: float, dice: Random, *faults: Fault) -> Chooser:
-    """One of the faults for that share of all calls."""
-    return lambda _: dice.choice(faults) if dice.random() < share else None
+def now_and_then(every: int, dice: Random, *faults: Fault) -> Chooser:
+    """One fault for so many calls, each in its turn; which of these calls it is for, is chance."""
+
+    def deal() -> Iterator[Fault | None]:
+        for fault in itertools.cycle(faults):
+            hand = [fault, *[None] * (every - 1)]
+            dice.shuffle(hand)
+            yield from hand
+
+    dealt = deal()
+    return lambda _: next(dealt)
 
 
 @dataclass(eq=False)
@@ -120,11 +128,6 @@ class ApiProxy:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
         self._loop.close()
-
-    @property
-    def forbidden(self) -> list[str]:
-        """The calls that the caller had no right to."""
-        return [f"{call.method} {call.path}" for call in self.calls if call.status == 403]
 
     @property
     def never_allowed(self) -> list[str]:
