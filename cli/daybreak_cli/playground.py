@@ -29,8 +29,7 @@ def install_operator(cluster: Cluster) -> None:
     cluster.kubectl("apply", "-k", str(ROOT / "manifests/overlays/devcluster"))
     cluster.kubectl(
         *("wait", "-n", _OPERATOR_NAMESPACE, "--for=condition=Available"),
-        *("deployment/daybreak-operator", "--timeout=90s"),
-        timeout=100,
+        *("deployment/daybreak-operator", "--timeout=150s"),
     )
 
 
@@ -112,7 +111,7 @@ class Playground:
         run: Object = json.loads(out)
         return run
 
-    def wait(self, name: str, until: Callable[[Object], object], seconds: float = 150) -> Object:
+    def wait(self, name: str, until: Callable[[Object], object], seconds: float = 300) -> Object:
         """The run's status as soon as `until` holds for it; TimeoutError after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
@@ -126,14 +125,12 @@ class Playground:
     def end(self, name: str) -> Object:
         return self.wait(name, lambda status: status.get("phase") in ("Complete", "Failed"))
 
-    def at_step(self, name: str, step: int) -> Object:
-        return self.wait(name, lambda s: s.get("progress", {}).get("step", 0) >= step)
-
     def worker_at_step(self, name: str, step: int) -> str:
-        """The name of worker 0's pod of the first attempt, as soon as it says that it is there."""
+        """The name of worker 0's pod, of the attempt that is at work, as soon as it says that it is
+        there."""
         chosen = f"-ldaybreak.dev/run={name},batch.kubernetes.io/job-completion-index=0"
         path = "-ojsonpath={range .items[*]}{.metadata.name} {.status.podIP}{end}"
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             get = ("get", "pods", "-n", self.namespace, chosen, path)
             pod, _, address = self.cluster.kubectl(*get).stdout.partition(" ")
@@ -142,7 +139,7 @@ class Playground:
                     time.sleep(0.02)
                 return pod
             time.sleep(0.3)
-        raise TimeoutError(f"{name}: worker 0 was not at step {step} within 150 s")
+        raise TimeoutError(f"{name}: worker 0 was not at step {step} within 300 s")
 
     def pods(self, name: str) -> list[str]:
         out = self.cluster.kubectl(

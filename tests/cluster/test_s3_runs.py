@@ -124,7 +124,7 @@ def test_an_outage_of_the_server_costs_no_attempt(
     bench = Bench(devcluster, namespace, tmp_path)
     buckets = Buckets(own_s3, bench, tmp_path)
     buckets.apply("outage", steps=120)
-    bench.at_step("outage", 15)
+    bench.worker_at_step("outage", 15)
     own_s3.kill()
     selector = ("-l", "daybreak.dev/run=outage", "--tail=-1", "-n", namespace)
     deadline = time.monotonic() + 60
