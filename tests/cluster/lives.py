@@ -107,7 +107,7 @@ def later_schema(cluster: Cluster) -> Iterator[None]:
 
     patch(op="add", path=f"{policies}/3", value=LATER)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         create = ("create", "--dry-run=server", "-f", "-")
         while cluster.kubectl(*create, input=json.dumps(probe), check=False).returncode != 0:
             assert time.monotonic() < deadline, "the API server does not take up the new schema"

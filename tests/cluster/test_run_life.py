@@ -225,5 +225,5 @@ def test_deleting_a_run_removes_its_objects(bench: Bench) -> None:
     selector = "-ldaybreak.dev/run=gone"
     for kind in kinds.split(","):
         bench.cluster.kubectl(
-            *("wait", "--for=delete", kind, selector, "-n", bench.namespace, "--timeout=60s")
+            *("wait", "--for=delete", kind, selector, "-n", bench.namespace, "--timeout=150s")
         )

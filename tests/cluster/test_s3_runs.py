@@ -127,7 +127,7 @@ def test_an_outage_of_the_server_costs_no_attempt(
     bench.worker_at_step("outage", 15)
     own_s3.kill()
     selector = ("-l", "daybreak.dev/run=outage", "--tail=-1", "-n", namespace)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while "storage_request_repeated" not in devcluster.kubectl("logs", *selector).stdout:
         assert time.monotonic() < deadline, "no worker has missed the server"
         time.sleep(0.5)

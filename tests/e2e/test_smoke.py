@@ -233,7 +233,7 @@ def test_it_can_be_upgraded_to_serve_some_namespaces_only(kube: Kube, ended: End
         phase = "jsonpath={.status.phase}"
         kube.kubectl(
             *("-n", served, "wait", f"--for={phase}=Pending", f"trainingrun/{RUN}"),
-            "--timeout=60s",
+            "--timeout=150s",
         )
         assert "status" not in kube.get("trainingrun", RUN, elsewhere)
         assert "forbidden" not in kube.operator_log().lower()
@@ -256,5 +256,5 @@ def test_uninstalled_it_leaves_the_runs_and_can_come_back(kube: Kube, ended: End
     kube.chart()
     kube.apply(claim("not-there"), namespace=ended.namespace)
     kube.kubectl(
-        *("-n", ended.namespace, "wait", "--for=create", f"job/{RUN}-1", "--timeout=60s"),
+        *("-n", ended.namespace, "wait", "--for=create", f"job/{RUN}-1", "--timeout=150s"),
     )

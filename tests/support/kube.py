@@ -143,7 +143,7 @@ class Kube:
         metadata = {"name": name, "labels": RESTRICTED}
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
         self.kubectl("create", "-f", "-", stdin=json.dumps(body))
-        self.kubectl("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
+        self.kubectl("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout=150s")
         try:
             yield name
         finally:
