@@ -109,7 +109,8 @@ class Prepare(ApiModel):
     resources: Resources = Field(
         default_factory=dict,
         description="Resources of a pod's container: with a GPU under limits, latents and "
-        "embeddings are made on it.",
+        "embeddings are made on it. Neither budget nor activeDeadline bounds what they cost, and "
+        "the ledger does not count it; spec.deadline ends it.",
     )
     template: PodTemplate = Field(
         default_factory=dict,

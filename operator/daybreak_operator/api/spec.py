@@ -365,15 +365,16 @@ class Budget(ApiModel):
 
     duration: Duration | None = Field(
         default=None,
-        description="Time holding GPUs, over all attempts, such as 24h; queueing and suspension do "
-        "not count.",
+        description="Time holding GPUs, over all attempts, such as 24h; queueing, suspension and "
+        "data.prepare do not count.",
     )
     gpu_hour_price: Money | None = Field(
         default=None, description='Of one GPU for an hour, such as "2.00".'
     )
     max_cost: Money | None = Field(
         default=None,
-        description='Most money for GPUs, such as "1500"; of it and duration the tighter wins.',
+        description='Most money for GPUs of workers, such as "1500"; those of data.prepare are not '
+        "in it. Of it and duration the tighter wins.",
     )
 
 
@@ -434,8 +435,8 @@ class TrainingRunSpec(ApiModel):
     active_deadline: Duration | None = Field(
         default=None,
         description="Longest time that the run may be active: from admission on, over all attempts "
-        "and the pauses between them. Queueing and suspension do not count. Then its workers "
-        "commit and it fails with DeadlineExceeded.",
+        "and the pauses between them. Queueing, suspension and data.prepare do not count. Then its "
+        "workers commit and it fails with DeadlineExceeded.",
     )
     managed_by: (
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[\w.-]+$")]

@@ -109,8 +109,8 @@ class AttemptStatus(ApiModel):
 class LedgerStatus(ApiModel):
     """What the run's time went into: all of it, in seconds, up to accountedUntil.
 
-    wall = productive + lost, in full. `queue`, `suspended` and `preparation` hold no devices;
-    the rest of what is lost counts against goodput.
+    wall = productive + lost, in full. In `queue` and `suspended` no devices are held, and those of
+    `preparation` are not counted; the rest of what is lost counts against goodput.
     """
 
     goodput: str = Field(
@@ -118,7 +118,9 @@ class LedgerStatus(ApiModel):
         description="Productive seconds over all but those queued, suspended or in preparation, "
         "0 to 1.",
     )
-    gpu_hours: str = Field(default="0", description="GPUs (without any: ranks) times hours held.")
+    gpu_hours: str = Field(
+        default="0", description="Workers' GPUs (without any: ranks) times hours held."
+    )
     cost: str | None = Field(default=None, description="gpuHours times budget.gpuHourPrice.")
     productive_seconds: int = Field(
         default=0, description="Seconds in training steps that are part of the model."
@@ -130,7 +132,7 @@ class LedgerStatus(ApiModel):
         "those that the trainer names (checkpoint, data_wait, "
         "evaluation, export, ...) and wasted (steps that were rolled back, and all else).",
     )
-    held_seconds: int = Field(default=0, description="Seconds in which the run held devices.")
+    held_seconds: int = Field(default=0, description="Seconds in which workers held devices.")
     device_seconds: int = Field(
         default=0, description="The same, times how many devices it held: gpuHours in seconds."
     )
