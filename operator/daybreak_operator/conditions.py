@@ -40,10 +40,11 @@ def conditions(
     time moves when its value does.
     """
     truths = {
-        "Admitted": known.get("Admitted", _admitted(status)),
+        "Admitted": _admitted(status),
         **_of_phase(status, reason or status.phase, message),
-        "Degraded": known.get("Degraded", Truth("False", "AsExpected")),
+        "Degraded": Truth("False", "AsExpected"),
         "CheckpointHealthy": _checkpoints(run, status, now),
+        **known,
     }
     before = {condition.type: condition for condition in run.status.conditions}
     made = []

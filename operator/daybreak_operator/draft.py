@@ -48,7 +48,8 @@ class Draft:
     message: str = ""
     """Of the condition that is true."""
     truths: dict[str, Truth] = field(default_factory=dict)
-    """What is known of conditions that do not follow from the phase: Admitted, Degraded."""
+    """What is known of conditions that do not follow from the phase: Admitted, Degraded; Suspended,
+    while pods that prepare data go."""
     former: AttemptStatus | None = None
     """The stored attempt, with what was seen of it before another took its place."""
     _trainer_seconds: dict[str, float] | None = None

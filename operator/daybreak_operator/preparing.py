@@ -90,6 +90,8 @@ def _told_what_it_waits_for(draft: Draft) -> None:
 def paused(draft: Draft) -> Decision:
     """The run is suspended: its Job goes, and what it has made so far stays."""
     view = draft.observation.preparation
+    if any(pod.prepares and not pod.over for pod in draft.observation.pods):
+        draft.truths["Suspended"] = Truth("False", "Stopping", "pods that prepare the data go")
     if view is None or view.done:
         return concluded(draft)
     stuck = overdue(draft.observation)

@@ -106,6 +106,11 @@ def test_a_suspended_run_prepares_nothing() -> None:
         "Suspended",
         (JobRef("r-prepare", "p"),),
     )
+    body = {"metadata": {"name": "p", "uid": "p", "labels": {"daybreak.dev/role": "prepare"}}}
+    for pods, true in (((PodView.of(body),), "False"), ((), "True")):
+        status = look(suspended.status, replace(JOB, deleting=True), 7, pods, suspend=True).status
+        (condition,) = (c for c in status.conditions if c.type == "Suspended")
+        assert condition.status == true  # who waits for it wants the nodes
     again = look(suspended.status, None, 9)
     assert again.create_job is not None
     assert again.create_job["metadata"]["name"] == "r-prepare"
