@@ -45,7 +45,10 @@ WATCH_AGE = Gauge(
 )
 ATTEMPTS_STARTED = Counter("daybreak_operator_attempts_started", "Attempts that were started.")
 ATTEMPTS_ENDED = Counter(
-    "daybreak_operator_attempts_ended", "Attempts that ended, by the reason.", ("reason",)
+    "daybreak_operator_attempts_ended",
+    "Attempts that ended, by the reason: of the failure, Complete, Suspended, Evicted, Resizing, "
+    "FewerNodes, SuspectNodesNeeded or JobLost.",
+    ("reason",),
 )
 RESTARTS = Counter(
     "daybreak_operator_restarts", "Failed attempts that were charged to a run's failurePolicy."
@@ -57,6 +60,8 @@ FIRST_STEP_SECONDS = Histogram(
 )
 
 Body = Mapping[str, Any]
+_STOPS = ("Evicted", "Resizing", "FewerNodes", "SuspectNodesNeeded")
+"""Reasons why an attempt is ended that has not failed."""
 _reasons: set[str] = set()
 
 
@@ -95,16 +100,35 @@ def count_change(before: Body, after: Body) -> None:
     it, so it is counted once."""
     ATTEMPTS_STARTED.inc(max(0, after.get("attempt", 0) - before.get("attempt", 0)))
     RESTARTS.inc(max(0, after.get("restarts", 0) - before.get("restarts", 0)))
-    failure = after.get("lastFailure")
-    if failure is not None and failure != before.get("lastFailure"):
-        ATTEMPTS_ENDED.labels(_bounded(failure["reason"])).inc()
-    if after.get("phase") == "Complete" and before.get("phase") != "Complete":
-        ATTEMPTS_ENDED.labels("Complete").inc()
+    if (number := _ended(before, after)) is not None:
+        ATTEMPTS_ENDED.labels(_bounded(_end_reason(number, before, after))).inc()
     attempt = after.get("currentAttempt") or {}
     first = attempt.get("firstStepTime")
     if first is not None and first != (before.get("currentAttempt") or {}).get("firstStepTime"):
         took = datetime.fromisoformat(first) - datetime.fromisoformat(attempt["createdTime"])
         FIRST_STEP_SECONDS.observe(max(0.0, took.total_seconds()))
+
+
+def _ended(before: Body, after: Body) -> int | None:
+    """The number of the attempt whose end is new."""
+    old, new = before.get("currentAttempt") or {}, after.get("currentAttempt") or {}
+    if old and old.get("endedTime") is None and old["number"] != new.get("number"):
+        return int(old["number"])
+    same = old.get("number") == new.get("number")
+    is_new = new.get("endedTime") is not None and not (same and old.get("endedTime") is not None)
+    return int(new["number"]) if is_new else None
+
+
+def _end_reason(number: int, before: Body, after: Body) -> str:
+    failure, phase = after.get("lastFailure") or {}, after.get("phase")
+    if failure != before.get("lastFailure") and failure.get("attempt") == number:
+        return str(failure["reason"])
+    if phase in ("Complete", "Suspended"):
+        return str(phase)
+    conditions = after.get("conditions") or []
+    said = next((c["reason"] for c in conditions if c["type"] == "Running"), "")
+    # Else somebody has deleted its Job, and the reason is what is waited for since.
+    return said if said in _STOPS else "JobLost"
 
 
 def _bounded(reason: str) -> str:

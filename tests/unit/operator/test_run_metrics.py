@@ -19,13 +19,22 @@ def test_each_change_is_counted_once() -> None:
     first = {"number": 1, "createdTime": "2026-01-01T00:00:00Z"}
     stepped = first | {"firstStepTime": "2026-01-01T00:01:30Z"}
     failure = {"reason": "CountedOnce", "attempt": 1}
+    ended = stepped | {"endedTime": "2026-01-01T00:02:00Z"}
+    last = {"number": 2, "createdTime": "2026-01-01T00:02:10Z"}
+    over = last | {"endedTime": "2026-01-01T00:03:00Z"}
     life: list[dict[str, Any]] = [
         {},
         {"attempt": 1, "currentAttempt": first},
         {"attempt": 1, "currentAttempt": stepped, "phase": "Running"},
-        {"attempt": 1, "currentAttempt": stepped, "restarts": 1, "lastFailure": failure},
-        {"attempt": 2, "currentAttempt": None, "restarts": 1, "lastFailure": failure},
-        {"attempt": 2, "restarts": 1, "lastFailure": failure, "phase": "Complete"},
+        {"attempt": 1, "currentAttempt": ended, "restarts": 1, "lastFailure": failure},
+        {"attempt": 2, "currentAttempt": last, "restarts": 1, "lastFailure": failure},
+        {
+            "attempt": 2,
+            "currentAttempt": over,
+            "restarts": 1,
+            "lastFailure": failure,
+            "phase": "Complete",
+        },
     ]
     names = ("attempts_started_total", "restarts_total", "time_to_first_step_seconds_count")
     before = [value(name) for name in names]
@@ -44,11 +53,29 @@ def test_each_change_is_counted_once() -> None:
     assert value("attempts_ended_total", reason="Complete") == complete + 1
 
 
+def test_ends_that_are_no_failure_are_counted_and_failures_without_an_attempt_are_not() -> None:
+    """Evictions, stops and Jobs that somebody has deleted; a recipe that cannot be."""
+    names = ("Evicted", "Suspended", "JobLost", "InvalidRecipe")
+    before = [value("attempts_ended_total", reason=name) for name in names]
+    running = {"currentAttempt": {"number": 1, "createdTime": "2026-01-01T00:00:00Z"}}
+    ended = running["currentAttempt"] | {"endedTime": "2026-01-01T00:01:00Z"}
+    evicted = [{"type": "Running", "reason": "Evicted"}]
+    metrics.count_change(running, {"currentAttempt": ended, "conditions": evicted})
+    metrics.count_change(running, {"currentAttempt": ended, "phase": "Suspended"})
+    metrics.count_change(running, {"currentAttempt": running["currentAttempt"] | {"number": 2}})
+    failure = {"reason": "InvalidRecipe", "attempt": 0}
+    metrics.count_change({}, {"lastFailure": failure, "phase": "Failed"})
+    after = [value("attempts_ended_total", reason=name) for name in names]
+    assert [new - old for old, new in zip(before, after, strict=True)] == [1, 1, 1, 0]
+
+
 def test_a_worker_cannot_fill_the_memory_with_reasons() -> None:
     """It names why it ended: what is new after many others is `Other`."""
     for number in range(500):
-        failure = {"reason": f"Made{number}Up"}
-        metrics.count_change({}, {"lastFailure": failure})
+        failure = {"reason": f"Made{number}Up", "attempt": number}
+        attempt = {"number": number, "createdTime": "2026-01-01T00:00:00Z"}
+        ended = attempt | {"endedTime": "2026-01-01T00:00:00Z"}
+        metrics.count_change({}, {"currentAttempt": ended, "lastFailure": failure})
     reasons = {
         sample.labels["reason"]
         for family in metrics.ATTEMPTS_ENDED.collect()
