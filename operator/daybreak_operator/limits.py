@@ -7,7 +7,6 @@ attempts, and where workers do not come to an end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.draft import Draft
@@ -16,7 +15,7 @@ from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.plan.limits import Limits
 from daybreak_trainer.recipe import RecipeError
 
-_TIME_TO_END = timedelta(minutes=10)
+_SECONDS_TO_END = 600.0
 """That workers at work get beyond a limit that they know of, for their last commit and export."""
 
 
@@ -30,9 +29,9 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     """The limit that the run has reached; `at_work` says that an attempt has its workers."""
     seen = draft.observation
     spec, status = seen.run.spec, seen.run.status
-    late = _TIME_TO_END if at_work else timedelta()
-    deadline = _deadline(spec.deadline)
-    if deadline is not None and seen.now >= deadline + late:
+    late = _SECONDS_TO_END if at_work else 0.0
+    deadline = _deadline_unix_time(spec.deadline)
+    if deadline is not None and seen.now.timestamp() - late >= deadline:
         return LimitReached(
             "DeadlineExceeded",
             f"spec.deadline is {spec.deadline}, and the run had not come to its end by then",
@@ -45,8 +44,8 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
         return LimitReached(
             "DeadlineExceeded", f"the run was active for activeDeadline ({spec.active_deadline})"
         )
-    budget, beyond = spec.budget, late.total_seconds()
-    if budget.duration and ledger.held_seconds >= seconds(budget.duration) + beyond:
+    budget = spec.budget
+    if budget.duration and ledger.held_seconds >= seconds(budget.duration) + late:
         return LimitReached(
             "BudgetExhausted",
             f"the run held devices for {ledger.held_seconds / 3600:.2f} hours, and "
@@ -55,7 +54,7 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
         )
     if budget.max_cost and budget.gpu_hour_price and (ledger.device_seconds or ledger.held_seconds):
         devices = ledger.device_seconds / max(1, ledger.held_seconds)
-        cost = (ledger.device_seconds - beyond * devices) / 3600 * float(budget.gpu_hour_price)
+        cost = (ledger.device_seconds - late * devices) / 3600 * float(budget.gpu_hour_price)
         if cost >= float(budget.max_cost):
             return LimitReached(
                 "BudgetExhausted",
@@ -65,10 +64,10 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     return None
 
 
-def _deadline(text: str | None) -> datetime | None:
-    """None also for what is no time: before an attempt begins, the run fails and says so."""
+def _deadline_unix_time(text: str | None) -> float | None:
+    """None also for what is no time: before an attempt begins, the run fails and says so. A number,
+    for the last of the year 9999 has no later or westerly `datetime`."""
     try:
-        unix_time = Limits.of(BudgetSettings(), text).deadline_unix_time
+        return Limits.of(BudgetSettings(), text).deadline_unix_time
     except RecipeError:
         return None
-    return datetime.fromtimestamp(unix_time, UTC) if unix_time is not None else None

@@ -477,6 +477,12 @@ def test_limits_end_a_run_whose_workers_do_not(
     assert ledger["accountedUntil"] > made.status["completionTime"]
 
 
+@pytest.mark.parametrize("deadline", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:60-01:00"])
+def test_a_deadline_at_the_end_of_all_time_is_none(deadline: str) -> None:
+    """People write it for "never"."""
+    assert history(deadline=deadline).status["phase"] == "Running"
+
+
 @pytest.mark.parametrize("policy", ["Running", "All", "None"])
 def test_a_run_that_a_limit_ends_names_its_last_commit(policy: str) -> None:
     """Which its workers make when they are asked to end, after the run has failed: another run
