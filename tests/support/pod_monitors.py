@@ -91,6 +91,7 @@ def scrape_config(pod_monitor: Json, pods_url: str, interval: str) -> Json:
         "scrape_timeout": interval,
         "honor_labels": endpoint.get("honorLabels", False),
         "metrics_path": endpoint["path"],
+        "sample_limit": spec.get("sampleLimit", 0),
         "http_sd_configs": [{"url": pods_url, "refresh_interval": "1s"}],
         "relabel_configs": [
             *([] if everywhere else [_keep("namespace", metadata["namespace"])]),

@@ -162,6 +162,7 @@ def test_monitors_and_dashboards_are_there_when_asked_for() -> None:
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert operator["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert workers["spec"]["namespaceSelector"] == {"any": True}
+    assert workers["spec"]["sampleLimit"] > 0  # a user's pod may serve any page
     assert operator["metadata"]["labels"]["release"] == "prom"
     (dashboards,) = by_kind(manifests, "ConfigMap")
     assert dashboards["metadata"]["labels"]["grafana_dashboard"] == "1"
