@@ -7,6 +7,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Of what is no namespace's, and each of several installations has. */ -}}
+{{- define "daybreak.clusterName" -}}
+{{ printf "%s-%s" .Release.Namespace (include "daybreak.name" .) }}
+{{- end -}}
+
 {{- define "daybreak.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}

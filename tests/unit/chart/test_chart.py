@@ -135,6 +135,23 @@ def test_nodes_are_read_when_that_is_allowed() -> None:
     assert rules([role], "ClusterRole") == {("", "nodes", "list"), ("", "pods", "list")}
 
 
+def test_installations_for_some_namespaces_live_side_by_side() -> None:
+    """Of one name in two namespaces: nothing that is no namespace's is both's, but for the CRD,
+    which the second leaves out."""
+
+    def cluster_wide(namespace: str) -> set[tuple[str, str]]:
+        made = render(
+            *("--namespace", namespace, "--set", "crd.install=false"),
+            *("--set", "nodes.read=true", "--set", f"watchNamespaces={{{namespace}}}"),
+        )
+        spaceless = [manifest for manifest in made if "namespace" not in manifest["metadata"]]
+        return {(manifest["kind"], manifest["metadata"]["name"]) for manifest in spaceless}
+
+    one, other = cluster_wide("one"), cluster_wide("other")
+    assert one
+    assert not one & other
+
+
 def test_what_a_cluster_has_its_own_way_of_is_a_value() -> None:
     """Replicas, priority, and who guards the network."""
     manifests = render(
