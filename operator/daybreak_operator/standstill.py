@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
+from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.draft import EventNote
 from daybreak_operator.text import plain
@@ -50,12 +51,15 @@ class _Named:
 
 
 async def report(cluster: Cluster, body: Mapping[str, Any], trouble: Trouble, problem: str) -> None:
-    """An Event and the condition `Degraded`, both once for one problem.
+    """An Event and the condition `Degraded`, both once for one problem; the next look that succeeds
+    takes the condition back. A run that is over is left as it ended: its status changes no more.
 
     Raises:
         ConflictError: the run changed meanwhile.
     """
     metadata, status = body["metadata"], body.get("status") or {}
+    if status.get("phase") in TERMINAL:
+        return
     told = status.get("conditions") or []
     before: Mapping[str, Any] = next((c for c in told if c.get("type") == _CONDITION), {})
     now = rfc3339(datetime.now(UTC), "seconds")

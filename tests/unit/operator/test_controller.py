@@ -553,6 +553,9 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
         assert (told["type"], told["status"], told["reason"]) == ("Degraded", "True", "InvalidRun")
         cache.run_event("MODIFIED", _changed(run, conditions=[kept, told]))
         await controller.reconcile(KEY)
+        # Of a run that is over nobody would take it back, when a newer operator leads.
+        cache.run_event("MODIFIED", _changed(run, phase="Complete"))
+        await controller.reconcile(KEY)
     assert len(server.writes) == 2
 
 
