@@ -123,6 +123,7 @@ def test_an_operator_killed_at_a_call_loses_nothing(stages: list[Stage], undistu
 
 
 @pytest.mark.e2e
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("when", ["kill_before", "kill_after"])
 def test_an_operator_killed_at_any_call_loses_nothing(
     stages: list[Stage], undisturbed: Life, when: str
