@@ -95,6 +95,8 @@ STAGE = {"resolution": 16, "batchSize": 8}
             {"activationCheckpointing": "budget"},
             "compute.activationCheckpointing: budget needs compute.compile: blocks",
         ),
+        ("spec.failurePolicy.window", "99999999h", "a duration must be at most 87600h"),
+        ("spec.checkpoint.interval", "87600h1s", "a duration must be at most 87600h"),
         ("spec.healthPolicy.progressDeadline", "soon", "spec.healthPolicy.progressDeadline"),
         ("spec.healthPolicy.startupDeadline", "0s", "startupDeadline must be longer than 0s"),
         ("spec.healthPolicy.progressDeadline", "0m", "progressDeadline must be longer than 0s"),

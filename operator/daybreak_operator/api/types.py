@@ -7,10 +7,22 @@ from typing import Annotated, Any
 from pydantic import Field, WithJsonSchema
 
 from daybreak_operator.api.base import ApiModel, cel
-from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
+from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN, LONGEST_HOURS
 
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=32)]
-Interval = Annotated[str, Field(pattern=INTERVAL_PATTERN, max_length=32)]
+_BOUNDED = f"duration(self) <= duration('{LONGEST_HOURS}h')"
+_TOO_LONG = f"a duration must be at most {LONGEST_HOURS}h, which is ten years"
+Duration = Annotated[
+    str,
+    Field(pattern=DURATION_PATTERN, max_length=32, json_schema_extra=cel((_BOUNDED, _TOO_LONG))),
+]
+Interval = Annotated[
+    str,
+    Field(
+        pattern=INTERVAL_PATTERN,
+        max_length=32,
+        json_schema_extra=cel((f"self.endsWith('steps') || {_BOUNDED}", _TOO_LONG)),
+    ),
+]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 NO_CREDENTIALS = (
     r"!self.matches('^[^/]+://[^/@]*:[^/@]*@')",

@@ -102,6 +102,16 @@ def test_the_budget_slides() -> None:
     assert (made.status["phase"], made.status["restarts"]) == ("Running", 4)
 
 
+def test_durations_beyond_the_range_of_dates_are_long_ones() -> None:
+    """The schema refuses them; a run may have been stored before it did."""
+    ever = "99999999h"
+    health = spec_of()["healthPolicy"] | {"nodeWindow": ever, "schedulingDeadline": ever}
+    made = history(failurePolicy=FREE | {"window": ever}, healthPolicy=health, scaleCooldown=ever)
+    made.scale(1)
+    crash(made, 139)
+    assert (made.status["phase"], made.status["restarts"]) == ("Running", 1)
+
+
 def test_attempts_without_a_newer_commit_end_the_run() -> None:
     """noProgressLimit in a row."""
     made = history(failurePolicy=FREE | {"maxRestarts": 9, "noProgressLimit": 2})
