@@ -6,7 +6,7 @@ went on smaller tries its full size at its next restart.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -16,13 +16,15 @@ from daybreak_operator.observation import true_conditions
 
 Json = Mapping[str, Any]
 _BLOCKING = ("NoSchedule", "NoExecute")
+_CLAIM_SECONDS = 300.0
+"""For the last commit of the old attempt and the start of the new one's pods."""
 
 
 @dataclass(frozen=True)
 class Capacity:
     lost: frozenset[str]
     """Nodes that hold pods of the run and do not answer, or do not exist any more."""
-    free: int
+    free: tuple[str, ...]
     """Ready nodes that match a worker of the run and have room for one more."""
 
 
@@ -53,15 +55,39 @@ class Inventory:
             for name, value in _requests(pod["spec"]).items():
                 left[name] = left.get(name, Decimal()) - value
 
-    def capacity(self, worker: Json, mine: set[str]) -> Capacity:
+    def capacity(
+        self, worker: Json, mine: Collection[str], claimed: Collection[str] = ()
+    ) -> Capacity:
         """For a run: `worker` is a pod as its Job makes it, `mine` the nodes on which it has
-        pods."""
+        pods, `claimed` those that others are about to take."""
         wanted = _requests(worker["spec"])
-        free = sum(
-            _matches(node, worker["spec"]) and _has_room(self._left[name], wanted)
+        free = tuple(
+            name
             for name, node in self._nodes.items()
+            if name not in claimed
+            and _matches(node, worker["spec"])
+            and _has_room(self._left[name], wanted)
         )
-        return Capacity(frozenset(mine - self._nodes.keys()), free)
+        return Capacity(frozenset(mine) - self._nodes.keys(), free)
+
+
+class Claims:
+    """Nodes that runs are about to go on with. Until the next attempt of a run that stops to grow
+    has its pods, its new nodes look free, and its old ones too: others must not stop for them."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, tuple[float, frozenset[str]]] = {}
+
+    def claim(self, uid: str, nodes: Iterable[str], now: float) -> None:
+        """For the run of that UID; `now` is of a monotonic clock, in seconds."""
+        kept = {owner: claim for owner, claim in self._until.items() if claim[0] > now}
+        self._until = kept | {uid: (now + _CLAIM_SECONDS, frozenset(nodes))}
+
+    def of_others(self, uid: str, now: float) -> frozenset[str]:
+        """What all other runs have claimed."""
+        claims = self._until.items()
+        held = (nodes for owner, (until, nodes) in claims if owner != uid and until > now)
+        return frozenset().union(*held)
 
 
 def _ready(node: Json) -> bool:

@@ -100,7 +100,7 @@ def _without_job(draft: Draft) -> Decision:
         attempt.number,
         seen.recipe,
         nodes=attempt.nodes,
-        avoided=avoided(draft),
+        avoided=avoided(run, seen.now),
         held_seconds=ledger.held_seconds if ledger else 0,
     )
     return Decision(

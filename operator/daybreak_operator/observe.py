@@ -17,7 +17,7 @@ from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import TERMINAL
 from daybreak_operator.belonging import Children, children
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.capacity import Capacity, Inventory
+from daybreak_operator.capacity import Capacity, Claims, Inventory
 from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
@@ -28,7 +28,8 @@ from daybreak_operator.observation import (
     PodView,
 )
 from daybreak_operator.progress import ProgressClient
-from daybreak_operator.sizing import reduced
+from daybreak_operator.restarts import avoided
+from daybreak_operator.sizing import growth, reduced
 from daybreak_trainer.contract import SOURCE_ROLE
 from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
@@ -58,6 +59,7 @@ class Observer:
         self._inventory: tuple[float, Inventory | None] = (0.0, None)
         """What the nodes have left, and until when (monotonic clock) that is believed, of all
         runs."""
+        self._claims = Claims()
         self._taking_stock = asyncio.Lock()
         self._recipes: dict[Key, FixedRecipe] = {}
         """Of runs that have one. It never changes, so it is read once."""
@@ -96,7 +98,7 @@ class Observer:
             progress=await self._progress.ask(zero.address) if zero and zero.address else None,
             now=self._now(),
             lost_nodes=room.lost if room else frozenset(),
-            free_nodes=room.free if room else None,
+            free_nodes=len(room.free) if room else None,
             preparation=seen.preparation,
             queue_says=await self._cluster.queue_says(run, held) if held and not settled else None,
         )
@@ -152,9 +154,14 @@ class Observer:
                 self._inventory = (self._monotonic() + _INVENTORY_SECONDS, left)
         if left is None:
             return None
-        worker = job(run, max(1, run.status.attempt), recipe, nodes=run.spec.workers.nodes)
+        wanted, now, at = run.spec.workers.nodes, self._now(), self._monotonic()
+        number, keeps_off = max(1, run.status.attempt), avoided(run, now)
+        worker = job(run, number, recipe, nodes=wanted, avoided=keeps_off)["spec"]["template"]
         mine = {pod.node for pod in pods if pod.node is not None}
-        return left.capacity(worker["spec"]["template"], mine)
+        found = left.capacity(worker, mine, self._claims.of_others(run.uid, at))
+        if taken := found.free[: growth(run, now)]:
+            self._claims.claim(run.uid, {*mine, *taken}, at)
+        return found
 
     def _cached(self, key: Key) -> Bodies:
         jobs, pods = (self._cache.children(kind, key) for kind in KINDS)

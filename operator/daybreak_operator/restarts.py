@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from random import Random
 
 from daybreak_operator.api.duration import seconds
+from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.status import AttemptStatus, FailureStatus, SuspectNode
 from daybreak_operator.draft import Draft
 from daybreak_operator.failures import Failure, ruled
@@ -172,14 +173,14 @@ def forgive(draft: Draft) -> bool:
     return known
 
 
-def avoided(draft: Draft) -> tuple[str, ...]:
+def avoided(run: TrainingRun, now: datetime) -> tuple[str, ...]:
     """Nodes that a new attempt keeps away from."""
-    policy, now = draft.observation.run.spec.health_policy, draft.observation.now
+    policy = run.spec.health_policy
     earliest = now - timedelta(seconds=seconds(policy.node_window))
     if not policy.node_failures:
         return ()
     return tuple(
         node.name
-        for node in draft.get("suspect_nodes")
+        for node in run.status.suspect_nodes
         if sum(datetime.fromisoformat(t) > earliest for t in node.times) >= policy.node_failures
     )

@@ -41,6 +41,15 @@ def reduced(run: TrainingRun) -> ScalingStatus | None:
     return scaling if scaling.nodes < run.spec.workers.nodes else None
 
 
+def growth(run: TrainingRun, now: datetime) -> int:
+    """How many nodes the run's attempt stops for as soon as they are free."""
+    attempt = run.status.current_attempt
+    if reduced(run) is None or cooling(run, now) or run.spec.suspend or attempt is None:
+        return 0
+    at_work = attempt.admitted_time is not None and attempt.ended_time is None
+    return run.spec.workers.nodes - attempt.nodes if at_work else 0
+
+
 def changed(draft: Draft, nodes: int, reason: Reason) -> None:
     """Notes a new size; the next change has to wait for the cooldown."""
     draft.values["scaling"] = ScalingStatus(nodes=nodes, reason=reason, time=draft.now)

@@ -496,6 +496,39 @@ async def test_nodes_are_read_once_for_all_runs_that_wait_for_one() -> None:
     assert server.reads.count("/api/v1/pods") == 1
 
 
+async def test_a_free_node_is_one_runs_to_grow_back_on() -> None:
+    """Others that lost one too do not stop for it, nor for those that it leaves meanwhile."""
+    server, cache, clock = Server(), Cache(), [0.0]
+    ready = {"allocatable": {"pods": "1"}, "conditions": [{"type": "Ready", "status": "True"}]}
+    scaling = {"nodes": 1, "reason": "NodesLost", "time": "2026-01-01T00:00:00Z"}
+    for name in ("r", "s"):
+        run, job, pod = _changed(RUN, scaling=scaling), _changed(JOB), _changed(POD, podIP=None)
+        run["metadata"] |= {"name": name, "uid": name}
+        run["spec"]["workers"] = {"image": "i", "nodes": 2, "minNodes": 1}
+        for body, owner in ((job, name), (pod, f"{name}-job")):
+            metadata = body["metadata"]
+            metadata["labels"] |= {"daybreak.dev/run": name}
+            metadata["ownerReferences"][0]["uid"] = owner
+        job["metadata"] |= {"name": f"{name}-1", "uid": f"{name}-job"}
+        pod["metadata"] |= {"name": f"{name}-1-0", "uid": f"{name}-pod"}
+        pod["spec"]["nodeName"] = f"of-{name}"
+        server.jobs.append(job)
+        server.pods.append(pod)
+        cache.run_event(None, run)
+        cache.child_event("Job", None, job)
+        cache.child_event("Pod", None, pod)
+    names = ("of-r", "of-s", "spare")
+    server.nodes = [{"metadata": {"name": name}, "spec": {}, "status": ready} for name in names]
+    async with serving(server, cache, lambda: clock[0]) as controller:
+        await controller.reconcile(("n", "r"))
+        clock[0] = 30.0
+        server.pods = [pod for pod in server.pods if pod["spec"]["nodeName"] != "of-r"]
+        await controller.reconcile(("n", "s"))
+    deleted = [path for method, path, _ in server.writes if method == "DELETE"]
+    assert [path.rpartition("/")[2] for path in deleted] == ["r-1"]
+    assert server.reads.count("/api/v1/nodes") == 2
+
+
 async def test_a_standby_knows_everything_and_does_nothing() -> None:
     """Until it leads: then it looks at every run that it knows."""
     server, cache = Server(), Cache()

@@ -384,6 +384,18 @@ def test_two_failures_of_a_node_keep_the_run_off_it() -> None:
     assert pod.node.name == "node-1"
 
 
+def test_a_suspect_node_is_none_to_grow_back_on() -> None:
+    """The next attempt would keep off it, and hold the others in vain."""
+    made = history(2, {"nodes": 2, "minNodes": 1}, failurePolicy=FREE)
+    crash(made, 139, index=1)
+    crash(made, 139, index=1)
+    made.operator.advance(90)
+    assert made.status["scaling"]["reason"] == "NodesLost"
+    attempts = len(made.api.created)
+    made.operator.advance(150)
+    assert (len(made.api.created), made.status["phase"]) == (attempts, "Running")
+
+
 def test_a_run_with_no_other_nodes_goes_back_to_its_suspects() -> None:
     """After schedulingDeadline: it would wait for ever."""
     made = history(1, {"nodes": 1}, failurePolicy=FREE)
