@@ -14,11 +14,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from daybreak_operator.api.run import KIND, TrainingRun
-from daybreak_operator.observation import JobView, PodView, PreparationView, owner_uid, prepares
+from daybreak_operator.observation import (
+    JOB_NAME,
+    JobView,
+    PodView,
+    PreparationView,
+    owner_uid,
+    prepares,
+)
 
 Body = Mapping[str, Any]
-_JOB_NAME = "batch.kubernetes.io/job-name"
-"""Label of a Job's pods; orphans keep it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def _is_stray(run: TrainingRun, pod: Body, others: Mapping[str, Body]) -> bool:
         former = _controller(job["metadata"])
         return (former.get("kind"), former.get("name")) == (KIND, run.name)
     if not owner:
-        name = (pod.get("labels") or {}).get(_JOB_NAME, "")
+        name = (pod.get("labels") or {}).get(JOB_NAME, "")
     else:
         name = owner.get("name", "") if owner.get("kind") == "Job" else ""
     return re.fullmatch(rf"{re.escape(run.name)}-([0-9]+|prepare)", name) is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-from daybreak_operator.observation import owner_uid
-from daybreak_trainer.contract import LABEL_RUN
+from daybreak_operator.observation import COMPLETION_INDEX, JOB_NAME, owner_uid
+from daybreak_trainer.contract import LABEL_ATTEMPT, LABEL_ROLE, LABEL_RUN
 
 Key = tuple[str, str]
 """Namespace and name of a run."""
@@ -14,6 +14,11 @@ Body = Mapping[str, Any]
 
 
 _MAX_USED_NAMES = 100_000
+_METADATA = ("name", "namespace", "uid", "deletionTimestamp", "ownerReferences")
+_LABELS = (LABEL_RUN, LABEL_ATTEMPT, LABEL_ROLE, COMPLETION_INDEX, JOB_NAME)
+_ANNOTATIONS = (COMPLETION_INDEX,)
+_SPEC = ("nodeName", "parallelism", "suspend")
+"""What is read of Jobs and pods."""
 
 
 class Cache:
@@ -77,7 +82,7 @@ class Cache:
         if event == "DELETED":
             self._drop(kind, key, body)
         else:
-            members[metadata["name"]] = slim(body)
+            members[metadata["name"]] = slim_child(body)
         if not members:
             del self._children[kind][key]
         return key
@@ -107,19 +112,26 @@ class Cache:
         elif (body.get("status") or {}).get("phase") in ("Succeeded", "Failed") and any(
             _uid(job) == owner_uid(body["metadata"]) for job in self.children("Job", key)
         ):
-            self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = slim(body)
+            self._last_words.setdefault(key, {})[body["metadata"]["uid"]] = slim_child(body)
 
 
-def slim(body: Body) -> Body:
-    """Without the managers of fields, a Job's pod template, and a pod's spec but for its node: they
-    are not read, and with thousands of pods they would be most of the operator's memory."""
-    spec = body.get("spec") or {}
-    if "containers" in spec:
-        spec = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}
-    elif "template" in spec:
-        spec = {key: value for key, value in spec.items() if key != "template"}
-    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
-    return {**body, "metadata": metadata, **({"spec": spec} if "spec" in body else {})}
+def slim(run: Body) -> Body:
+    """Without the managers of fields, which are not read."""
+    metadata = {key: value for key, value in run["metadata"].items() if key != "managedFields"}
+    return {**run, "metadata": metadata}
+
+
+def slim_child(body: Body) -> Body:
+    """Of a Job or pod what is read: not its template, nor a pod's spec but for its node. With
+    thousands of pods the rest would be most of the operator's memory, and as large as users make
+    the labels and annotations of theirs."""
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    slimmed = {key: metadata[key] for key in _METADATA if key in metadata}
+    for field, names in (("labels", _LABELS), ("annotations", _ANNOTATIONS)):
+        if given := metadata.get(field):
+            slimmed[field] = {name: given[name] for name in names if name in given}
+    kept = {key: spec[key] for key in _SPEC if key in spec}
+    return {**body, "metadata": slimmed, "spec": kept}
 
 
 def _uid(body: Body | None) -> str | None:

@@ -21,7 +21,9 @@ from daybreak_trainer.recipe import Recipe
 TRAINER = "trainer"
 _MAIN = (TRAINER, "prepare")
 """Names of the container that a pod is there for."""
-_INDEX = "batch.kubernetes.io/job-completion-index"
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+JOB_NAME = "batch.kubernetes.io/job-name"
+"""Label of a Job's pods; orphans keep it."""
 _NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 IMAGE_REASONS = frozenset(
     {
@@ -127,12 +129,12 @@ class PodView:
         trainer: Mapping[str, Any] = next((c for c in containers if c["name"] in _MAIN), {})
         ended = (trainer.get("state") or {}).get("terminated") or {}
         waits, waiting = _waiting([*(status.get("initContainerStatuses") or []), *containers])
-        labels = metadata.get("labels") or {}
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
         disruption = conditions.get("DisruptionTarget")
         return cls(
             name=metadata["name"],
             attempt=_number(labels.get(LABEL_ATTEMPT)),
-            index=_number(labels.get(_INDEX, (metadata.get("annotations") or {}).get(_INDEX))),
+            index=_number(labels.get(COMPLETION_INDEX, annotations.get(COMPLETION_INDEX))),
             phase=status.get("phase", "Pending"),
             ready="Ready" in conditions,
             deleting="deletionTimestamp" in metadata,

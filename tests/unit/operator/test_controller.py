@@ -599,7 +599,7 @@ def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
     cache.run_event("ADDED", new)
     cache.run_event("DELETED", RUN)
     assert cache.runs[KEY] == new
-    job = {"metadata": JOB["metadata"] | {"uid": "new"}}
+    job = {"metadata": JOB["metadata"] | {"uid": "new"}, "spec": {}}
     cache.child_event("Job", "ADDED", job)
     cache.child_event("Job", "DELETED", JOB)
     assert cache.children("Job", KEY) == [job]
