@@ -95,6 +95,7 @@ STAGE = {"resolution": 16, "batchSize": 8}
             {"activationCheckpointing": "budget"},
             "compute.activationCheckpointing: budget needs compute.compile: blocks",
         ),
+        ("spec.checkpoint.secretRef", {"name": "keys/log"}, "spec.checkpoint.secretRef.name"),
         ("spec.failurePolicy.window", "99999999h", "a duration must be at most 87600h"),
         ("spec.checkpoint.interval", "87600h1s", "a duration must be at most 87600h"),
         ("spec.healthPolicy.progressDeadline", "soon", "spec.healthPolicy.progressDeadline"),

@@ -23,7 +23,9 @@ Interval = Annotated[
         json_schema_extra=cel((f"self.endsWith('steps') || {_BOUNDED}", _TOO_LONG)),
     ),
 ]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=rf"^{_LABEL}(\.{_LABEL})*$")]
+"""Of an object: a DNS subdomain (RFC 1123), so it is one segment of a path."""
 NO_CREDENTIALS = (
     r"!self.matches('^[^/]+://[^/@]*:[^/@]*@')",
     "a URL must not hold a password, for it is shown in status and logs: put it into a Secret and "

@@ -592,6 +592,20 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
     assert len(server.writes) == 2
 
 
+@pytest.mark.parametrize("name", ["keys/log", "..", "a..b"])
+async def test_a_name_that_is_a_path_is_not_asked_for(name: str) -> None:
+    """It would be another object's; a run that was stored with it is told what is wrong."""
+    run = _changed(RUN, phase="Pending", attempt=0, workers=None, currentAttempt=None)
+    run["spec"]["checkpoint"] |= {"secretRef": {"name": name}}
+    server, cache = Server(), Cache()
+    cache.run_event(None, run)
+    async with serving(server, cache) as controller:
+        await controller.reconcile(KEY)
+    (_, _, event), _ = server.writes
+    assert (event["reason"], server.reads) == ("InvalidRun", [])
+    assert "checkpoint.secretRef.name" in event["message"]
+
+
 def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
     """Events of two objects of one name may come in the wrong order."""
     cache = Cache()
