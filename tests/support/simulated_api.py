@@ -319,6 +319,8 @@ class Api:
         spent = ledger["productiveSeconds"] + sum(ledger["lostSeconds"].values())
         assert spent == int(wall.total_seconds()), "the ledger does not add up"
         assert min([0, *ledger["lostSeconds"].values()]) == 0
+        if not after["attempt"]:
+            assert set(ledger["lostSeconds"]) <= {"queue", "suspended", "preparation"}
 
 
 def _check_settled(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

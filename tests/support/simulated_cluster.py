@@ -48,6 +48,8 @@ class SimulatedCluster:
     storage: Storage = field(default_factory=Storage)
     unplaced_at: float | None = None
     """When a pod last found no node."""
+    failed_to_prepare: list[Pod] = field(default_factory=list)
+    """All pods that did, for whatever reason."""
     pods_refused: bool = False
     """At some time a Job could not make all of its pods."""
     made: list[Job] = field(default_factory=list)
@@ -187,6 +189,7 @@ class SimulatedCluster:
         if pod.exit is None or pod.exit.code == 0 or pod.counted or job.suspended:
             return
         pod.counted = True
+        self.failed_to_prepare.append(pod)
         spec = job.manifest["spec"]
         for rule in spec["podFailurePolicy"]["rules"]:
             codes = rule.get("onExitCodes", {}).get("values", ())

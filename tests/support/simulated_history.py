@@ -14,7 +14,7 @@ from simulated_operator import SimulatedOperator
 from simulated_training import BATCH, TOTAL_STEPS, Commit, Exit, Gang
 
 from daybreak_operator.observation import prepares
-from daybreak_trainer.contract import Termination
+from daybreak_trainer.contract import FINAL_EXIT_CODES, Termination
 
 CHARGED_CODES = (1, 139, 134, 76)
 END_REASONS = {
@@ -266,15 +266,14 @@ class History:
     # --- what must hold in the end ----------------------------------------------------------------
 
     def calm(self, seconds: int = 4 * 3600) -> None:
-        """All is well again, but for runs that are hostile by themselves, and for a node that is
-        down for good where there are enough others; and time goes by."""
+        """All is well again, or soon, as what is refused; but for runs that are hostile by nature,
+        and for a node that is down for good where there are enough others. And time goes by."""
         for number, node in enumerate(self.cluster.nodes.values()):
             if number or len(self.cluster.nodes) < 3:
                 self.cluster.node_up(node)
         nodes = sum(node.down_since is None for node in self.cluster.nodes.values())
         self.cluster.image_exists = self.cluster.admits = True
         self.api.unreachable_until = 0.0
-        self.api.no_more, self.cluster.no_pods_until = {}, {}
         for key in self.specs:
             self.target = key
             self.api.edit(key, suspend=False)
@@ -319,6 +318,8 @@ class History:
         assert conditions[status["phase"]]["status"] == "True"
         if status["phase"] == "Failed":
             assert conditions["Failed"]["reason"] in END_REASONS, conditions["Failed"]
+            if conditions["Failed"]["reason"] == "PreparationFailed":
+                self._check_cause(uid)
         else:
             commits = self.cluster.storage.commits[uid]
             _check_lineage(max(commits, key=lambda commit: commit.step))
@@ -341,6 +342,12 @@ class History:
         if ttl is not None:
             assert uid in api.expired
             self._check_nothing_left(key)
+
+    def _check_cause(self, uid: str) -> None:
+        """Preparation is given up for bad data, or after a few pods that nobody took away."""
+        pods = [pod for pod in self.cluster.failed_to_prepare if pod.job.owner_uid == uid]
+        final = [pod for pod in pods if pod.exit and pod.exit.code in FINAL_EXIT_CODES]
+        assert final or sum(pod.disruption is None for pod in pods) > 3, pods
 
     def check_deletion(self) -> None:
         """Nothing is left of the runs, and nothing is made for them any more."""

@@ -113,7 +113,8 @@ class SimulatedOperator:
                 self.start()
                 self.publish()
             self._work()
-            self._check()
+            if not self.down_until:
+                self._check()
 
     def _work(self) -> None:
         looked: set[Key] = set()

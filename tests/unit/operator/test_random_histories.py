@@ -26,6 +26,13 @@ KIND = st.sampled_from(["Run", "Job", "Pod"])
 NOTHING = st.just(0)
 REFUSABLE = st.sampled_from(["Job", "Job", "ConfigMap", "Service", "NetworkPolicy", "Pod"])
 REFUSALS = st.tuples(REFUSABLE, st.sampled_from([20, 90, 300]))
+LIMITS = st.sampled_from(
+    [
+        {"activeDeadline": "10m"},
+        {"budget": {"duration": "10m"}},
+        {"deadline": "2026-01-01T00:02:30Z"},
+    ]
+)
 HAPPENING = st.one_of(
     *[_event("pod_ends", st.tuples(st.integers(0, 2), st.sampled_from(POD_ENDS)))] * 2,
     _event("out_of_memory", st.integers(0, 1)),
@@ -35,7 +42,7 @@ HAPPENING = st.one_of(
     _event("node_up", st.integers(0, 3)),
     *[_event("suspend", st.sampled_from([True, True, False]))] * 2,
     _event("scale", st.integers(1, 4)),
-    _event("limit", st.sampled_from([{"activeDeadline": "10m"}, {"budget": {"duration": "10m"}}])),
+    _event("limit", LIMITS),
     _event("delete_job", st.sampled_from(["Foreground", "Background", "Orphan"])),
     _event("delete_pod", st.integers(0, 3)),
     _event("evict", NOTHING),
