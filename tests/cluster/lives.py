@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 import yaml
@@ -32,7 +33,9 @@ FAILS_AT, HOLDS_AT = 12, 25
 LATER = "Later"
 """A cleanPodPolicy of a version to come, which this operator cannot read (see `later_schema`)."""
 _HERE = Path(__file__).parent
+_LONGEST_LIFE_SECONDS = 600
 Json = dict[str, Any]
+JobChanges = SimpleQueue[dict[str, Any]]
 
 
 def template(script: dict[int | str, Json]) -> Json:
@@ -168,7 +171,7 @@ class Stage:
         scaled from one node to two, and its third completes but for a worker that has to be ended;
         then the run's time to live is over. Every kind of object that the operator ever writes or
         deletes is written and deleted. Needs `later_schema`."""
-        before = self.version()
+        changes = self.follow_jobs()
         self.operate(plan)
         script: dict[int | str, Json] = {
             1: {"fail_at": FAILS_AT},
@@ -193,7 +196,7 @@ class Stage:
             if second and run["spec"]["workers"]["nodes"] == 1:
                 self.scale(name, 2)
         self.wait_until_gone("trun", name)
-        return self.life(name, status, before)
+        return self.life(name, status, changes)
 
     def states(self, name: str, seconds: int = 300) -> Iterator[Json]:
         """The run, each time it changed, and at first as it is."""
@@ -372,38 +375,44 @@ class Stage:
         written = (self._folder / "log").read_text().splitlines()
         return "\n".join(written if lines is None else written[-lines:])
 
-    def version(self) -> str:
-        """The namespace's Jobs as they are now, for `life`."""
-        found = self._batch.list_namespaced_job(self.bench.namespace)
-        return str(found.metadata.resource_version)
+    def follow_jobs(self) -> JobChanges:
+        """What happens to the namespace's Jobs from now on, for `life`. Followed as it happens: the
+        API server forgets it after a minute or two."""
+        changes: JobChanges = SimpleQueue()
+        since = self._batch.list_namespaced_job(self.bench.namespace).metadata.resource_version
 
-    def life(self, name: str, status: Json, before: str) -> Life:
-        """That of a run which is over; it began after `before`."""
+        def follow() -> None:
+            with suppress(Exception):  # the cluster has ended
+                for change in watch.Watch().stream(
+                    self._batch.list_namespaced_job,
+                    self.bench.namespace,
+                    resource_version=since,
+                    timeout_seconds=_LONGEST_LIFE_SECONDS,
+                ):
+                    changes.put(change)
+
+        Thread(target=follow, daemon=True).start()
+        return changes
+
+    def life(self, name: str, status: Json, changes: JobChanges) -> Life:
+        """That of a run which is over; it began after `changes`."""
         jobs: dict[str, list[str]] = {}
         alive: set[str] = set()
         together = 0
         chosen = f"daybreak.dev/run={name}"
         found = self._batch.list_namespaced_job(self.bench.namespace, label_selector=chosen)
         left = {job.metadata.uid for job in found.items}
-        # The API server remembers: all that happened to Jobs since the run began.
-        for change in watch.Watch().stream(
-            self._batch.list_namespaced_job,
-            self.bench.namespace,
-            label_selector=chosen,
-            resource_version=before,
-            timeout_seconds=60,
-        ):
+        while f"{name}-{status['attempt']}" not in jobs or alive != left:
+            change = changes.get(timeout=60)
             metadata = change["object"].metadata
+            if (metadata.labels or {}).get("daybreak.dev/run") != name:
+                continue
             if change["type"] == "ADDED":
                 jobs.setdefault(metadata.name, []).append(metadata.uid)
                 alive.add(metadata.uid)
             elif change["type"] == "DELETED":
                 alive.discard(metadata.uid)
             together = max(together, len(alive))
-            if f"{name}-{status['attempt']}" in jobs and alive == left:
-                break
-        else:
-            raise AssertionError(f"{name}: Jobs {left} are left, and of {jobs} {alive}")
         pairs = (line.partition(": ")[::2] for line in self.bench.events(name).splitlines())
         return Life(
             status=status,

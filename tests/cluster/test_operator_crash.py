@@ -235,7 +235,7 @@ def _silent_node(stage: Stage, name: str) -> Iterator[None]:
 def _play_stuck(stage: Stage, name: str, plan: Plan) -> Life:
     """A run whose first attempt's pod is on a node that falls silent; others of the run's pods
     find another node."""
-    core, before = client.CoreV1Api(stage.api), stage.version()
+    core, changes_of_jobs = client.CoreV1Api(stage.api), stage.follow_jobs()
     (alive, *_) = stage.bench.cluster.info.nodes
     changes = spec(1, {})
     place = {"nodeSelector": {name: "silent"}, "tolerations": [{"operator": "Exists"}]}
@@ -250,7 +250,7 @@ def _play_stuck(stage: Stage, name: str, plan: Plan) -> Life:
         stage.lose(pod)
         status = stage.end(name)
         core.patch_node(alive, {"metadata": {"labels": {name: None}}})
-    return stage.life(name, status, before)
+    return stage.life(name, status, changes_of_jobs)
 
 
 @pytest.mark.e2e
