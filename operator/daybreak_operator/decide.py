@@ -94,6 +94,13 @@ def _without_job(draft: Draft) -> Decision:
     # The attempt's number is stored and its Job was never seen: make it, once.
     attempt = status.current_attempt
     assert attempt is not None  # stored together with the number
+    if status.phase == "Pending" and (nodes := _size(draft)) != attempt.nodes:
+        # As it was its Job was refused, and the user has changed that.
+        draft.values["current_attempt"] = attempt.model_copy(update={"nodes": nodes})
+        text = f"attempt {attempt.number} starts on {nodes} node(s)"
+        draft.settle("Starting", "AttemptStarting", text)
+        draft.note("Normal", "AttemptStarted", text)
+        return concluded(draft)
     ledger = status.ledger
     body = job(
         run,
@@ -132,15 +139,21 @@ def _held_up(draft: Draft) -> Decision | None:
     return None
 
 
+def _size(draft: Draft) -> int:
+    """Nodes of the attempt that is about to be made; notes where that is a change."""
+    run, status, nodes = draft.observation.run, draft.stored, sizing.next_size(draft)
+    before, scaling = status.current_attempt, status.scaling
+    if before is not None and nodes != (scaling.nodes if scaling else before.nodes):
+        lost = sizing.reduced(run) is not None
+        sizing.changed(draft, nodes, sizing.grown(run, nodes) if lost else "Requested")
+    return nodes
+
+
 def _next_attempt(draft: Draft) -> Decision:
     seen, status = draft.observation, draft.stored
     assert seen.recipe is not None  # decided before
     number = 1 + max([status.attempt, *(j.attempt for j in seen.jobs)])
-    nodes = sizing.next_size(draft)
-    before, scaling = status.current_attempt, status.scaling
-    if before is not None and nodes != (scaling.nodes if scaling else before.nodes):
-        lost = sizing.reduced(seen.run) is not None
-        sizing.changed(draft, nodes, sizing.grown(seen.run, nodes) if lost else "Requested")
+    nodes = _size(draft)
     commit = draft.get("checkpoint")
     draft.values |= {
         "attempt": number,

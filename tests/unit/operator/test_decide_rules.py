@@ -266,6 +266,18 @@ def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
     assert made.status["currentAttempt"]["startStep"] > 0
 
 
+def test_a_run_whose_size_is_refused_starts_at_the_size_it_gets_then() -> None:
+    """A quota or policy that has no room for eight nodes is no reason to ask for eight again."""
+    made = History(spec_of(workers={"nodes": 8}), 2)
+    made.refuse(("Job", 20))
+    made.operator.advance(10)
+    assert condition(made, "Running")["reason"] == "ObjectRefused"
+    made.scale(2)
+    made.operator.advance(90)
+    assert [body["spec"]["parallelism"] for body in made.api.created] == [2]
+    assert (made.status["phase"], made.status["attempt"]) == ("Running", 1)
+
+
 def test_a_second_resize_waits_for_the_cooldown() -> None:
     """And says so."""
     made = history(4)
