@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_OUR_LABELS = "daybreak.dev/"
 _NAMED_LISTS = ("containers", "initContainers", "volumes", "env", "volumeMounts", "ports")
 _KEYS = {"volumeMounts": "mountPath", "ports": "containerPort"}
 
@@ -16,8 +17,11 @@ def overlaid(
     """Objects merge, lists of named things merge by name, other lists are appended to."""
     merged: dict[str, Any] = _merge(template, overlay)
     ours = template["spec"]
-    # The operator finds the pods by these labels and the Job needs this restart policy.
-    merged["metadata"]["labels"] |= template["metadata"]["labels"]
+    # The operator finds the pods by its labels and tells by them which are an attempt's workers;
+    # the Job needs this restart policy.
+    given = merged["metadata"]["labels"]
+    theirs = {key: value for key, value in given.items() if not key.startswith(_OUR_LABELS)}
+    merged["metadata"]["labels"] = theirs | template["metadata"]["labels"]
     merged["spec"]["restartPolicy"] = ours["restartPolicy"]
     if "subdomain" in ours:
         merged["spec"]["subdomain"] = ours["subdomain"]

@@ -109,13 +109,17 @@ def test_pods_write_to_the_stream_and_read_the_source() -> None:
 def test_the_template_is_laid_over_and_holds_no_token() -> None:
     """What the user says of the container named prepare is merged into it."""
     template = {
+        "metadata": {"labels": {"team": "x", "daybreak.dev/attempt": "1"}},
         "spec": {
             "nodeSelector": {"disk": "fast"},
             "containers": [{"name": "prepare", "env": [{"name": "HF_TOKEN", "value": "x"}]}],
-        }
+        },
     }
     job = made({"source": "shapes", "image": "own:2", "template": template})
     pod = job["spec"]["template"]["spec"]
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert labels["team"] == "x"
+    assert "daybreak.dev/attempt" not in labels, "its pod would pass for a worker"
     assert pod["automountServiceAccountToken"] is False
     assert pod["nodeSelector"] == {"disk": "fast"}
     assert pod["securityContext"]["runAsNonRoot"] is True
