@@ -70,7 +70,7 @@ def _follow(draft: Draft, job: JobView, pods: Sequence[PodView]) -> AttemptStatu
         desired=job.parallelism,
         ready=ready,
         summary=f"{ready}/{job.parallelism}",
-        selector=names.selector(run),
+        selector=names.worker_selector(run),
     )
     attempt = run.status.current_attempt
     if attempt is None or attempt.number != job.attempt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from daybreak_operator.api.run import API_VERSION, KIND, TrainingRun
-from daybreak_trainer.contract import LABEL_ATTEMPT, LABEL_RUN
+from daybreak_trainer.contract import LABEL_ATTEMPT, LABEL_ROLE, LABEL_RUN
 
 
 def job_name(run: TrainingRun, attempt: int) -> str:
@@ -26,6 +26,11 @@ def prepare_name(run: TrainingRun) -> str:
 
 def selector(run: TrainingRun) -> str:
     return f"{LABEL_RUN}={run.name}"
+
+
+def worker_selector(run: TrainingRun) -> str:
+    """Of the pods that an autoscaler measures: not of those that have prepared the data."""
+    return f"{selector(run)},!{LABEL_ROLE}"
 
 
 def labels(run: TrainingRun, attempt: int | None = None) -> dict[str, str]:

@@ -616,13 +616,14 @@ def test_a_lost_peer_waits_for_the_cause() -> None:
 
 def test_between_attempts_there_are_no_workers() -> None:
     """An autoscaler reads the run's size from the scale subresource: none while it is suspended and
-    when it has ended."""
+    when it has ended. Pods that have prepared the data are none of them."""
     made = history()
     assert made.status["workers"]["desired"] == 2
     made.suspend(True)
     made.operator.advance(60)
     assert made.status["phase"] == "Suspended"
     assert (made.status["workers"]["desired"], made.status["workers"]["summary"]) == (0, "0/2")
+    assert made.status["workers"]["selector"] == "daybreak.dev/run=r,!daybreak.dev/role"
     made.suspend(False)
     made.operator.advance(60)
     assert made.status["workers"]["summary"] == "2/2"
