@@ -91,6 +91,9 @@ def tells_only(before: TrainingRunStatus, after: TrainingRunStatus) -> bool:
         for name in TrainingRunStatus.model_fields
         if name not in _TELLING and getattr(before, name) != getattr(after, name)
     }
+    if before.workers is None and after.workers is not None:
+        # That an attempt's Job was there: its number is not to be used again.
+        changed.add("workers")
     if {before.phase, after.phase} <= _UNDER_WAY:
         changed.discard("phase")
     if _without_times(before.current_attempt) == _without_times(after.current_attempt):

@@ -50,7 +50,7 @@ def _degraded(value: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
-        ({"workers": WORKERS}, 15.0),
+        ({"workers": WORKERS}, 0.0),
         ({"progress": {"step": 3}, "checkpoint": None, "ledger": {"heldSeconds": 3}}, 15.0),
         ({"currentAttempt": ADMITTED}, 15.0),
         ({"phase": "Running", "progress": {"step": 1}}, 5.0),
@@ -94,9 +94,9 @@ def test_with_something_to_do_all_that_was_kept_is_written() -> None:
 
 
 def test_looks_go_on_from_what_is_kept_until_the_stored_status_is_another() -> None:
-    """That a Job was seen is known though it is not on record yet. A write, somebody else's edit
-    and another run of the name end that."""
-    pace, decision = Pace(clock=lambda: 0.0), _decided(workers=WORKERS)
+    """That all workers have nodes is known though it is not on record yet. A write, somebody else's
+    edit and another run of the name end that."""
+    pace, decision = Pace(clock=lambda: 0.0), _decided(currentAttempt=ADMITTED)
     assert pace.latest(KEY, RUN) is RUN
     pace.written(KEY)
     for ends in ("written", "edited", "made again"):
