@@ -91,9 +91,6 @@ def tells_only(before: TrainingRunStatus, after: TrainingRunStatus) -> bool:
         for name in TrainingRunStatus.model_fields
         if name not in _TELLING and getattr(before, name) != getattr(after, name)
     }
-    if before.workers is None and after.workers is not None:
-        # That an attempt's Job was there: its number is not to be used again.
-        changed.add("workers")
     if {before.phase, after.phase} <= _UNDER_WAY:
         changed.discard("phase")
     if _without_times(before.current_attempt) == _without_times(after.current_attempt):
@@ -107,6 +104,8 @@ def _without_times(attempt: AttemptStatus | None) -> AttemptStatus | None:
     return attempt.model_copy(update=blank) if attempt is not None else None
 
 
-def _headline(status: TrainingRunStatus) -> tuple[str, dict[str, str]]:
-    """What a list of runs shows."""
-    return status.phase, {condition.type: condition.status for condition in status.conditions}
+def _headline(status: TrainingRunStatus) -> tuple[str, bool, dict[str, str]]:
+    """What a list of runs shows, and whether the attempt's Job was seen: its number is not to be
+    used again, by another operator neither."""
+    values = {condition.type: condition.status for condition in status.conditions}
+    return status.phase, status.workers is not None, values

@@ -50,7 +50,7 @@ def _degraded(value: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("changes", "seconds"),
     [
-        ({"workers": WORKERS}, 0.0),
+        ({"workers": WORKERS}, 5.0),
         ({"progress": {"step": 3}, "checkpoint": None, "ledger": {"heldSeconds": 3}}, 15.0),
         ({"currentAttempt": ADMITTED}, 15.0),
         ({"phase": "Running", "progress": {"step": 1}}, 5.0),
