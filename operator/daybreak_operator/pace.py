@@ -107,5 +107,5 @@ def _without_times(attempt: AttemptStatus | None) -> AttemptStatus | None:
 def _headline(status: TrainingRunStatus) -> tuple[str, bool, dict[str, str]]:
     """What a list of runs shows, and whether the attempt's Job was seen: its number is not to be
     used again, by another operator neither."""
-    values = {condition.type: condition.status for condition in status.conditions}
+    values: dict[str, str] = {c.type: c.status for c in status.conditions}
     return status.phase, status.workers is not None, values
