@@ -46,6 +46,8 @@ async def act(
     for note in decision.events:
         try:
             await cluster.record(run, note)
+            level = logging.WARNING if note.kind == "Warning" else logging.INFO
+            _log.log(level, "%s: %s", note.reason, note.message)
         except (ApiException, ClientError, OSError) as error:
             if insist:
                 raise
@@ -69,4 +71,5 @@ async def act(
     for pod in decision.delete_pods:
         await cluster.delete_pod(run, pod)
     if decision.delete_run:
+        _log.info("deleted: its ttlSecondsAfterFinished is over")
         await cluster.delete_run(run)

@@ -153,13 +153,14 @@ class Draft:
         before = self.stored.progress
         first = before.first_step_time if before else None
         total = progress.total_steps
+        step = max(progress.step, self._step_to_go_on_from(progress))
         # By our clock, for the worker's may be another: it moves when what it says has moved.
         same = before is not None and before.told_time == progress.updated_at
         return ProgressStatus(
-            step=progress.step,
+            step=step,
             total_steps=total,
             samples=progress.samples,
-            percent=100 * progress.step // total if total else 0,
+            percent=100 * step // total if total else 0,
             images_per_second=_figure(progress.images_per_second, ".0f"),
             loss=_figure(progress.loss, ".4g"),
             estimated_completion_time=progress.estimated_completion_time,
@@ -168,6 +169,13 @@ class Draft:
             advanced_time=before.advanced_time if same and before else self.now,
             told_time=progress.updated_at,
         )
+
+    def _step_to_go_on_from(self, progress: Progress) -> int:
+        """Of an attempt that still starts: its worker counts from 0 until it has loaded the commit,
+        and nobody shall think that what was trained is lost."""
+        attempt: AttemptStatus | None = self.get("current_attempt")
+        starts = progress.first_step_at is None and attempt is not None
+        return attempt.start_step if starts and attempt.number == progress.attempt else 0
 
     def _take_attempt(self, progress: Progress) -> None:
         attempt: AttemptStatus | None = self.get("current_attempt")

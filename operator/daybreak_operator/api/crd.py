@@ -24,6 +24,7 @@ REFERENCE_PATH = _ROOT / "docs/api.md"
 _DROPPED = ("title", "additionalProperties", "discriminator", "const")
 _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", '.status.conditions[?(@.type=="Running")].reason', 0),
     ("Stage", "string", ".status.stage.name", 0),
     ("Step", "integer", ".status.progress.step", 0),
     ("Progress", "integer", ".status.progress.percent", 0),
@@ -35,7 +36,7 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Restarts", "integer", ".status.restarts", 1),
     ("Nodes", "string", ".status.workers.summary", 1),
-    ("Reason", "string", ".status.lastFailure.reason", 1),
+    ("Last failure", "string", ".status.lastFailure.reason", 1),
 )
 
 
