@@ -13,6 +13,7 @@ Right = tuple[str, str]
 WRITING = frozenset({"create", "update", "patch", "delete"})
 _RBAC = Path(__file__).parents[2] / "manifests/base/rbac.yaml"
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+METHODS = {verb: method for method, verb in _VERBS.items()}
 _FOR_ADMISSION = "trainingruns/finalizers"
 """No call: an admission plugin asks for it where owner references block the owner's deletion."""
 
