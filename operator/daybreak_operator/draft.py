@@ -174,8 +174,9 @@ class Draft:
         """Of an attempt that still starts: its worker counts from 0 until it has loaded the commit,
         and nobody shall think that what was trained is lost."""
         attempt: AttemptStatus | None = self.get("current_attempt")
-        starts = progress.first_step_at is None and attempt is not None
-        return attempt.start_step if starts and attempt.number == progress.attempt else 0
+        if attempt is None or attempt.number != progress.attempt:
+            return 0
+        return attempt.start_step if progress.first_step_at is None else 0
 
     def _take_attempt(self, progress: Progress) -> None:
         attempt: AttemptStatus | None = self.get("current_attempt")

@@ -95,15 +95,15 @@ def test_the_operator_meets_the_restricted_level(rendered: list[Manifest]) -> No
 
 
 def test_two_replicas_of_which_one_leads(rendered: list[Manifest]) -> None:
-    """Both ways to install have a standby, elect a leader by a Lease that they may write, and let a
-    drain take one at a time; who scrapes the operator may reach it."""
+    """Both ways to install have a standby, elect a leader by the same Lease, which they may write,
+    and let a drain take one at a time; who scrapes the operator may reach it."""
     base = ROOT / "manifests" / "base"
     kustomized = [
         manifest
         for part in ("operator", "rbac", "disruptions", "network")
         for manifest in yaml.safe_load_all((base / f"{part}.yaml").read_text())
     ]
-    for manifests, name in ((rendered, "daybreak"), (kustomized, "daybreak-operator")):
+    for manifests in (rendered, kustomized):
         (deployment,) = by_kind(manifests, "Deployment")
         assert deployment["spec"]["replicas"] == 2
         assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
@@ -112,7 +112,7 @@ def test_two_replicas_of_which_one_leads(rendered: list[Manifest]) -> None:
         (role,) = by_kind(manifests, "Role")
         assert [(rule.get("resourceNames"), rule["verbs"]) for rule in role["rules"]] == [
             (None, ["create"]),
-            ([name], ["get", "update"]),
+            (["daybreak-operator"], ["get", "update"]),
         ]
         labels = deployment["spec"]["template"]["metadata"]["labels"].items()
         (budget,) = by_kind(manifests, "PodDisruptionBudget")

@@ -232,6 +232,14 @@ def test_suspend_commits_and_resume_goes_on() -> None:
     made.operator.advance(30)
     assert names(made) == ["r-1", "r-2"]
     assert made.status["currentAttempt"]["startStep"] == step > 0
+    seen = made.operator.last
+    assert seen is not None
+    assert seen.progress is not None
+    starting = seen.progress.model_copy(update={"step": 0, "first_step_at": None})
+    decision = decide(replace(seen, progress=starting))
+    assert decision is not None
+    assert decision.status.progress is not None
+    assert decision.status.progress.step == step, "it looks as if all were lost"
     assert made.status["ledger"]["lostSeconds"]["suspended"] > 30
     told = [note.message for note in made.api.recorded if note.reason == "Resumed"]
     assert told == [f"spec.suspend is false: training goes on from step {step}"]
