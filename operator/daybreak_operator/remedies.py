@@ -3,8 +3,11 @@ what it says now. Kubelets and schedulers know of pods only. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from daybreak_operator.api.prepare import Prepare
 from daybreak_operator.api.spec import TrainingRunSpec, Workers
+from daybreak_operator.api.types import PersistentVolumeClaim
 from daybreak_operator.observation import IMAGE_REASONS, PodView
 
 
@@ -18,6 +21,8 @@ def of_start(spec: TrainingRunSpec, pod: PodView) -> str:
     field, made_by = _made_by(spec, pod)
     template = f"{field}.template"
     if not is_about_image(pod):
+        if "subpath" in (pod.waiting or "").lower() and (folders := ", ".join(_folders(spec, pod))):
+            return f"correct the folder that is not there ({folders}), or make it in its volume"
         return f"correct {template} (container {pod.waits}), or create what it names"
     overlay = made_by.template.get("spec") or {}
     laid = [*(overlay.get("initContainers") or []), *(overlay.get("containers") or [])]
@@ -44,6 +49,28 @@ def of_placement(spec: TrainingRunSpec, pod: PodView) -> str:
     kept = [name for name in ("nodeSelector", "affinity", "tolerations") if overlay.get(name)]
     nodes = f" of nodes that fit {', '.join(kept)} in {field}.template" if kept else ""
     return f"each of {field}.nodes ({made_by.nodes}) asks for {amounts} ({field}.resources){nodes}"
+
+
+def _folders(spec: TrainingRunSpec, pod: PodView) -> Iterator[str]:
+    """Fields that name a folder in a volume that such a pod mounts, and what they say."""
+    streams = {
+        f"data.streams[{number}]": stream.persistent_volume_claim
+        for number, stream in enumerate(spec.data.streams)
+    }
+    claims: dict[str, PersistentVolumeClaim | None] = {
+        **streams,
+        "checkpoint": spec.checkpoint.persistent_volume_claim,
+        "export": spec.export.persistent_volume_claim if spec.export else None,
+    }
+    if pod.prepares and (prepare := spec.data.prepare) is not None:
+        written = f"data.streams[{prepare.stream}]"
+        claims = {
+            "data.prepare": prepare.persistent_volume_claim,
+            written: streams.get(written),
+        }
+    for field, claim in claims.items():
+        if claim is not None and claim.sub_path:
+            yield f"spec.{field}.persistentVolumeClaim.subPath: {claim.sub_path}"
 
 
 def _made_by(spec: TrainingRunSpec, pod: PodView) -> tuple[str, Workers | Prepare]:

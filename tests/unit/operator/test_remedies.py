@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,38 @@ def test_the_field_of_what_cannot_start_is_named(
     given: TrainingRunSpec, waits: PodView, said: str
 ) -> None:
     assert said in of_start(given, waits)
+
+
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        (
+            "",
+            "spec.data.streams[0].persistentVolumeClaim.subPath: digit, "
+            "spec.checkpoint.persistentVolumeClaim.subPath: c",
+        ),
+        (
+            "prepare",
+            "spec.data.prepare.persistentVolumeClaim.subPath: photos, "
+            "spec.data.streams[0].persistentVolumeClaim.subPath: digit",
+        ),
+    ],
+)
+def test_a_folder_that_a_volume_lacks_is_one_of_the_claims(role: str, said: str) -> None:
+    """Those that such a pod mounts, by field; a kubelet names no field of ours."""
+    at = {name: {"claimName": "v", "subPath": name} for name in ("digit", "c", "photos")}
+    given = spec_of(
+        data={
+            "streams": [{"persistentVolumeClaim": at["digit"]}, {"url": "s3://d"}],
+            "prepare": {"persistentVolumeClaim": at["photos"], "resolution": 16},
+        },
+        checkpoint={"persistentVolumeClaim": at["c"]},
+        export={"persistentVolumeClaim": {"claimName": "whole"}},
+    )
+    message = "failed to prepare subPath for volumeMount 'x' of container 'trainer'"
+    waits = replace(pod(role=role), waiting=f"CreateContainerConfigError: {message}")
+    remedy = of_start(TrainingRunSpec.model_validate(given), waits)
+    assert remedy == f"correct the folder that is not there ({said}), or make it in its volume"
 
 
 def test_what_finds_no_node_says_what_it_asks_for() -> None:
