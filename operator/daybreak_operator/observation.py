@@ -190,8 +190,11 @@ class PreparationView:
         words = [p for p in pods if p.prepares and p.phase == "Failed" and p.termination]
         first = min(words, key=lambda pod: str(pod.finished_at), default=None)
         sentence = first.termination.message if first and first.termination else None
-        alive = sum(pod.prepares and not (pod.over or pod.stray) for pod in pods)
-        wanted = int(spec.get("completions", 0)) - int(status.get("succeeded", 0))
+        ours = [pod for pod in pods if pod.prepares and not pod.stray]
+        alive = sum(not pod.over for pod in ours)
+        # The Job counts a pod a while after its end.
+        ended_well = len({pod.index for pod in ours if pod.phase == "Succeeded"})
+        done = max(int(status.get("succeeded", 0)), ended_well)
         return cls(
             name=metadata["name"],
             done="Complete" in conditions,
@@ -199,7 +202,7 @@ class PreparationView:
             deleting="deletionTimestamp" in metadata,
             uid=metadata["uid"],
             suspended=bool(spec.get("suspend")),
-            lacks_pods=alive < wanted,
+            lacks_pods=alive + done < int(spec.get("completions", 0)),
         )
 
     @property

@@ -13,7 +13,13 @@ from daybreak_operator.api.spec import TrainingRunSpec
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.decide import Decision, decide
 from daybreak_operator.decision import JobRef
-from daybreak_operator.observation import FixedRecipe, Observation, PodView, PreparationView
+from daybreak_operator.observation import (
+    COMPLETION_INDEX,
+    FixedRecipe,
+    Observation,
+    PodView,
+    PreparationView,
+)
 from daybreak_trainer.contract import Termination
 from daybreak_trainer.recipe import resolve
 
@@ -188,6 +194,27 @@ def test_a_job_without_pods_names_what_it_waits_for(spec: dict[str, Any], said: 
     assert said in condition.message
     (condition,) = (c for c in status.conditions if c.type == "Admitted")
     assert (said in condition.message) == bool(spec.get("suspend"))
+
+
+def test_a_pod_that_has_done_its_part_is_not_missed() -> None:
+    """Nor before its Job has counted it."""
+    job = {"metadata": {"name": "r-prepare", "uid": "p"}, "spec": {"completions": 2}}
+    pods = [
+        PodView.of(
+            {
+                "metadata": {
+                    "name": f"p-{index}",
+                    "uid": f"p-{index}",
+                    "labels": {"daybreak.dev/role": "prepare", COMPLETION_INDEX: str(index)},
+                },
+                "status": {"phase": phase},
+            }
+        )
+        for index, phase in enumerate(("Succeeded", "Running"))
+    ]
+    assert not PreparationView.of(job, pods).lacks_pods
+    assert not PreparationView.of(job | {"status": {"succeeded": 1}}, pods).lacks_pods
+    assert PreparationView.of(job, pods[:1]).lacks_pods
 
 
 def test_a_pod_on_a_dead_node_does_not_hold_up_preparation() -> None:
