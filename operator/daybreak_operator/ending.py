@@ -23,8 +23,13 @@ from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
 _POLL_SECONDS = 5.0
-_CLASSES: dict[str, FailureClass] = {"InvalidRecipe": "User", "PreparationFailed": "Data"}
-"""Of ends that are no attempt's; what limits ended has no class."""
+_CLASSES: dict[str, FailureClass] = {
+    "InvalidRecipe": "User",
+    "PreparationFailed": "Data",
+    "DeadlineExceeded": "User",
+    "BudgetExhausted": "User",
+}
+"""Of ends that are no attempt's."""
 _OF_SILENT_NODE, _OF_LIVING_NODE = timedelta(seconds=60), timedelta(minutes=10)
 """How long after the end of its grace period a pod is forced: a node that does not answer will not
 end it, and one that does may be busy with unmounting."""

@@ -18,6 +18,8 @@ from daybreak_trainer.recipe import RecipeError
 _SECONDS_TO_END = 600.0
 """That workers at work get beyond a limit that they know of, for their last commit and export."""
 
+_FROM_ITS_COMMIT = "and with checkpoint.resumeFrom where status.checkpoint.url names a commit"
+
 
 @dataclass(frozen=True)
 class LimitReached:
@@ -34,7 +36,8 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     if deadline is not None and seen.now.timestamp() - late >= deadline:
         return LimitReached(
             "DeadlineExceeded",
-            f"spec.deadline is {spec.deadline}, and the run had not come to its end by then",
+            f"spec.deadline is {spec.deadline}, and the run had not come to its end by then; "
+            f"create it again with a later one, {_FROM_ITS_COMMIT}",
         )
     attempt = status.current_attempt
     ledger = account(seen.run, attempt, draft.get("current_attempt"), None, seen.now)
@@ -42,15 +45,17 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
     total = ledger.productive_seconds + sum(ledger.lost_seconds.values())
     if spec.active_deadline is not None and total - idle >= seconds(spec.active_deadline):
         return LimitReached(
-            "DeadlineExceeded", f"the run was active for activeDeadline ({spec.active_deadline})"
+            "DeadlineExceeded",
+            f"the run was active for activeDeadline ({spec.active_deadline}); create it again with "
+            f"a longer one, {_FROM_ITS_COMMIT}",
         )
     budget = spec.budget
     if budget.duration and ledger.held_seconds >= seconds(budget.duration) + late:
         return LimitReached(
             "BudgetExhausted",
             f"the run held devices for {ledger.held_seconds / 3600:.2f} hours, and "
-            f"budget.duration is {budget.duration}; raise it in a new run with "
-            "checkpoint.resumeFrom",
+            f"budget.duration is {budget.duration}; create it again with a longer one, "
+            f"{_FROM_ITS_COMMIT}",
         )
     if budget.max_cost and budget.gpu_hour_price and (ledger.device_seconds or ledger.held_seconds):
         devices = ledger.device_seconds / max(1, ledger.held_seconds)
@@ -58,8 +63,8 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
         if cost >= float(budget.max_cost):
             return LimitReached(
                 "BudgetExhausted",
-                f"the run cost {ledger.cost}, and budget.maxCost is {budget.max_cost}; raise it in "
-                "a new run with checkpoint.resumeFrom",
+                f"the run cost {ledger.cost}, and budget.maxCost is {budget.max_cost}; create it "
+                f"again with a higher one, {_FROM_ITS_COMMIT}",
             )
     return None
 

@@ -519,6 +519,14 @@ def test_limits_end_a_run_whose_workers_do_not(
     assert ledger["accountedUntil"] > made.status["completionTime"]
 
 
+def test_a_deadline_that_has_passed_says_what_to_do() -> None:
+    """Its class is that of the trainer's LimitReached: another attempt would not cure it."""
+    made = history(deadline="2020-01-01T00:00:00Z")
+    failure = made.status["lastFailure"]
+    assert (failure["reason"], failure["class"]) == ("DeadlineExceeded", "User")
+    assert "create it again with a later one, and with checkpoint.resumeFrom" in failure["message"]
+
+
 @pytest.mark.parametrize("deadline", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:60-01:00"])
 def test_a_deadline_at_the_end_of_all_time_is_none(deadline: str) -> None:
     """People write it for "never"."""
