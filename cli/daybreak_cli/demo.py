@@ -55,7 +55,8 @@ def main() -> int:
 
 
 def _say(line: str) -> None:
-    console.print(f"[bold]==>[/bold] {line}", highlight=False)
+    """Unwrapped: what is in it may be copied."""
+    console.print(f"[bold]==>[/bold] {line}", soft_wrap=True, highlight=False)
 
 
 def _clear(out: Path) -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
 
 from daybreak_cli import averages, checkpoints, plans, recipes
 from daybreak_cli.errors import CommandError, said_plainly
+from daybreak_devcluster.info import ClusterInfo
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,12 +99,18 @@ def up(
         info = background.up(nodes=nodes, state_dir=state_dir, console=Console(stderr=True))
     except (BinariesNotFoundError, FileNotFoundError, StartError, StateDirError) as error:
         raise CommandError(str(error), exit_code=1) from None
-    console.print(
+    _say_how_to_reach(info)
+
+
+def _say_how_to_reach(info: ClusterInfo) -> None:
+    """Unwrapped, for it is to be copied."""
+    for line in (
         f"Kubernetes {info.version} is ready after {info.start_seconds:.1f} s. For this shell, and "
-        "then kubectl apply -k manifests/overlays/devcluster for the operator:"
-    )
-    console.print(f"export KUBECONFIG={info.kubeconfig}", soft_wrap=True, highlight=False)
-    console.print(f"export PATH={info.binaries}:$PATH", soft_wrap=True, highlight=False)
+        "then kubectl apply -k manifests/overlays/devcluster for the operator:",
+        f"export KUBECONFIG={info.kubeconfig}",
+        f"export PATH={info.binaries}:$PATH",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from daybreak_cli import demo, main
 from daybreak_cli.main import app
+from daybreak_devcluster.info import ClusterInfo
 
 COMMANDS = ("up", "down", "prepare", "watch", "sample", "evaluate", "ema", "checkpoints")
 
@@ -46,6 +48,18 @@ def test_help_needs_no_heavy_imports() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_what_is_to_be_copied_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands and paths of `daybreak up` and the demo, however narrow the terminal is."""
+    far = Path("/far", "away" * 40)
+    info = ClusterInfo(far, far / "kubeconfig", "", far / "bin", "v1", ("node-0",), 1, 2.0)
+    main._say_how_to_reach(info)
+    demo._say(f"look at {far}")
+    first, *exports, last = capsys.readouterr().out.splitlines()
+    assert "kubectl apply -k manifests/overlays/devcluster" in first
+    assert exports == [f"export KUBECONFIG={far}/kubeconfig", f"export PATH={far}/bin:$PATH"]
+    assert last == f"==> look at {far}"
 
 
 def test_prepare_writes_a_dataset_and_overwrites_none(tmp_path: Path) -> None:
