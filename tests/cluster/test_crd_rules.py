@@ -88,7 +88,8 @@ STAGE = {"resolution": 16, "batchSize": 8}
         ("spec.budget.duration", "0s", "budget.duration must be longer than 0s"),
         ("spec.budget.maxCost", 12, "spec.budget.maxCost"),
         ("spec.deadline", "tomorrow", "spec.deadline"),
-        ("spec.deadline", "2099-12-01T08:00:00", "spec.deadline"),
+        ("spec.deadline", "2099-12-01T08:00:00", "and a time zone, such as 2026-12-01T08:00:00Z"),
+        ("spec.deadline", "2099-02-30T08:00:00Z", "deadline needs a date, a time and a time zone"),
         ("spec.workers.minNodes", 2, "workers.nodes must not be below workers.minNodes"),
         (
             "spec.compute",

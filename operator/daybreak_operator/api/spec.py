@@ -427,8 +427,15 @@ class TrainingRunSpec(ApiModel):
     )
     deadline: str | None = Field(
         default=None,
-        # The server's date-time takes what has no offset as well.
-        json_schema_extra={"format": "date-time", "pattern": "([Zz]|[+-][0-9]{2}:[0-9]{2})$"},
+        max_length=64,
+        # Not format date-time: what that says of a missing zone names no zone, or it takes it.
+        json_schema_extra=cel(
+            (
+                "self.matches('^[^ ]+[Tt][^ ]+([Zz]|[+-][0-9]{2}:[0-9]{2})$') && "
+                "timestamp(self.upperAscii()) > timestamp('1970-01-01T00:00:00Z')",
+                "deadline needs a date, a time and a time zone, such as 2026-12-01T08:00:00Z",
+            )
+        ),
         description="When the run must be over, export included: RFC 3339, such as "
         '"2026-12-01T08:00:00Z". A limit as budget is.',
     )
