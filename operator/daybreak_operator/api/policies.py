@@ -23,9 +23,11 @@ class Backoff(ApiModel):
     shorter by up to a quarter, so that runs which ended together do not meet again."""
 
     initial: Duration = Field(
-        default="10s", description="Before the first of them; after a new checkpoint there is none."
+        default="10s",
+        description="A duration such as 10s, before the first of them; after a new checkpoint "
+        "there is none.",
     )
-    max: Duration = Field(default="10m", description="The longest.")
+    max: Duration = Field(default="10m", description="A duration such as 10m: the longest.")
 
 
 class ExitCodes(ApiModel):
@@ -99,7 +101,9 @@ class FailurePolicy(ApiModel):
         "cure: they end the run.",
     )
     window: Duration = Field(
-        default="6h", description="The sliding window of maxRestarts; 0s is the whole run."
+        default="6h",
+        description="A duration such as 6h: the sliding window of maxRestarts, where 0s is the "
+        "whole run.",
     )
     no_progress_limit: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=3,
@@ -136,24 +140,25 @@ class HealthPolicy(ApiModel):
 
     startup_deadline: Duration = Field(
         default="30m",
-        description="Longest time from admission (all pods have a node) to an attempt's first "
-        "step. Queueing does not count.",
+        description="A duration such as 30m: longest time from admission (all pods have a node) to "
+        "an attempt's first step. Queueing does not count.",
     )
     progress_deadline: Duration = Field(
         default="15m",
-        description="Longest time between two signs of progress after the first step. Then workers "
-        "dump their stacks and end with code 76.",
+        description="A duration such as 15m: longest time between two signs of progress after the "
+        "first step. Then workers dump their stacks and end with code 76.",
     )
     image_pull_deadline: Duration = Field(
         default="10m",
-        description="Longest time that a worker's image may fail to be pulled, or its container to "
-        "be configured, before the run fails and says why.",
+        description="A duration such as 10m: longest time that a worker's image may fail to be "
+        "pulled, or its container to be configured, before the run fails and says why.",
     )
     scheduling_deadline: Duration = Field(
         default="5m",
-        description="Longest time that some workers wait for a node while others hold one. Then a "
-        "run with minNodes goes on with the nodes it has; another gives them back, waits and tries "
-        "again. Workers that all wait are queued, for as long as it takes.",
+        description="A duration such as 5m: longest time that some workers wait for a node while "
+        "others hold one. Then a run with minNodes goes on with the nodes it has; another gives "
+        "them back, waits and tries again. Workers that all wait are queued, for as long as it "
+        "takes.",
     )
     node_failures: Annotated[int, Field(ge=0, le=100)] = Field(
         default=2,
@@ -161,7 +166,8 @@ class HealthPolicy(ApiModel):
         "run avoids it; 0 never avoids one.",
     )
     node_window: Duration = Field(
-        default="24h", description="How long a node's failures are remembered."
+        default="24h",
+        description="A duration such as 24h: how long a node's failures are remembered.",
     )
     rank_restarts: Annotated[int, Field(ge=0, le=100)] = Field(
         default=3,

@@ -224,7 +224,8 @@ class Checkpoint(Storage):
     )
 
     interval: Interval = Field(
-        default="10m", description="How often to commit a checkpoint: 10m, or 2000steps."
+        default="10m",
+        description="A duration such as 10m, or 2000steps: how often to commit a checkpoint.",
     )
     keep_last: Annotated[int, Field(ge=2, le=1000)] = Field(
         default=3, description="Committed checkpoints to keep; older ones are removed."
@@ -287,9 +288,9 @@ class EvaluationSpec(ApiModel):
 
     interval: Interval = Field(
         default="15m",
-        description="How often to judge the averaged weights while training: 15m, or 2000steps; "
-        "0s is at the end only. A duration is stretched where judging would take more than a "
-        "twentieth of the time.",
+        description="A duration such as 15m, or 2000steps: how often to judge the averaged weights "
+        "while training; 0s is at the end only. A duration is stretched where judging would take "
+        "more than a twentieth of the time.",
     )
     validation_samples: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=256,
@@ -365,8 +366,8 @@ class Budget(ApiModel):
 
     duration: Duration | None = Field(
         default=None,
-        description="Time holding GPUs, over all attempts, such as 24h; queueing, suspension and "
-        "data.prepare do not count.",
+        description="A duration such as 24h: time holding GPUs, over all attempts; queueing, "
+        "suspension and data.prepare do not count.",
     )
     gpu_hour_price: Money | None = Field(
         default=None, description='Of one GPU for an hour, such as "2.00".'
@@ -441,9 +442,9 @@ class TrainingRunSpec(ApiModel):
     )
     active_deadline: Duration | None = Field(
         default=None,
-        description="Longest time that the run may be active: from admission on, over all attempts "
-        "and the pauses between them. Queueing, suspension and data.prepare do not count. Then its "
-        "workers commit and it fails with DeadlineExceeded.",
+        description="A duration such as 36h: longest time that the run may be active, from "
+        "admission on, over all attempts and the pauses between them. Queueing, suspension and "
+        "data.prepare do not count. Then its workers commit and it fails with DeadlineExceeded.",
     )
     managed_by: (
         Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[\w.-]+$")]
@@ -480,11 +481,13 @@ class TrainingRunSpec(ApiModel):
     )
     scale_cooldown: Duration = Field(
         default="10m",
-        description="Shortest time between two changes of size; a change that comes sooner waits.",
+        description="A duration such as 10m: shortest time between two changes of size; a change "
+        "that comes sooner waits.",
     )
     termination_grace_period: Duration = Field(
         default="120s",
-        description="Time between SIGTERM and SIGKILL: enough to commit a checkpoint.",
+        description="A duration such as 120s: time between SIGTERM and SIGKILL, enough to commit a "
+        "checkpoint.",
     )
     clean_pod_policy: Literal["Running", "All", "None"] = Field(
         default="Running",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from daybreak_operator.api.crd import crd
+from daybreak_operator.api.duration import DURATION_PATTERN, INTERVAL_PATTERN
 
 ROOT: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
@@ -26,3 +27,14 @@ def test_every_field_says_what_it_is() -> None:
     ]
     assert len(found) > 200
     assert [path for path, schema in found if not schema.get("description")] == []
+
+
+def test_a_duration_is_described_as_one() -> None:
+    """`interval: 10` is refused as being of another type; the description says what to write."""
+    durations = [
+        (path, schema["description"])
+        for path, schema in fields(ROOT["properties"]["spec"], "spec")
+        if schema.get("pattern") in (DURATION_PATTERN, INTERVAL_PATTERN)
+    ]
+    assert len(durations) > 10
+    assert [path for path, text in durations if not text.startswith("A duration such as ")] == []
