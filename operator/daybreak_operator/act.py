@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
-
-from aiohttp import ClientError
-from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cache import Body
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.decision import Decision
-from daybreak_operator.log import describe
+from daybreak_operator.draft import EventNote
 
 _log = logging.getLogger(__name__)
 
@@ -31,27 +28,19 @@ async def act(
     decision: Decision,
     written: Callable[[str, Body], None] = lambda version, body: None,
     *,
+    record: Callable[[EventNote], Awaitable[None]] | None = None,
     sure_until: float = 0.0,
-    insist: bool = True,
 ) -> None:
-    """Events, then the status, then children, then Jobs, pods, and at last the run itself.
-    `written` is told which version of the run got a new status, and the run with it. Until
-    `sure_until` (monotonic clock) the run is what our own write has made it. Without `insist` an
-    Event that cannot be written is given up.
+    """Events (by `record`, if that is given), then the status, then children, then Jobs, pods, and
+    at last the run itself. `written` is told which version of the run got a new status, and the run
+    with it. Until `sure_until` (monotonic clock) the run is what our own write has made it.
 
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
         ForeignObjectError: a child's name is taken.
     """
     for note in decision.events:
-        try:
-            await cluster.record(run, note)
-            level = logging.WARNING if note.kind == "Warning" else logging.INFO
-            _log.log(level, "%s: %s", note.reason, note.message)
-        except (ApiException, ClientError, OSError) as error:
-            if insist:
-                raise
-            _log.warning("Event %s is given up: %s", note.reason, describe(error))
+        await (record(note) if record is not None else cluster.record(run, note))
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
         written(run.resource_version, await cluster.write_status(run, after))

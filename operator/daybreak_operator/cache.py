@@ -54,6 +54,12 @@ class Cache:
             self._last_words.pop(key, None)
         return key
 
+    def gone(self, key: Key, uid: str) -> None:
+        """The API server knows nothing of this run, and the watch has not told: it may never, where
+        it was cut off for long."""
+        if _uid(known := self.runs.get(key)) == uid and known is not None:
+            self.run_event("DELETED", known)
+
     def name_is_free(self, key: Key) -> None:
         """The API server knows of nothing that was made under a run's name."""
         self.used_names.pop(key, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,6 +20,13 @@ from daybreak_operator.children.names import config_name, selector
 from daybreak_operator.children.queueing import held_back
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
+from daybreak_operator.errors import (
+    ConflictError,
+    ForeignObjectError,
+    RefusedObjectError,
+    changed,
+    said,
+)
 from daybreak_operator.log import describe
 from daybreak_operator.observation import FixedRecipe, JobView, PreparationView, owner_uid
 from daybreak_operator.requests import path, request
@@ -36,18 +42,9 @@ _RESOURCES = {
     "Secret": "secrets",
 }
 _REFUSALS = (400, 403, 422)
-_MAX_SAID = 1024
 _PAGE = 500
 """Pods that are read at a time where they may be all of the cluster's."""
 COMPONENT = "daybreak-operator"
-
-
-class ConflictError(Exception):
-    """The object changed since it was read; look again."""
-
-
-class ForeignObjectError(Exception):
-    """An object with a child's name that is not ours; the message names it."""
 
 
 class Named(Protocol):
@@ -59,11 +56,6 @@ class Named(Protocol):
     def name(self) -> str: ...
     @property
     def uid(self) -> str: ...
-
-
-class RefusedObjectError(Exception):
-    """The API server, or something that it asks, will not have an object as it is; the message says
-    which and why."""
 
 
 class Cluster:
@@ -97,7 +89,7 @@ class Cluster:
                 found = await self._call("GET", path(resource, run.namespace, name))
             except ApiException as unseen:
                 if error.status in _REFUSALS and unseen.status in (403, 404):
-                    raise RefusedObjectError(f"{kind} {name}: {_said(error)}") from error
+                    raise RefusedObjectError(f"{kind} {name}: {said(error)}") from error
                 raise
             if owner_uid(found["metadata"]) != run.uid:
                 raise ForeignObjectError(
@@ -153,37 +145,34 @@ class Cluster:
                 "PUT", path(PLURAL, run.namespace, run.name, "status"), body
             )
         except ApiException as error:
-            if error.status in (404, 409):
-                raise ConflictError from error
-            raise
+            raise changed(error, run.name) from error
         before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
         metrics.count_change(before, status)
         return written
 
     async def patch_status(
         self, run: Named, resource_version: str, status: Mapping[str, Any]
-    ) -> None:
-        """Changes these fields of the status and no others, if the run has that version.
+    ) -> Mapping[str, Any]:
+        """Changes these fields of the status and no others, if the run has that version; returns
+        the new run.
 
         Raises:
             ConflictError: it has not.
         """
         body = {"metadata": {"resourceVersion": resource_version}, "status": dict(status)}
+        where = path(PLURAL, run.namespace, run.name, "status")
         try:
-            await self._call("PATCH", path(PLURAL, run.namespace, run.name, "status"), body)
+            written: Mapping[str, Any] = await self._call("PATCH", where, body)
         except ApiException as error:
-            if error.status in (404, 409):
-                raise ConflictError from error
-            raise
+            raise changed(error, run.name) from error
+        return written
 
     async def confirm(self, run: TrainingRun) -> None:
         """Raises ConflictError: the run is not any more as it was read."""
         try:
             found = await self._call("GET", path(PLURAL, run.namespace, run.name))
         except ApiException as error:
-            if error.status == 404:
-                raise ConflictError from error
-            raise
+            raise changed(error, run.name) from error
         if found["metadata"]["resourceVersion"] != run.resource_version:
             raise ConflictError
 
@@ -279,7 +268,7 @@ class Cluster:
             if error.status in (*_REFUSALS, 429):
                 # A quota for Events, or a limit of their rate: that nobody is told must not stop
                 # the run.
-                _log.warning("Event %s was refused: %s", note.reason, _said(error))
+                _log.warning("Event %s was refused: %s", note.reason, said(error))
             elif error.status != 409:
                 raise
 
@@ -288,12 +277,3 @@ def _unless_usual(what: str, error: Exception, usual: tuple[int, ...]) -> None:
     """Logs why something could not be read that a run can go on without."""
     if not (isinstance(error, ApiException) and error.status in usual):
         _log.warning("%s cannot be read: %s", what, describe(error))
-
-
-def _said(error: ApiException) -> str:
-    """The API server's own words."""
-    try:
-        text = str(json.loads(error.body or "")["message"])
-    except (ValueError, KeyError, TypeError):
-        text = f"{error.status} {error.reason}"
-    return text[:_MAX_SAID]

@@ -19,14 +19,22 @@ from daybreak_operator import metrics
 from daybreak_operator.act import act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Body, Cache, Key
-from daybreak_operator.cluster import Cluster, ConflictError, ForeignObjectError, RefusedObjectError
+from daybreak_operator.cluster import Cluster
 from daybreak_operator.decide import decide
+from daybreak_operator.decision import Decision
+from daybreak_operator.draft import EventNote
+from daybreak_operator.errors import (
+    ConflictError,
+    ForeignObjectError,
+    GoneError,
+    RefusedObjectError,
+)
 from daybreak_operator.eventlog import EventLog
 from daybreak_operator.leader import NotLeadingError
 from daybreak_operator.log import about, describe
 from daybreak_operator.observe import Observer
 from daybreak_operator.pace import PROGRESS_SECONDS, Pace, tells_only
-from daybreak_operator.standstill import FAILING, INVALID, Trouble, report
+from daybreak_operator.standstill import FAILING, INVALID, Trouble, kept, report
 from daybreak_operator.workqueue import WorkQueue
 
 _log = logging.getLogger(__name__)
@@ -41,8 +49,12 @@ _MOST_STEPS = 4
 """Of a look, each of which follows from what the one before has written."""
 _SURE_SECONDS = 2.0
 """For which a run is taken to be what our own write has made it."""
+_INSISTING_LOOKS = 2
+"""That may fail in a row because of an Event; then it is given up."""
 _FAILURES_IN_A_ROW = 5
-"""Looks, after which no Event is insisted on, and the run's own status tells of the trouble."""
+"""Looks, after which the run's own status tells of the trouble."""
+_AFTER_FAILURES_SECONDS = 0.5
+"""Until the look that takes that back."""
 _REPORT_SECONDS = 60.0
 _REPORT_TIMEOUT_SECONDS = 10.0
 
@@ -158,34 +170,24 @@ class Controller:
             run = TrainingRun.of(body)
         except InvalidRunError as error:
             _log.error("the run cannot be read: %s", error)
-            await self._tell(body, INVALID, str(error))
+            await self._tell(key, body, INVALID, str(error))
             return None, None
         latest = self._pace.latest(key, run)
         seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
         decision = decide(seen)
         if decision is None:
             return None, None
-        written: list[_Made] = []
-
-        def wrote(before: str, body: Body) -> None:
-            self._cache.wrote(before, body)
-            self._pace.written(key)
-            written.append(_Made(body["metadata"]["resourceVersion"]))
-
-        news = self._events.news(key, run.uid, decision.events)
-        decision = replace(decision, events=news)
+        decision = replace(decision, events=self._events.news(key, run.uid, decision.events))
+        failing = self.queue.failures(key) > 0
+        if failing:
+            decision = replace(decision, status=kept(run.status, decision.status))
         if (left := self._pace.hold(key, run, decision)) > 0:
             return min(left, decision.again_seconds or left), None
         try:
-            own = made is not None and run.resource_version == made.version
-            await act(
-                self._cluster,
-                run,
-                decision,
-                wrote,
-                sure_until=made.at + _SURE_SECONDS if made and own else 0.0,
-                insist=self.queue.failures(key) < _FAILURES_IN_A_ROW,
-            )
+            written = await self._act(key, run, decision, made)
+        except GoneError:
+            self._cache.gone(key, run.uid)
+            return 0.0, None
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             # The change that won is on its way to us as an event; should it not come, we ask again.
@@ -193,17 +195,45 @@ class Controller:
         except (ForeignObjectError, RefusedObjectError) as error:
             self._troubles[key] = error
             return 0.0, None
-        self._events.recorded(key, run.uid, news)
         if decision.again_seconds is None and not tells_only(run.status, decision.status):
             # What follows is done now: the event of our own write wakes nobody.
-            return 0.0, written[-1]
-        return decision.again_seconds, None
+            return 0.0, written
+        return _AFTER_FAILURES_SECONDS if failing else decision.again_seconds, None
 
-    async def _tell(self, body: Body, trouble: Trouble, problem: str) -> None:
+    async def _act(
+        self, key: Key, run: TrainingRun, decision: Decision, made: _Made | None
+    ) -> _Made | None:
+        """Returns the status that was written, if one was. Raises what `act` raises."""
+        written: list[_Made] = []
+        insist = self.queue.failures(key) < _INSISTING_LOOKS
+
+        def wrote(before: str, body: Body) -> None:
+            self._wrote(key, before, body)
+            written.append(_Made(body["metadata"]["resourceVersion"]))
+
+        async def record(note: EventNote) -> None:
+            await self._events.write(self._cluster, run, note, insist=insist)
+
+        own = made is not None and made.version == run.resource_version
+        sure_until = made.at + _SURE_SECONDS if made is not None and own else 0.0
+        await act(self._cluster, run, decision, wrote, record=record, sure_until=sure_until)
+        self._events.recorded(key, run.uid, decision.events)
+        return written[-1] if written else None
+
+    def _wrote(self, key: Key, before: str, body: Body) -> None:
+        self._cache.wrote(before, body)
+        self._pace.written(key)
+
+    async def _tell(self, key: Key, body: Body, trouble: Trouble, problem: str) -> None:
         try:
-            await report(self._cluster, body, trouble, problem)
+            written = await report(self._cluster, body, trouble, problem)
+        except GoneError:
+            self._cache.gone(key, body["metadata"]["uid"])
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
+        else:
+            if written is not None:
+                self._wrote(key, body["metadata"]["resourceVersion"], written)
 
     async def _tell_failing(self, key: Key, problem: str) -> None:
         """Now and then, and as well as can be: what the looks fail of may stop this too."""
@@ -213,8 +243,8 @@ class Controller:
         self._reported[key] = now
         try:
             async with asyncio.timeout(_REPORT_TIMEOUT_SECONDS):
-                await self._tell(body, FAILING, problem)
-        except (ApiException, ClientError, OSError, NotLeadingError) as error:
+                await self._tell(key, body, FAILING, problem)
+        except Exception as error:  # noqa: BLE001 (it must not end what looks at all runs)
             _log.warning("that could not be told either: %s", describe(error))
 
     def _forget(self, key: Key) -> None:

@@ -21,7 +21,8 @@ from daybreak_operator.capacity import Capacity, Claims, Inventory
 from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
-from daybreak_operator.cluster import Cluster, ForeignObjectError, RefusedObjectError
+from daybreak_operator.cluster import Cluster
+from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 from daybreak_operator.observation import (
     FixedRecipe,
     Observation,

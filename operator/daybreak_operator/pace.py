@@ -105,7 +105,7 @@ def _without_times(attempt: AttemptStatus | None) -> AttemptStatus | None:
 
 
 def _headline(status: TrainingRunStatus) -> tuple[str, bool, dict[str, str]]:
-    """What a list of runs shows, and whether the attempt's Job was seen: its number is not to be
-    used again, by another operator neither."""
+    """What a list of runs shows, and whether the attempt's Job was seen: until that is on record,
+    another operator would make a Job anew that somebody has deleted meanwhile."""
     values: dict[str, str] = {c.type: c.status for c in status.conditions}
     return status.phase, status.workers is not None, values

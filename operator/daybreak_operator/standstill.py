@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
-from daybreak_operator.api.status import TERMINAL
+from daybreak_operator.api.status import TERMINAL, TrainingRunStatus
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.draft import EventNote
 from daybreak_operator.text import plain
@@ -50,16 +50,19 @@ class _Named:
     uid: str
 
 
-async def report(cluster: Cluster, body: Mapping[str, Any], trouble: Trouble, problem: str) -> None:
-    """An Event and the condition `Degraded`, both once for one problem; the next look that succeeds
-    takes the condition back. A run that is over is left as it ended: its status changes no more.
+async def report(
+    cluster: Cluster, body: Mapping[str, Any], trouble: Trouble, problem: str
+) -> Mapping[str, Any] | None:
+    """The condition `Degraded`, with an Event where its reason is a new one; the next look that
+    succeeds takes the condition back. A run that is over is left as it ended: its status changes no
+    more. Returns the run as it was written, None where there was nothing to write.
 
     Raises:
         ConflictError: the run changed meanwhile.
     """
     metadata, status = body["metadata"], body.get("status") or {}
     if status.get("phase") in TERMINAL:
-        return
+        return None
     told = status.get("conditions") or []
     before: Mapping[str, Any] = next((c for c in told if c.get("type") == _CONDITION), {})
     now = rfc3339(datetime.now(UTC), "seconds")
@@ -73,14 +76,26 @@ async def report(cluster: Cluster, body: Mapping[str, Any], trouble: Trouble, pr
         "observedGeneration": metadata.get("generation", 0),
     }
     if condition == before:
-        return
+        return None
     run = _Named(metadata["namespace"], metadata["name"], metadata["uid"])
-    note = EventNote("Warning", trouble.reason, condition["message"], status.get("attempt", 0))
-    with suppress(ApiException, ClientError, OSError):  # it may be Events that cannot be written
-        await cluster.record(run, note)
     others = [c for c in told if c.get("type") != _CONDITION]
-    await cluster.patch_status(
+    written = await cluster.patch_status(
         run,
         metadata["resourceVersion"],
         {"phase": status.get("phase", "Pending"), "conditions": [*others, condition]},
     )
+    if (before.get("status"), before.get("reason")) != ("True", trouble.reason):
+        note = EventNote("Warning", trouble.reason, condition["message"], status.get("attempt", 0))
+        with suppress(ApiException, ClientError, OSError):  # it may be Events that are away
+            await cluster.record(run, note)
+    return written
+
+
+def kept(before: TrainingRunStatus, after: TrainingRunStatus) -> TrainingRunStatus:
+    """The next status of a run whose last looks have failed: that it was told so stays until one
+    succeeds, for a look may fail after its status is written."""
+    told = [c for c in before.conditions if (c.type, c.reason) == (_CONDITION, FAILING.reason)]
+    if not told or after.phase in TERMINAL:
+        return after
+    others = [c for c in after.conditions if c.type != _CONDITION]
+    return after.model_copy(update={"conditions": (*others, *told)})

@@ -21,9 +21,10 @@ from simulated_training import Preparation
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.capacity import Inventory
-from daybreak_operator.cluster import ConflictError, ForeignObjectError, Named, RefusedObjectError
+from daybreak_operator.cluster import Named
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
+from daybreak_operator.errors import ConflictError, ForeignObjectError, RefusedObjectError
 from daybreak_operator.observation import FixedRecipe, JobView, PreparationView, prepares
 from daybreak_trainer.contract import LABEL_ATTEMPT, Progress
 

@@ -17,8 +17,8 @@ from simulated_objects import Key, moment
 from daybreak_operator.act import act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Cache
-from daybreak_operator.cluster import ConflictError, ForeignObjectError, RefusedObjectError
 from daybreak_operator.decide import Decision, decide
+from daybreak_operator.errors import ConflictError, ForeignObjectError, RefusedObjectError
 from daybreak_operator.eventlog import EventLog
 from daybreak_operator.observation import Observation
 from daybreak_operator.observe import Observer

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from kubernetes.aio import client
+from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator.cache import Cache
 from daybreak_operator.cluster import Cluster
@@ -107,6 +108,10 @@ class Server:
     """What it says to every new Job."""
     refusal_status: int = 422
     event_refusal: int | None = None
+    run: dict[str, Any] = field(default_factory=lambda: RUN)
+    """That a PATCH changes."""
+    no_run: dict[str, Any] | None = None
+    """The words of a 404."""
     seconds: float = 0.0
     """How long a write takes."""
     version: str = "7"
@@ -129,11 +134,15 @@ class Server:
                 return web.json_response({"message": "the UID is another"}, status=409)
             self.writes.append((request.method, request.path, body))
             await asyncio.sleep(self.seconds)
+            if request.path.endswith("/status") and self.no_run is not None:
+                return web.json_response(self.no_run, status=404)
             if request.path.endswith("/status"):
                 self.on_status()
                 version = {"resourceVersion": self.version}
-                metadata = RUN["metadata"] | version
-                return web.json_response(RUN | {"metadata": metadata, "status": body["status"]})
+                patched = self.run["status"] if request.method == "PATCH" else {}
+                metadata = self.run["metadata"] | version
+                status = patched | body["status"]
+                return web.json_response(self.run | {"metadata": metadata, "status": status})
             return web.json_response(body)
         self.reads.append(request.path)
         name = request.path.rpartition("/")[2]
@@ -459,14 +468,44 @@ async def test_looks_that_keep_failing_are_told_in_the_run() -> None:
     said = 'failed calling webhook "mjob.kb.io": no endpoints'
     server = Server(refusal=said, refusal_status=500)
     server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
-    async with serving(server, _between_attempts("then")) as controller:
+    cache = _between_attempts("then")
+    server.run = dict(cache.runs[KEY])
+    async with serving(server, cache) as controller:
         controller.start()
         while not (told := [body for method, _, body in server.writes if method == "PATCH"]):
             await asyncio.sleep(0.05)
-    (condition,) = told[0]["status"]["conditions"]
-    assert (condition["type"], condition["reason"]) == ("Degraded", "ReconcileFailed")
-    assert said in condition["message"]
-    assert len(told) == 1
+        (condition,) = told[0]["status"]["conditions"]
+        assert (condition["type"], condition["reason"]) == ("Degraded", "ReconcileFailed")
+        assert said in condition["message"]
+        assert len(told) == 1
+        server.refusal = None
+        while "jobs" not in server.written():
+            await asyncio.sleep(0.05)
+        job = _changed(JOB)
+        job["metadata"] |= {"name": "r-2", "labels": LABELS | {"daybreak.dev/attempt": "2"}}
+        server.jobs = [job]
+        cache.child_event("Job", "ADDED", job)
+        controller.enqueue(KEY)
+        while server.written()[-1] != "status":
+            await asyncio.sleep(0.05)
+    (degraded,) = (c for c in server.statuses()[-1]["conditions"] if c["type"] == "Degraded")
+    assert degraded["status"] == "False"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_a_run_that_does_not_exist_any_more_is_forgotten(gone: bool) -> None:
+    """A watch that was cut off for long may never tell of its end. But an API server that does not
+    serve the CRD yet answers 404 too, and then nothing is known."""
+    server, cache = Server(), Cache()
+    server.no_run = {"details": {"name": "r", "kind": "trainingruns"}} if gone else {}
+    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    async with serving(server, cache) as controller:
+        if gone:
+            await controller.reconcile(KEY)
+        else:
+            with pytest.raises(ApiException):
+                await controller.reconcile(KEY)
+    assert (KEY in cache.runs) is not gone
 
 
 async def test_events_that_cannot_be_written_stop_nothing_for_long() -> None:
@@ -571,11 +610,11 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     run = _changed(RUN, fromTheFuture=1, conditions=[running])
-    server, cache = Server(), Cache()
+    server, cache = Server(run=run), Cache()
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-        (_, _, event), (method, path, patch) = server.writes
+        (method, path, patch), (_, _, event) = server.writes
         assert event["reason"] == "InvalidRun"
         assert "fromTheFuture" in event["message"]
         assert (method, path.rpartition("/")[2]) == ("PATCH", "status")
@@ -601,7 +640,7 @@ async def test_a_name_that_is_a_path_is_not_asked_for(name: str) -> None:
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-    (_, _, event), _ = server.writes
+    _, (_, _, event) = server.writes
     assert (event["reason"], server.reads) == ("InvalidRun", [])
     assert "checkpoint.secretRef.name" in event["message"]
 

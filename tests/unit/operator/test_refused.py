@@ -10,7 +10,8 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.cluster import Cluster, ForeignObjectError, RefusedObjectError
+from daybreak_operator.cluster import Cluster
+from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 
 RUN = TrainingRun.of(
     {
