@@ -17,7 +17,7 @@ _MAX_USED_NAMES = 100_000
 _METADATA = ("name", "namespace", "uid", "deletionTimestamp", "ownerReferences")
 _LABELS = (LABEL_RUN, LABEL_ATTEMPT, LABEL_ROLE, COMPLETION_INDEX, JOB_NAME)
 _ANNOTATIONS = (COMPLETION_INDEX,)
-_SPEC = ("nodeName", "parallelism", "suspend")
+_SPEC = ("nodeName", "parallelism", "completions", "suspend")
 """What is read of Jobs and pods."""
 
 
