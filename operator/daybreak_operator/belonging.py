@@ -57,10 +57,11 @@ def children(run: TrainingRun, jobs: Sequence[Body], pods: Iterable[Body]) -> Ch
 
 def _is_stray(run: TrainingRun, pod: Body, others: Mapping[str, Body]) -> bool:
     """Whether a pod that none of the run's Jobs controls was made by one of them, or by a Job of a
-    former run of its name."""
+    former run of its name. A Job that nobody controls may be one that was orphaned with its run:
+    like one that is gone, it is known by its name."""
     owner = _controller(pod)
-    if (job := others.get(owner.get("uid", ""))) is not None:
-        former = _controller(job["metadata"])
+    job = others.get(owner.get("uid", ""))
+    if job is not None and (former := _controller(job["metadata"])):
         return (former.get("kind"), former.get("name")) == (KIND, run.name)
     if not owner:
         name = (pod.get("labels") or {}).get(JOB_NAME, "")

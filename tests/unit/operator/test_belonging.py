@@ -34,15 +34,17 @@ def owned(kind: str, name: str, uid: str) -> list[dict[str, Any]]:
     return [{"kind": kind, "name": name, "uid": uid, "controller": True}]
 
 
-def job(uid: str, owners: list[dict[str, Any]]) -> dict[str, Any]:
-    metadata = {"name": "r-1", "uid": uid, "labels": LABELS, "ownerReferences": owners}
+def job(uid: str, owners: list[dict[str, Any]], name: str = "r-1") -> dict[str, Any]:
+    metadata = {"name": name, "uid": uid, "labels": LABELS, "ownerReferences": owners}
     return {"metadata": metadata, "spec": {"parallelism": 1}}
 
 
 JOBS = [
     job("ours", owned("TrainingRun", "r", "u")),
     job("former", owned("TrainingRun", "r", "the former run's")),
-    job("a user's", []),
+    job("a user's", [], "theirs"),
+    job("another's", owned("Workflow", "w", "w"), "r-3"),
+    job("orphan", [], "r-2"),
 ]
 
 
@@ -58,7 +60,9 @@ JOBS = [
         ([], "r-prepare", "Running", True, True),
         ([], None, "Running", False, False),
         ([], "r-1-copy", "Running", False, False),
-        (owned("Job", "r-1", "a user's"), "r-1", "Running", False, False),
+        (owned("Job", "theirs", "a user's"), "theirs", "Running", False, False),
+        (owned("Job", "r-3", "another's"), "r-3", "Running", False, False),
+        (owned("Job", "r-2", "orphan"), "r-2", "Running", True, True),
         (owned("Job", "other", "gone"), "other", "Running", False, False),
         (owned("ReplicaSet", "r-1", "gone"), None, "Running", False, False),
     ],
