@@ -31,7 +31,7 @@ _QUEUE_SECONDS = 30.0
 def with_job(draft: Draft, job: JobView) -> Decision:
     seen = draft.observation
     run = seen.run
-    pods = tuple(p for p in seen.pods if p.attempt == job.attempt and not p.stray)
+    pods = tuple(p for p in seen.pods if p.attempt == job.attempt and not (p.stray or p.prepares))
     attempt = _follow(draft, job, pods)
     zero = next((pod for pod in pods if pod.index == 0), None)
     told = zero.termination if zero is not None else None

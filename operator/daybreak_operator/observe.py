@@ -124,7 +124,7 @@ class Observer:
             return first and run.spec.data.prepare is None and not known
         if job.deleting:
             return True
-        mine = [pod for pod in seen.pods if pod.attempt == job.attempt and not pod.stray]
+        mine = [p for p in seen.pods if p.attempt == job.attempt and not (p.stray or p.prepares)]
         if job.suspended:
             # One that had its nodes was evicted, unless this is what was before.
             attempt = run.status.current_attempt

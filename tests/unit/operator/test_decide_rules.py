@@ -630,6 +630,17 @@ def test_a_lost_peer_waits_for_the_cause() -> None:
     assert made.status["phase"] == "Failed"
 
 
+def test_a_pod_that_prepares_is_no_worker_of_an_attempt() -> None:
+    """Whatever number somebody has put on it."""
+    made = history()
+    seen = made.operator.last
+    assert seen is not None
+    other = replace(seen.pods[0], uid="other", phase="Failed", exit_code=65, prepares=True)
+    decision = decide(replace(seen, pods=(other, *seen.pods)))
+    assert decision is not None
+    assert decision.status.phase == "Running"
+
+
 def test_between_attempts_there_are_no_workers() -> None:
     """An autoscaler reads the run's size from the scale subresource: none while it is suspended and
     when it has ended. Pods that have prepared the data are none of them."""
