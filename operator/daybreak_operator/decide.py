@@ -94,10 +94,9 @@ def _without_job(draft: Draft) -> Decision:
     # The attempt's number is stored and its Job was never seen: make it, once.
     attempt = status.current_attempt
     assert attempt is not None  # stored together with the number
-    if status.phase == "Pending" and (nodes := _size(draft)) != attempt.nodes:
-        # As it was its Job was refused, and the user has changed that.
-        draft.values["current_attempt"] = attempt.model_copy(update={"nodes": nodes})
-        text = f"attempt {attempt.number} starts on {nodes} node(s)"
+    if status.phase == "Pending" and (changed := _of_new_size(draft, attempt)) != attempt:
+        draft.values["current_attempt"] = changed
+        text = f"attempt {attempt.number} starts on {changed.nodes} node(s)"
         draft.settle("Starting", "AttemptStarting", text)
         draft.note("Normal", "AttemptStarted", text)
         return concluded(draft)
@@ -147,6 +146,12 @@ def _size(draft: Draft) -> int:
         lost = sizing.reduced(run) is not None
         sizing.changed(draft, nodes, sizing.grown(run, nodes) if lost else "Requested")
     return nodes
+
+
+def _of_new_size(draft: Draft, attempt: AttemptStatus) -> AttemptStatus:
+    """As it was its Job was refused; the user may have changed that since."""
+    devices = devices_per_node(draft.observation.run)
+    return attempt.model_copy(update={"nodes": _size(draft), "devices_per_node": devices})
 
 
 def _next_attempt(draft: Draft) -> Decision:

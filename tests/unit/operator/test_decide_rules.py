@@ -286,6 +286,22 @@ def test_a_run_whose_size_is_refused_starts_at_the_size_it_gets_then() -> None:
     assert (made.status["phase"], made.status["attempt"]) == ("Running", 1)
 
 
+def test_hours_are_counted_of_the_devices_that_an_attempt_gets() -> None:
+    """Which may be fewer than those that a quota had refused it."""
+    eight, four = ({"limits": {"nvidia.com/gpu": count}} for count in (8, 4))
+    made = History(spec_of(workers={"resources": eight}), 2)
+    made.refuse(("Job", 20))
+    made.operator.advance(10)
+    made.api.edit(workers={"image": "i", "nodes": 2, "resources": four})
+    made.operator.advance(90)
+    (body,) = made.api.created
+    (worker,) = body["spec"]["template"]["spec"]["containers"]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] in (4, "4")
+    assert made.status["currentAttempt"]["devicesPerNode"] == 4
+    ledger = made.status["ledger"]
+    assert ledger["deviceSeconds"] == 2 * 4 * ledger["heldSeconds"] > 0
+
+
 def test_a_second_resize_waits_for_the_cooldown() -> None:
     """And says so."""
     made = history(4)
