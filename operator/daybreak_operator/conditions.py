@@ -25,6 +25,10 @@ class Truth:
     message: str = ""
 
 
+_NOT_ADMITTED = Truth("False", "NotAdmitted")
+_STOPPING = Truth("False", "Stopping", "the workers commit and go")
+
+
 def conditions(
     run: TrainingRun,
     status: TrainingRunStatus,
@@ -72,7 +76,7 @@ def _of_phase(status: TrainingRunStatus, reason: str, message: str) -> dict[str,
         is_true = status.phase == kind
         if kind == "Suspended" and is_true and stopping:
             # Who waits for it wants the last commit, and the nodes.
-            truths[kind] = Truth("False", "Stopping", "the workers commit and go")
+            truths[kind] = _STOPPING
             continue
         about = is_true or kind == "Running"
         truths[kind] = Truth(
@@ -83,10 +87,30 @@ def _of_phase(status: TrainingRunStatus, reason: str, message: str) -> dict[str,
     return truths
 
 
+def is_stopping(status: TrainingRunStatus) -> bool:
+    """Whether a failed run's workers still held their devices when it was last written, and its
+    ledger was left open for that. Versions from before closed it at once, and it stays closed: who
+    held devices when, long ago, nobody can say."""
+    told = next((c for c in status.conditions if c.type == "Admitted"), None)
+    return status.phase == "Failed" and told is not None and told.reason == _STOPPING.reason
+
+
+def when_stopped(status: TrainingRunStatus) -> tuple[Condition, ...]:
+    """The stored conditions, once the workers of a failed run are gone."""
+    update = {"reason": _NOT_ADMITTED.reason, "message": _NOT_ADMITTED.message}
+    return tuple(
+        c.model_copy(update=update) if c.type == "Admitted" else c for c in status.conditions
+    )
+
+
 def _admitted(status: TrainingRunStatus) -> Truth:
     attempt = status.current_attempt
-    if attempt is None or attempt.admitted_time is None or attempt.ended_time is not None:
-        return Truth("False", "NotAdmitted")
+    if attempt is None or attempt.admitted_time is None:
+        return _NOT_ADMITTED
+    if status.phase == "Failed" and attempt.released_time is None:
+        return _STOPPING
+    if attempt.ended_time is not None:
+        return _NOT_ADMITTED
     return Truth("True", "Admitted", f"every worker of attempt {attempt.number} has a node")
 
 

@@ -14,6 +14,7 @@ from daybreak_operator.api.status import (
     TrainingRunStatus,
     WorkersStatus,
 )
+from daybreak_operator.conditions import is_stopping, when_stopped
 from daybreak_operator.decision import Decision, JobRef, PodRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ledger import account
@@ -132,21 +133,21 @@ def after_end(seen: Observation) -> Decision:
 
 def _settled(seen: Observation) -> TrainingRunStatus:
     """A failed run's status, once its last worker is gone: until then it held its devices, and the
-    ledger, which was closed when the run failed, goes on to there. Written once.
+    ledger, which was left open when the run failed, goes on to there. Written once.
 
     The end of the grace period is the latest that counts: nobody may have looked since then.
     """
     status, attempt = seen.run.status, seen.run.status.current_attempt
-    if attempt is None or status.completion_time is None:
-        return status
-    held = attempt.admitted_time is not None and attempt.ended_time is not None
-    if not held or attempt.released_time is not None:
+    if attempt is None or status.completion_time is None or not is_stopping(status):
         return status
     grace = timedelta(seconds=seconds(seen.run.spec.termination_grace_period))
     gone = min(seen.now, datetime.fromisoformat(status.completion_time) + grace)
     released = attempt.model_copy(update={"released_time": rfc3339(gone, "seconds")})
     ledger = account(seen.run, attempt, released, None, gone)
-    return status.model_copy(update={"current_attempt": released, "ledger": ledger})
+    conditions = when_stopped(status)
+    return status.model_copy(
+        update={"current_attempt": released, "ledger": ledger, "conditions": conditions}
+    )
 
 
 def _with_last_commit(seen: Observation, status: TrainingRunStatus) -> TrainingRunStatus:

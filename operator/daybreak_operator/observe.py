@@ -22,6 +22,7 @@ from daybreak_operator.children import prepare
 from daybreak_operator.children.job import budget, claims, job, secrets
 from daybreak_operator.children.names import config_name
 from daybreak_operator.cluster import Cluster
+from daybreak_operator.conditions import is_stopping
 from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 from daybreak_operator.observation import (
     FixedRecipe,
@@ -77,7 +78,8 @@ class Observer:
         """`trouble` is what kept a child from being made just now."""
         seen = _children(run, self._cached(key))
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
-        if not settled and (self._due(key) or not self._undisturbed(run, seen)):
+        doubtful = self._closes_ledger if settled else self._leads_on
+        if doubtful(key, run, seen):
             seen = _children(run, await self._ask(key, run))
         jobs, pods = seen.jobs, seen.pods
         recipe, problem = (None, None) if settled else await self._recipe(key, run)
@@ -109,6 +111,16 @@ class Observer:
         anywhere in the interval, so an operator that starts does not ask for all runs at once."""
         now = self._monotonic()
         return self._ask_at.setdefault(key, now + _ASK_SECONDS * random.random()) <= now
+
+    def _leads_on(self, key: Key, run: TrainingRun, seen: Children) -> bool:
+        """Whether what the cache holds may lead to what cannot be taken back, or is old."""
+        return self._due(key) or not self._undisturbed(run, seen)
+
+    def _closes_ledger(self, key: Key, run: TrainingRun, seen: Children) -> bool:
+        """Whether, by the cache, a failed run's last worker is gone: its ledger is closed once."""
+        if run.deleting or not run.ours or not is_stopping(run.status):
+            return False
+        return self._due(key) or all(pod.over for pod in seen.pods)
 
     def _undisturbed(self, run: TrainingRun, seen: Children) -> bool:
         """Whether what the cache holds leads to nothing that cannot be taken back: the attempt's

@@ -326,7 +326,7 @@ class Api:
 
 def _check_settled(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """A failed run's ledger is closed when its last worker is gone, once, and the last commit is
-    told; nothing else changes."""
+    told; nothing else changes but what its conditions say of that."""
     assert before["phase"] == "Failed", "it was over"
     attempt, released = before["currentAttempt"], after["currentAttempt"]
     settled = {"checkpoint": after.get("checkpoint", before.get("checkpoint"))}
@@ -334,6 +334,7 @@ def _check_settled(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         assert "releasedTime" not in attempt, "it was settled"
         times = {"releasedTime": released["releasedTime"]}
         settled |= {"ledger": after["ledger"], "currentAttempt": attempt | times}
+        settled["conditions"] = after["conditions"]
     if (commit := settled["checkpoint"]) is None:
         del settled["checkpoint"]
     elif (known := before.get("checkpoint")) != commit:

@@ -264,6 +264,55 @@ def test_days_of_suspension_are_not_held_after_an_upgrade() -> None:
     assert after["lostSeconds"]["stopping"] == before["lostSeconds"]["stopping"] > 0
 
 
+def failed_at_work() -> History:
+    """A run that has just failed by a limit, while its workers commit."""
+    made = history(activeDeadline="70s")
+    while made.status["phase"] != "Failed":
+        made.operator.advance(1)
+    assert any(not pod.over for pod in made.cluster.pods.values())
+    return made
+
+
+def test_a_failed_run_holds_its_devices_until_its_last_worker_is_gone() -> None:
+    """Its ledger is closed then, once; while they go, condition Admitted says so."""
+    made = failed_at_work()
+    before = made.status["ledger"]["heldSeconds"]
+    assert condition(made, "Admitted")["reason"] == "Stopping"
+    made.operator.advance(60)
+    assert condition(made, "Admitted")["reason"] == "NotAdmitted"
+    assert "releasedTime" in made.status["currentAttempt"]
+    assert made.status["ledger"]["heldSeconds"] > before
+
+
+def test_the_ledger_of_a_run_that_failed_before_an_upgrade_stays_closed() -> None:
+    """An earlier version closed it at once, and left `releasedTime` out."""
+    made = failed_at_work()
+    told = condition(made, "Admitted") | {"reason": "NotAdmitted", "message": ""}
+    others = [c for c in made.status["conditions"] if c["type"] != "Admitted"]
+    old = made.status | {"conditions": [told, *others]}
+    made.operator.advance(60)
+    made.down(10)
+    old |= {"checkpoint": made.status["checkpoint"]}
+    made.api._write({**made.api.run, "status": old})  # type: ignore[dict-item]
+    made.operator.advance(60)
+    assert made.status["ledger"] == old["ledger"]
+    assert made.status["currentAttempt"] == old["currentAttempt"]
+
+
+def test_a_new_leader_that_knows_no_pods_yet_closes_no_ledger() -> None:
+    """It asks the API server first: what is closed stays closed."""
+    made = failed_at_work()
+    made.operator.start()
+    for kind in ("Job", "Pod"):
+        made.late((kind, 20))
+    made.operator.publish()
+    made.operator.look()
+    assert any(not pod.over for pod in made.cluster.pods.values())
+    assert "releasedTime" not in made.status["currentAttempt"]
+    made.operator.advance(60)
+    assert "releasedTime" in made.status["currentAttempt"]
+
+
 def test_a_resize_is_a_new_attempt_at_the_new_size() -> None:
     """After a commit, not charged."""
     made = history(4)
