@@ -23,7 +23,7 @@ from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
 from daybreak_operator.ending import after_end, fail, overdue, release, without_workers
 from daybreak_operator.limits import reached
-from daybreak_operator.observation import JobView, Observation
+from daybreak_operator.observation import FixedRecipe, JobView, Observation
 from daybreak_operator.preparing import paused, prepared
 from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_unsettled
 
@@ -53,26 +53,13 @@ def decide(seen: Observation) -> Decision | None:
 
 def _without_job(draft: Draft) -> Decision:
     seen = draft.observation
-    run, status = seen.run, seen.run.status
-    if status.workers is not None and not _ended(status.current_attempt):
-        # Its Job was seen, is not there any more, and nobody here has deleted it.
-        end_attempt(draft)
-        interrupted(draft)
-        draft.note("Warning", "JobLost", f"the Job of attempt {status.attempt} is gone")
-    if status.phase == "Suspended" and not run.spec.suspend:
-        commit = draft.get("checkpoint")
-        goes_on = f"goes on from step {commit.step}" if commit else "begins"
-        draft.note("Normal", "Resumed", f"spec.suspend is false: training {goes_on}")
+    _note_changes(draft)
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
     if at_work or any(_is_left(job) for job in seen.jobs):
         return _waiting_for_pods(draft)
     release(draft, _known_to_be_gone_by(draft.stored) or draft.now)
-    if run.spec.suspend:
-        if not _ended(draft.get("current_attempt")):
-            end_attempt(draft, expected=True)  # its Job was never seen
-        without_workers(draft)
-        draft.settle("Suspended", "Suspended", "spec.suspend is true")
-        return paused(draft)
+    if seen.run.spec.suspend:
+        return _suspended(draft)
     if (limit := reached(draft, at_work=False)) is not None:
         return fail(draft, limit.reason, limit.message)
     if seen.recipe is None:
@@ -84,15 +71,46 @@ def _without_job(draft: Draft) -> Decision:
     if (decision := prepared(draft)) is not None:
         return decision
     if (pause := _pause(draft)) > 0:
-        without_workers(draft)
-        draft.settle("Restarting", "BackOff", f"the next attempt waits until {_until(draft)}")
-        if is_unsettled(draft):
-            _many_endings(draft)
-        return concluded(draft, min(pause, _IDLE_SECONDS))
-    if status.attempt == 0 or _ended(draft.get("current_attempt")):
+        return _backs_off(draft, pause)
+    if draft.stored.attempt == 0 or _ended(draft.get("current_attempt")):
         return _next_attempt(draft)
-    # The attempt's number is stored and its Job was never seen: make it, once.
-    attempt = status.current_attempt
+    return _make_job(draft, seen.recipe)
+
+
+def _note_changes(draft: Draft) -> None:
+    """What has become of the attempt, or of the wish to suspend, since the status was written."""
+    run, status = draft.observation.run, draft.stored
+    if status.workers is not None and not _ended(status.current_attempt):
+        # Its Job was seen, is not there any more, and nobody here has deleted it.
+        end_attempt(draft)
+        interrupted(draft)
+        draft.note("Warning", "JobLost", f"the Job of attempt {status.attempt} is gone")
+    if status.phase == "Suspended" and not run.spec.suspend:
+        commit = draft.get("checkpoint")
+        goes_on = f"goes on from step {commit.step}" if commit else "begins"
+        draft.note("Normal", "Resumed", f"spec.suspend is false: training {goes_on}")
+
+
+def _suspended(draft: Draft) -> Decision:
+    if not _ended(draft.get("current_attempt")):
+        end_attempt(draft, expected=True)  # its Job was never seen
+    without_workers(draft)
+    draft.settle("Suspended", "Suspended", "spec.suspend is true")
+    return paused(draft)
+
+
+def _backs_off(draft: Draft, pause: float) -> Decision:
+    without_workers(draft)
+    draft.settle("Restarting", "BackOff", f"the next attempt waits until {_until(draft)}")
+    if is_unsettled(draft):
+        _many_endings(draft)
+    return concluded(draft, min(pause, _IDLE_SECONDS))
+
+
+def _make_job(draft: Draft, recipe: FixedRecipe) -> Decision:
+    """The attempt's number is stored and its Job was never seen: makes it, once."""
+    seen, status = draft.observation, draft.stored
+    run, attempt = seen.run, status.current_attempt
     assert attempt is not None  # stored together with the number
     if status.phase == "Pending" and (changed := _of_new_size(draft, attempt)) != attempt:
         draft.values["current_attempt"] = changed
@@ -104,14 +122,14 @@ def _without_job(draft: Draft) -> Decision:
     body = job(
         run,
         attempt.number,
-        seen.recipe,
+        recipe,
         nodes=attempt.nodes,
         avoided=avoided(run, seen.now),
         held_seconds=ledger.held_seconds if ledger else 0,
     )
     return Decision(
         status,
-        ensure=(config_map(run, seen.recipe), service(run), network_policy(run)),
+        ensure=(config_map(run, recipe), service(run), network_policy(run)),
         create_job=body,
         again_seconds=_MISSING_RETRY_SECONDS,
     )
