@@ -37,6 +37,7 @@ from daybreak_trainer.plan.limits import Limits, refuse_without_limits
 from daybreak_trainer.recipe import RecipeError, resolve
 
 _ASK_SECONDS = 600.0
+_GOING_SECONDS = 20.0
 _INVENTORY_SECONDS = 15.0
 _YOUNG_SECONDS = 60.0
 _FOUND_SECONDS = 30.0
@@ -114,6 +115,10 @@ class Observer:
 
     def _leads_on(self, key: Key, run: TrainingRun, seen: Children) -> bool:
         """Whether what the cache holds may lead to what cannot be taken back, or is old."""
+        if any(job.deleting for job in seen.jobs):
+            # That it is gone nobody may tell, where its watch began anew just then.
+            soon = self._monotonic() + _GOING_SECONDS
+            self._ask_at[key] = min(self._ask_at.get(key, soon), soon)
         return self._due(key) or not self._undisturbed(run, seen)
 
     def _closes_ledger(self, key: Key, run: TrainingRun, seen: Children) -> bool:

@@ -740,3 +740,16 @@ def test_an_upgrade_ends_no_attempt_that_trains() -> None:
     decision = decide(old)
     assert decision is not None
     assert (decision.status.phase, decision.delete_jobs) == ("Running", ())
+
+
+def test_a_job_whose_end_a_new_watch_does_not_tell_is_missed_soon() -> None:
+    """Its deletion is under way when the watch begins anew: ten minutes with a Job that does not
+    exist would be ten minutes of nodes that do nothing."""
+    made = History(spec_of(workers={"nodes": 1}), 2)
+    made.operator.advance(5)
+    made.out_of_memory(0)
+    made.operator.advance(1)
+    made.delete_job("Background")
+    made.relist("Job")
+    made.operator.advance(60)
+    assert (made.status["attempt"], made.status["phase"]) == (2, "Running")
