@@ -150,8 +150,10 @@ class SimulatedCluster:
             pod.silent = pod.node.silent(self.now)
             since = pod.node.down_since
             limit = NODE_SILENT_SECONDS + TOLERATION_SECONDS
-            if since is not None and self.now - since >= limit and pod.deleted_at is None:
-                pod.deleted_at, pod.disruption = self.now, "DeletionByTaintManager"
+            if since is not None and self.now - since >= limit:
+                # The taint manager marks a pod whether or not somebody has deleted it before.
+                pod.disruption = "DeletionByTaintManager"
+                self.delete_pod(pod.key)
 
     def _control(self, job: Job) -> None:
         pods = self.of(job)

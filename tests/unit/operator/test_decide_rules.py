@@ -501,6 +501,19 @@ def test_a_dead_nodes_pod_is_forced_and_the_run_goes_on() -> None:
     assert made.status["restarts"] == 0
 
 
+def test_a_pod_that_was_to_end_before_its_node_was_known_to_be_dead_is_forced_soon() -> None:
+    """It never started: only the taint manager's mark shows that its node will not end it."""
+    made = History(spec_of(), 3)
+    made.node_down(0)
+    made.operator.advance(5)
+    made.suspend(True)
+    made.operator.advance(60)
+    assert condition(made, "Suspended")["status"] == "False"
+    made.operator.advance(90)
+    assert condition(made, "Suspended")["status"] == "True"
+    assert not made.cluster.pods
+
+
 def test_a_start_that_takes_too_long_is_a_hang() -> None:
     """From admission on."""
     made = History(spec_of(), 2)
