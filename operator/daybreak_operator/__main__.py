@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         default=False,
         help="work only while holding a Lease; needed where there is more than one operator",
     )
-    add("--lease-name", default="daybreak-operator")
+    add("--lease-name", default="daybreak")
     add("--lease-namespace", help="default: the pod's own namespace")
     add(
         "--progress-interval",

@@ -265,9 +265,8 @@ class Cluster:
         try:
             await self._call("POST", path("events", run.namespace), body)
         except ApiException as error:
-            if error.status in (*_REFUSALS, 429):
-                # A quota for Events, or a limit of their rate: that nobody is told must not stop
-                # the run.
+            if error.status in _REFUSALS:
+                # A quota for Events, say: that nobody is told must not stop the run.
                 _log.warning("Event %s was refused: %s", note.reason, said(error))
             elif error.status != 409:
                 raise

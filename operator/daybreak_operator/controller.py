@@ -49,8 +49,6 @@ _MOST_STEPS = 4
 """Of a look, each of which follows from what the one before has written."""
 _SURE_SECONDS = 2.0
 """For which a run is taken to be what our own write has made it."""
-_INSISTING_LOOKS = 2
-"""That may fail in a row because of an Event; then it is given up."""
 _FAILURES_IN_A_ROW = 5
 """Looks, after which the run's own status tells of the trouble."""
 _AFTER_FAILURES_SECONDS = 0.5
@@ -205,14 +203,13 @@ class Controller:
     ) -> _Made | None:
         """Returns the status that was written, if one was. Raises what `act` raises."""
         written: list[_Made] = []
-        insist = self.queue.failures(key) < _INSISTING_LOOKS
 
         def wrote(before: str, body: Body) -> None:
             self._wrote(key, before, body)
             written.append(_Made(body["metadata"]["resourceVersion"]))
 
         async def record(note: EventNote) -> None:
-            await self._events.write(self._cluster, run, note, insist=insist)
+            await self._events.write(self._cluster, key, run, note)
 
         own = made is not None and made.version == run.resource_version
         sure_until = made.at + _SURE_SECONDS if made is not None and own else 0.0

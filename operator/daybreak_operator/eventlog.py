@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 _BURST, _SECONDS_EACH = 8.0, 30.0
 _MAX_TOLD, _MAX_REASONS = 256, 64
 """Notes and reasons of a run that are remembered; a worker may make up reasons."""
+_TRIES = 3
 _AWAY_SECONDS = 30.0
 
 
@@ -40,6 +42,8 @@ class _Allowance:
 class _Run:
     told: set[tuple[str, EventNote]] = field(default_factory=set)
     """With the UID of the run."""
+    tries: Counter[EventNote] = field(default_factory=Counter)
+    """That failed."""
     allowances: dict[str, _Allowance] = field(default_factory=dict)
 
 
@@ -66,19 +70,22 @@ class EventLog:
         run = self._runs[key]
         if len(run.told) > _MAX_TOLD:
             run.told.clear()
+        run.tries.clear()
         for note in notes:
             run.told.add((uid, note))
             self._allowance(run, note.reason).left -= 1
 
-    async def write(self, cluster: Cluster, run: Named, note: EventNote, *, insist: bool) -> None:
-        """Raises what the API server or the network says where `insist`; else that Event is given
-        up, and with it those of the next half minute."""
+    async def write(self, cluster: Cluster, key: Key, run: Named, note: EventNote) -> None:
+        """Raises what the API server or the network says; the third time the Event is given up, and
+        with it those of the next half minute."""
         if self._clock() < self._away_until:
             return
         try:
             await cluster.record(run, note)
         except (ApiException, ClientError, OSError) as error:
-            if insist:
+            tries = self._runs[key].tries
+            tries[note] += 1
+            if tries[note] < _TRIES:
                 raise
             self._away_until = self._clock() + _AWAY_SECONDS
             _log.warning("no Event can be written: %s", describe(error))

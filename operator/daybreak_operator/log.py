@@ -44,6 +44,8 @@ def describe(error: BaseException) -> str:
             said = ""
         said = said if len(said) <= _MAX_MESSAGE else said[:_MAX_MESSAGE] + " ..."
         return f"the API server answered {error.status} {error.reason}: {said}".rstrip(": ")
+    if isinstance(error, TimeoutError) and not str(error):
+        return "there was no answer in time"
     return f"{type(error).__name__}: {error}"
 
 

@@ -78,7 +78,9 @@ def _same(life: Life, undisturbed: Life) -> None:
     assert all(len(uids) == 1 for uids in life.jobs.values()), f"{life.jobs} {what}"
     assert life.together == 1, what
     assert life.journal == undisturbed.journal, what
-    assert life.events == undisturbed.events, what
+    # A run whose looks fail often enough in a row is told so.
+    told = {event: n for event, n in life.events.items() if event[0] != "ReconcileFailed"}
+    assert told == undisturbed.events, what
 
 
 def _sweep(stages: list[Stage], undisturbed: Life, plans: Iterator[Plan]) -> list[Life]:

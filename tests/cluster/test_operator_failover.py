@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 WAIT_SECONDS = 90.0
 """How long others may take, on a machine that is busy. That twenty are enough for a failover is
 shown in virtual time (`tests/unit/operator/test_leader.py`)."""
-LEASE = "daybreak-operator"
+LEASE = "daybreak"
 SYSTEM = "daybreak-system"
 _HERE = Path(__file__).parent
 _RUN = {

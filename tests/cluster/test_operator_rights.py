@@ -24,7 +24,7 @@ _OF_KUEUE = ("list", "workloads")
 @pytest.fixture
 def proxy(devcluster: Cluster) -> Iterator[ApiProxy]:
     with own_operators(devcluster), later_schema(devcluster), ApiProxy(devcluster) as proxy:
-        lease = ("lease", "daybreak-operator", "-n", "daybreak-system")
+        lease = ("lease", "daybreak", "-n", "daybreak-system")
         devcluster.kubectl("delete", *lease, "--ignore-not-found")
         yield proxy
 

@@ -7,11 +7,6 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* The whole cluster has one leader, however it was installed: manifests/base has this name too. */ -}}
-{{- define "daybreak.leaseName" -}}
-{{- if .Values.watchNamespaces }}{{ include "daybreak.name" . }}{{ else }}daybreak-operator{{ end -}}
-{{- end -}}
-
 {{- /* Of what is no namespace's, and each of several installations has. */ -}}
 {{- define "daybreak.clusterName" -}}
 {{ printf "%s-%s" .Release.Namespace (include "daybreak.name" .) }}

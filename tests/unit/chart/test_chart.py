@@ -112,7 +112,7 @@ def test_two_replicas_of_which_one_leads(rendered: list[Manifest]) -> None:
         (role,) = by_kind(manifests, "Role")
         assert [(rule.get("resourceNames"), rule["verbs"]) for rule in role["rules"]] == [
             (None, ["create"]),
-            (["daybreak-operator"], ["get", "update"]),
+            (["daybreak"], ["get", "update"]),
         ]
         labels = deployment["spec"]["template"]["metadata"]["labels"].items()
         (budget,) = by_kind(manifests, "PodDisruptionBudget")
