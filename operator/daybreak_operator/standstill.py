@@ -7,6 +7,7 @@ run is replaced, and it does not fail.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from daybreak_operator.text import plain
 from daybreak_trainer.contract import rfc3339
 
 _CONDITION = "Degraded"
+_EVENT_SECONDS = 5.0
+"""For the Event, which comes first: who dies after it tells the rest again."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,17 @@ async def report(
     if condition == before:
         return None
     run = _Named(metadata["namespace"], metadata["name"], metadata["uid"])
+    if (before.get("status"), before.get("reason")) != ("True", trouble.reason):
+        note = EventNote("Warning", trouble.reason, condition["message"], status.get("attempt", 0))
+        with suppress(ApiException, ClientError, OSError):  # it may be Events that are away
+            async with asyncio.timeout(_EVENT_SECONDS):
+                await cluster.record(run, note)
     others = [c for c in told if c.get("type") != _CONDITION]
-    written = await cluster.patch_status(
+    return await cluster.patch_status(
         run,
         metadata["resourceVersion"],
         {"phase": status.get("phase", "Pending"), "conditions": [*others, condition]},
     )
-    if (before.get("status"), before.get("reason")) != ("True", trouble.reason):
-        note = EventNote("Warning", trouble.reason, condition["message"], status.get("attempt", 0))
-        with suppress(ApiException, ClientError, OSError):  # it may be Events that are away
-            await cluster.record(run, note)
-    return written
 
 
 def kept(before: TrainingRunStatus, after: TrainingRunStatus) -> TrainingRunStatus:

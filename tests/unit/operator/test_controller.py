@@ -615,7 +615,7 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-        (method, path, patch), (_, _, event) = server.writes
+        (_, _, event), (method, path, patch) = server.writes
         assert event["reason"] == "InvalidRun"
         assert "fromTheFuture" in event["message"]
         assert (method, path.rpartition("/")[2]) == ("PATCH", "status")
@@ -641,7 +641,7 @@ async def test_a_name_that_is_a_path_is_not_asked_for(name: str) -> None:
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
-    _, (_, _, event) = server.writes
+    (_, _, event), _ = server.writes
     assert (event["reason"], server.reads) == ("InvalidRun", [])
     assert "checkpoint.secretRef.name" in event["message"]
 
