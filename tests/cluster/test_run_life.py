@@ -115,11 +115,13 @@ def test_a_pod_deleted_at_any_step_is_a_checkpoint_and_a_free_restart(
 
 @pytest.mark.e2e
 @pytest.mark.training
-def test_scaling_goes_on_with_the_same_global_batches(
-    bench: Bench, undisturbed: list[dict[str, Any]]
-) -> None:
-    """2 → 1 → 2 workers: the same samples in the same steps."""
-    bench.apply("scaled")
+def test_scaling_goes_on_with_the_same_global_batches(bench: Bench) -> None:
+    """2 → 1 → 2 workers: the same samples in the same steps, which take long enough to be seen."""
+    stage = {"resolution": 16, "steps": 120, "batchSize": 400}
+    recipe = {"preset": "smoke", "stages": [stage]}
+    bench.apply("steady", recipe=recipe)
+    assert bench.end("steady")["phase"] == "Complete", bench.events("steady")
+    bench.apply("scaled", recipe=recipe, scaleCooldown="0s")
     for attempt, step, nodes in ((1, 20, 1), (2, 60, 2)):
         # In the attempt of the new size, for the one before goes on until it is stopped.
         bench.wait("scaled", lambda s: s.get("attempt") == attempt and s.get("phase") == "Running")  # noqa: B023
@@ -134,7 +136,7 @@ def test_scaling_goes_on_with_the_same_global_batches(
     assert bench.origin("scaled", 3) is not None
     journal = bench.journal("scaled")
     assert {line["world"] for line in journal} == {1, 2}
-    _same(journal, undisturbed)
+    _same(journal, bench.journal("steady"))
 
 
 @pytest.mark.e2e
