@@ -130,7 +130,7 @@ class Crowd:
             f"{_NODES}/{place}/pods",
         ]
         for path in paths:
-            await self._api.delete(path, options)
+            await self._delete(path, options)
         changed, before = time.monotonic(), -1
         while True:
             listed = [await self._api.get(path, {"limit": "1"}) for path in paths]
@@ -145,7 +145,7 @@ class Crowd:
             if time.monotonic() - changed > _STANDSTILL_SECONDS:
                 raise StandstillError(f"{left} objects of {self.namespace} do not go")
             # Pods that came while the others were deleted.
-            await self._api.delete(paths[-1], options)
+            await self._delete(paths[-1], options)
             await asyncio.sleep(1.0)
 
     # --- what the watches tell -------------------------------------------------------------------
@@ -168,6 +168,15 @@ class Crowd:
             times = self.times.get(name)
             if phase == "Running" and times is not None and times.running is None:
                 times.running = time.monotonic()
+
+    async def _delete(self, path: str, options: Json) -> None:
+        """A whole collection. Thousands take longer than an answer may: then it is asked again."""
+        while True:
+            try:
+                await self._api.delete(path, options)
+                return
+            except TimeoutError:
+                continue
 
     async def _changes(self, path: str) -> Any:
         async for kind, thing in self._api.watch(path):
