@@ -38,12 +38,8 @@ def changed(error: ApiException, name: str) -> Exception:
         gone = (error.status, details.get("name"), details.get("kind")) == (404, name, PLURAL)
     except (ValueError, AttributeError):
         gone = False
-    return GoneError() if gone else _itself(error)
-
-
-def _itself(error: Exception) -> Exception:
-    """The library has no types."""
-    return error
+    meant: Exception = GoneError() if gone else error
+    return meant
 
 
 def said(error: ApiException) -> str:
