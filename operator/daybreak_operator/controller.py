@@ -168,8 +168,8 @@ class Controller:
             run = TrainingRun.of(body)
         except InvalidRunError as error:
             _log.error("the run cannot be read: %s", error)
-            await self._tell(key, body, INVALID, str(error))
-            return None, None
+            told = await self._tell(key, body, INVALID, str(error))
+            return (None if told else _CONFLICT_SECONDS), None
         latest = self._pace.latest(key, run)
         seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
         decision = decide(seen)
@@ -221,16 +221,19 @@ class Controller:
         self._cache.wrote(before, body)
         self._pace.written(key)
 
-    async def _tell(self, key: Key, body: Body, trouble: Trouble, problem: str) -> None:
+    async def _tell(self, key: Key, body: Body, trouble: Trouble, problem: str) -> bool:
+        """False where the run changed meanwhile, and nothing could be told."""
         try:
             written = await report(self._cluster, body, trouble, problem)
         except GoneError:
             self._cache.gone(key, body["metadata"]["uid"])
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
+            return False
         else:
             if written is not None:
                 self._wrote(key, body["metadata"]["resourceVersion"], written)
+        return True
 
     async def _tell_failing(self, key: Key, problem: str) -> None:
         """Now and then, and as well as can be: what the looks fail of may stop this too."""

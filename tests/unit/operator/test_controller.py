@@ -108,6 +108,8 @@ class Server:
     """What it says to every new Job."""
     refusal_status: int = 422
     event_refusal: int | None = None
+    status_refusals: list[int] = field(default_factory=list)
+    """Of the next writes of a status."""
     run: dict[str, Any] = field(default_factory=lambda: RUN)
     """That a PATCH changes."""
     no_run: dict[str, Any] | None = None
@@ -130,6 +132,9 @@ class Server:
             if request.path.endswith("/events") and self.event_refusal is not None:
                 message = {"message": "exceeded quota: few-events"}
                 return web.json_response(message, status=self.event_refusal)
+            if request.path.endswith("/status") and self.status_refusals:
+                message = {"message": "on purpose"}
+                return web.json_response(message, status=self.status_refusals.pop())
             if request.method == "DELETE" and not self._deleted(request.path, body):
                 return web.json_response({"message": "the UID is another"}, status=409)
             self.writes.append((request.method, request.path, body))
@@ -630,6 +635,18 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
         cache.run_event("MODIFIED", _changed(run, phase="Complete"))
         await controller.reconcile(KEY)
     assert len(server.writes) == 2
+
+
+async def test_what_a_conflict_kept_from_being_told_is_told_later() -> None:
+    """The change that won may be one that the watch has brought already: no event comes then."""
+    run = _changed(RUN, fromTheFuture=1)
+    server, cache = Server(run=run, status_refusals=[409]), Cache()
+    cache.run_event(None, run)
+    async with serving(server, cache) as controller:
+        again = await controller.reconcile(KEY)
+        assert again is not None
+        assert await controller.reconcile(KEY) is None
+    assert server.writes[-1][2]["status"]["conditions"][0]["reason"] == "InvalidRun"
 
 
 @pytest.mark.parametrize("name", ["keys/log", "..", "a..b"])
