@@ -118,11 +118,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
 
-def control_plane_cpu_seconds(cluster: Cluster) -> float:
-    """Of etcd, API server, controller manager and scheduler together."""
+def control_plane_cpu_seconds(cluster: Cluster) -> dict[str, float]:
+    """Of etcd, API server, controller manager and scheduler, by name."""
     parent = cluster.info.supervisor_pid
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return sum(cpu_seconds(int(pid)) for pid in children)
+    pids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return {Path(f"/proc/{pid}/comm").read_text().strip(): cpu_seconds(int(pid)) for pid in pids}
 
 
 def count(buckets: Buckets) -> float:

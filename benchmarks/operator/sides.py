@@ -134,13 +134,7 @@ async def plain(at: Place, runs: int, like: Json) -> Json:
         before = control_plane_cpu_seconds(at.cluster)
         await jobs.create(JOBS, ((name, plain_job(name, like)) for name in names(runs)))
         await jobs.all_started()
-        started = control_plane_cpu_seconds(at.cluster)
-        row = {
-            "side": "plain Jobs",
-            "runs": runs,
-            **start(jobs),
-            "control_plane_cpu_seconds_per_run_to_start": (started - before) / runs,
-        }
+        row = {"side": "plain Jobs", "runs": runs, **start(jobs), **_cost(at, before, runs)}
         await at.nodes.finish([jobs.job_of(name) for name in names(runs)])
         await jobs.delete_all()
     return row
@@ -157,13 +151,15 @@ async def operated(at: Place, runs: int, hold_seconds: float) -> Json:
             before = control_plane_cpu_seconds(at.cluster)
             await made.create(RUNS, ((name, run(name)) for name in chosen))
             await made.all_started(operator.check)
-            started = control_plane_cpu_seconds(at.cluster)
+            cost = _cost(at, before, runs)
+            calls_to_start = audit.calls(at.audit_log, namespace).by_kind
             await made.all_in("Running", chosen, operator.check)
             row: Json = {
                 "side": "operator",
                 "runs": runs,
                 **start(made),
-                "control_plane_cpu_seconds_per_run_to_start": (started - before) / runs,
+                **cost,
+                "api_calls_to_start_by_kind": {k: n / runs for k, n in calls_to_start.items()},
                 "apply_to_status_running_seconds": _p50_p99(
                     [_since(times, times.running) for times in made.times.values()]
                 ),
@@ -235,6 +231,15 @@ def start(made: Crowd) -> Json:
         "apply_to_job_seconds": _p50_p99([_since(times, times.job) for times in all_times]),
         "apply_to_running_seconds": _p50_p99([_since(times, times.started) for times in all_times]),
         "load": os.getloadavg()[0],
+    }
+
+
+def _cost(at: Place, before: dict[str, float], runs: int) -> Json:
+    """What the control plane has used since then."""
+    used = {n: s - before[n] for n, s in control_plane_cpu_seconds(at.cluster).items()}
+    return {
+        "control_plane_cpu_seconds_per_run_to_start": sum(used.values()) / runs,
+        "control_plane_cpu_to_start_by_process": {name: s / runs for name, s in used.items()},
     }
 
 
