@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from daybreak_operator.api.run import TrainingRun
@@ -13,6 +13,7 @@ from daybreak_operator.cache import Body
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.decision import Decision
 from daybreak_operator.draft import EventNote
+from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ async def act(
     Raises:
         ConflictError: the run changed meanwhile; nothing that depends on the status was done.
         ForeignObjectError: a child's name is taken.
+        RefusedObjectError: children that cannot be there; the message names all of them.
     """
     for note in decision.events:
         await (record(note) if record is not None else cluster.record(run, note))
@@ -48,7 +50,7 @@ async def act(
     made = (cluster.ensure(run, body) for body in decision.ensure)
     troubles = [e for e in await asyncio.gather(*made, return_exceptions=True) if e is not None]
     if troubles:
-        raise troubles[0]
+        raise _most_telling(troubles)
     if decision.create_job is not None:
         # No status goes with it that would conflict, and our view of the run may be an old one:
         # this number's Job may have come and gone since.
@@ -62,3 +64,13 @@ async def act(
     if decision.delete_run:
         _log.info("deleted: its ttlSecondsAfterFinished is over")
         await cluster.delete_run(run)
+
+
+def _most_telling(troubles: Sequence[BaseException]) -> BaseException:
+    """What may pass by itself first, then a name that is taken, then all refusals together: who
+    puts them right wants to know of each."""
+    refused = [str(trouble) for trouble in troubles if isinstance(trouble, RefusedObjectError)]
+    others = [trouble for trouble in troubles if not isinstance(trouble, RefusedObjectError)]
+    if not others:
+        return RefusedObjectError("; ".join(refused))
+    return min(others, key=lambda trouble: isinstance(trouble, ForeignObjectError))

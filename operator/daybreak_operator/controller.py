@@ -179,7 +179,7 @@ class Controller:
         failing = self.queue.failures(key) > 0
         if failing:
             decision = replace(decision, status=kept(run.status, decision.status))
-        if (left := self._pace.hold(key, run, decision)) > 0:
+        if (left := self._pace.hold(key, run, decision, rush=self.queue.rush)) > 0:
             return min(left, decision.again_seconds or left), None
         try:
             written = await self._act(key, run, decision, made)

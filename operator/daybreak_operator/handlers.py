@@ -19,6 +19,8 @@ from daybreak_trainer.contract import LABEL_RUN
 
 _BACK_OFFS = (1, 1, 2, 3, 5, 8, 13, 20)
 _CHUNK = 500
+_IDLE_SECONDS = 0.5
+"""For which kopf keeps an object's last event, whole; at a start that is every object's."""
 
 
 class _NothingKept(kopf.DiffBaseStorage):
@@ -59,6 +61,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.watching.server_timeout = SERVER_TIMEOUT_SECONDS
     chosen.watching.client_timeout = SERVER_TIMEOUT_SECONDS + 30
     chosen.watching.chunk_size = _CHUNK
+    chosen.queueing.idle_timeout = _IDLE_SECONDS
     chosen.persistence.diffbase_storage = _NothingKept()
     # What is not a run's is neither sent nor kept.
     chosen.watching.label_selectors["jobs"] = LABEL_RUN

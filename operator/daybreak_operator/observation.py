@@ -186,7 +186,7 @@ class PreparationView:
         """Of its Job, and of its pods that are still known."""
         metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
         conditions = true_conditions(status)
-        failed = conditions.get("Failed")
+        failed = conditions.get("Failed") or conditions.get("FailureTarget")
         words = [p for p in pods if p.prepares and p.phase == "Failed" and p.termination]
         first = min(words, key=lambda pod: str(pod.finished_at), default=None)
         sentence = first.termination.message if first and first.termination else None

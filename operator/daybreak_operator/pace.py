@@ -19,7 +19,7 @@ from daybreak_operator.cache import Key
 from daybreak_operator.decision import Decision
 
 PROGRESS_SECONDS = 15.0
-_NEWS_SECONDS = 5.0
+_NEWS_SECONDS, _RUSH_SECONDS = 5.0, 60.0
 _TELLING = frozenset({"progress", "stage", "ledger", "checkpoint", "workers", "conditions"})
 """Fields of a status that nothing but the next look goes by."""
 _UNDER_WAY = frozenset({"Queued", "Starting", "Running"})
@@ -56,16 +56,19 @@ class Pace:
             return run
         return replace(run, status=held.latest)
 
-    def hold(self, key: Key, run: TrainingRun, decision: Decision) -> float:
+    def hold(
+        self, key: Key, run: TrainingRun, decision: Decision, *, rush: bool = False
+    ) -> float:
         """Seconds for which a decision about the run, as it is stored, can wait; it is kept as the
-        latest then. 0: now, with all that was kept."""
+        latest then. 0: now, with all that was kept. `rush`: new runs wait for their Jobs, and how
+        far others are can be told when these have them."""
         if replace(decision, again_seconds=None) != Decision(decision.status):
             return 0.0  # there is something to do beside the status
         before, after = run.status, decision.status
         written = self._written.get(key)
         if written is None or before == after or not tells_only(before, after):
             return 0.0
-        gap = self._progress_seconds
+        gap = max(self._progress_seconds, _RUSH_SECONDS if rush else 0.0)
         if _headline(before) != _headline(after):
             gap = min(gap, _NEWS_SECONDS)
         left = max(0.0, written + gap - self._clock())

@@ -127,6 +127,11 @@ class WorkQueue(Generic[K]):
         self._ready.put_nowait(None)
 
     @property
+    def rush(self) -> bool:
+        """Whether keys wait that are to come first."""
+        return bool(self._first)
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

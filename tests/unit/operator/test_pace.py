@@ -86,6 +86,17 @@ def test_a_shorter_interval_of_progress_is_that_of_news_too() -> None:
     assert pace.hold(KEY, RUN, _decided(phase="Running")) == 2.0
 
 
+def test_in_a_rush_progress_waits_longer_and_news_does_not() -> None:
+    """New runs' devices stand still until they have their Jobs; afterwards it is as before."""
+    now = [100.0]
+    pace, progress = Pace(clock=lambda: now[0]), _decided(progress={"step": 3})
+    pace.written(KEY)
+    now[0] += 20.0
+    assert pace.hold(KEY, RUN, progress, rush=True) == 40.0
+    assert pace.hold(KEY, RUN, _decided(phase="Running"), rush=True) == 0.0
+    assert pace.hold(KEY, RUN, progress) == 0.0
+
+
 def test_with_something_to_do_all_that_was_kept_is_written() -> None:
     """An Event, a Job to delete: the status does not come later than what follows from it."""
     pace, decision = Pace(clock=lambda: 0.0), _decided(phase="Running")

@@ -122,11 +122,13 @@ def test_a_suspended_run_prepares_nothing() -> None:
     assert again.create_job["metadata"]["name"] == "r-prepare"
 
 
-def test_the_first_pod_that_failed_says_why() -> None:
-    """Its termination message; the Job's own where no pod has left one."""
+@pytest.mark.parametrize("condition", ["Failed", "FailureTarget"])
+def test_the_first_pod_that_failed_says_why(condition: str) -> None:
+    """Its termination message; the Job's own where no pod has left one. That the Job will fail is
+    enough: it may wait long for a pod on a node that does not answer."""
     body = {
         "metadata": {"name": "r-prepare", "uid": "p", "labels": {"daybreak.dev/role": "prepare"}},
-        "status": {"conditions": [{"type": "Failed", "status": "True", "message": "index 0"}]},
+        "status": {"conditions": [{"type": condition, "status": "True", "message": "index 0"}]},
     }
     pod = PodView(
         name="p",

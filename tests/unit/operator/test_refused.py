@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,8 +11,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 
+from daybreak_operator.act import act
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cluster import Cluster
+from daybreak_operator.decision import Decision
 from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 
 RUN = TrainingRun.of(
@@ -31,6 +35,19 @@ RUN = TrainingRun.of(
     }
 )
 SERVICE: dict[str, Any] = {"kind": "Service", "metadata": {"name": "r-workers"}}
+
+
+@asynccontextmanager
+async def cluster(
+    answer: Callable[[web.Request], Awaitable[web.Response]],
+) -> AsyncIterator[Cluster]:
+    """An API server that answers so."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
+        async with client.ApiClient(configuration) as api:
+            yield Cluster(api)
 
 
 @pytest.mark.parametrize("status", [403, 422])
@@ -55,14 +72,36 @@ async def test_a_quota_that_is_used_up_refuses_nothing_that_is_there(
         owners = [{"kind": "TrainingRun", "name": "r", "uid": owner, "controller": True}]
         return web.json_response({"metadata": {"ownerReferences": owners}})
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    async with TestServer(app) as server:
-        configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
-        async with client.ApiClient(configuration) as api:
-            if problem is None:
-                await Cluster(api).ensure(RUN, SERVICE)
-                return
-            kind, words = problem
-            with pytest.raises(kind, match=words):
-                await Cluster(api).ensure(RUN, SERVICE)
+    async with cluster(answer) as api_server:
+        if problem is None:
+            await api_server.ensure(RUN, SERVICE)
+            return
+        kind, words = problem
+        with pytest.raises(kind, match=words):
+            await api_server.ensure(RUN, SERVICE)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_all_that_is_refused_is_told_at_once(taken: bool) -> None:
+    """Who asks for a larger quota asks once. A name that is taken comes first."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.method == "POST":
+            kind = request.path.rpartition("/")[2]
+            return web.json_response({"message": f"no more {kind}"}, status=403)
+        found = taken and "/services/" in request.path
+        return web.json_response({"metadata": {}}, status=200 if found else 404)
+
+    config = {"kind": "ConfigMap", "metadata": {"name": "r-recipe"}}
+    decision = Decision(RUN.status, ensure=(config, SERVICE))
+    async with cluster(answer) as api_server:
+        with pytest.raises(ForeignObjectError if taken else RefusedObjectError) as raised:
+            await act(api_server, RUN, decision)
+    words = str(raised.value)
+    if taken:
+        assert words.startswith("Service r-workers exists")
+    else:
+        assert words.split("; ") == [
+            "ConfigMap r-recipe: no more configmaps",
+            "Service r-workers: no more services",
+        ]

@@ -88,7 +88,9 @@ async def test_new_runs_come_first_and_the_others_get_a_share() -> None:
     for number in range(9):
         queue.add(f"new {number}", first=True)
     queue.add("old 0", first=True)
+    assert queue.rush
     order = [await queue.get() for _ in range(len(queue))]
+    assert not queue.rush
     assert sorted(order[:4]) == ["new 0", "new 1", "new 2", "old 0"]
     assert sorted(order[4:8]) == ["new 3", "new 4", "new 5", "old 1"]
     assert [key for key in order if str(key).startswith("new")] == [f"new {n}" for n in range(9)]
