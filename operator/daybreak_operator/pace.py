@@ -56,9 +56,7 @@ class Pace:
             return run
         return replace(run, status=held.latest)
 
-    def hold(
-        self, key: Key, run: TrainingRun, decision: Decision, *, rush: bool = False
-    ) -> float:
+    def hold(self, key: Key, run: TrainingRun, decision: Decision, *, rush: bool = False) -> float:
         """Seconds for which a decision about the run, as it is stored, can wait; it is kept as the
         latest then. 0: now, with all that was kept. `rush`: new runs wait for their Jobs, and how
         far others are can be told when these have them."""
