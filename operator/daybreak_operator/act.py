@@ -8,14 +8,18 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from kubernetes.aio.client.exceptions import ApiException
+
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.cache import Body
 from daybreak_operator.cluster import Cluster
-from daybreak_operator.decision import Decision
+from daybreak_operator.decision import Decision, JobRef, PodRef
 from daybreak_operator.draft import EventNote
 from daybreak_operator.errors import ForeignObjectError, RefusedObjectError
 
 _log = logging.getLogger(__name__)
+SURE_SECONDS = 2.0
+"""For which a run is taken to be what our own write has made it."""
 
 
 def stored(decision: Decision) -> dict[str, Any]:
@@ -46,6 +50,7 @@ async def act(
     before = run.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if (after := stored(decision)) != before:
         written(run.resource_version, await cluster.write_status(run, after))
+        sure_until = time.monotonic() + SURE_SECONDS
     # None of these needs another; what one of them meets is told when all have been tried.
     made = (cluster.ensure(run, body) for body in decision.ensure)
     troubles = [e for e in await asyncio.gather(*made, return_exceptions=True) if e is not None]
@@ -57,13 +62,26 @@ async def act(
         if time.monotonic() >= sure_until:
             await cluster.confirm(run)
         await cluster.ensure(run, decision.create_job)
-    for job in decision.delete_jobs:
-        await cluster.delete_job(run, job)
-    for pod in decision.delete_pods:
-        await cluster.delete_pod(run, pod)
+    await _delete(cluster, run, decision)
     if decision.delete_run:
-        _log.info("deleted: its ttlSecondsAfterFinished is over")
         await cluster.delete_run(run)
+        _log.info("deleted: its ttlSecondsAfterFinished is over")
+
+
+async def _delete(cluster: Cluster, run: TrainingRun, decision: Decision) -> None:
+    """Jobs, then pods. One whose deletion is refused keeps no other."""
+    refusals: list[ApiException] = []
+    children: tuple[JobRef | PodRef, ...] = (*decision.delete_jobs, *decision.delete_pods)
+    for child in children:
+        try:
+            if isinstance(child, JobRef):
+                await cluster.delete_job(run, child)
+            else:
+                await cluster.delete_pod(run, child)
+        except ApiException as error:
+            refusals.append(error)
+    if refusals:
+        raise refusals[0]
 
 
 def _most_telling(troubles: Sequence[BaseException]) -> BaseException:

@@ -30,6 +30,8 @@ class Cache:
         self.used_names: dict[Key, None] = {}
         """Of runs that were there before this operator, or were deleted: an older run's pods may
         still be at work under such a name, and the watches have not told."""
+        self._orphaned: set[Key] = set()
+        """Of children that had no run when they were last swept."""
         self._last_words: dict[Key, dict[str, Body]] = {}
         """Pods that were deleted after they had ended and before their Job, by UID, until a Job of
         their run goes: they tell why the attempt ended, and a pod may be gone before anybody has
@@ -46,6 +48,8 @@ class Cache:
         if kind != "DELETED":
             if version in self._overwritten.get(key, ()):
                 return key  # late: what we wrote over it is known
+            if _succeeds(self.runs.get(key), body):
+                return key  # late: of a former run of that name
             self._overwritten.pop(key, None)
             self.runs[key] = slim(body)
         elif _uid(self.runs.get(key)) == _uid(body):
@@ -109,6 +113,17 @@ class Cache:
         if not self._children[kind].get(key, True):
             del self._children[kind][key]
 
+    def sweep(self) -> None:
+        """Forgets the Jobs and pods of runs that were gone at the last sweep too: their watch was
+        cut when they went. Of one that is there after all it tells again, and a run of that name is
+        taken for a successor."""
+        orphaned = {key for kind in self._children.values() for key in kind} - self.runs.keys()
+        for key in orphaned & self._orphaned:
+            for children in self._children.values():
+                children.pop(key, None)
+            self._last_words.pop(key, None)
+        self._orphaned = orphaned
+
     def _drop(self, kind: str, key: Key, body: Body) -> None:
         members, name = self._children[kind][key], body["metadata"]["name"]
         if _uid(members.get(name)) == _uid(body):
@@ -138,6 +153,15 @@ def slim_child(body: Body) -> Body:
             slimmed[field] = {name: given[name] for name in names if name in given}
     kept = {key: spec[key] for key in _SPEC if key in spec}
     return {**body, "metadata": slimmed, "spec": kept}
+
+
+def _succeeds(known: Body | None, body: Body) -> bool:
+    """Whether the known run is a later one of the same name. kopf hands on the events of an object
+    in their order, and those of two objects in any. Versions of a kind are numbers that grow."""
+    if known is None or _uid(known) == _uid(body):
+        return False
+    later, former = (str(run["metadata"]["resourceVersion"]) for run in (known, body))
+    return later.isdecimal() and former.isdecimal() and int(later) > int(former)
 
 
 def _uid(body: Body | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -43,7 +43,8 @@ _RESOURCES = {
 }
 _REFUSALS = (400, 403, 422)
 _PAGE = 500
-"""Pods that are read at a time where they may be all of the cluster's."""
+"""Objects that are read at a time where they may be thousands."""
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 COMPONENT = "daybreak-operator"
 
 
@@ -109,9 +110,18 @@ class Cluster:
         await self._delete(path("pods", run.namespace, pod.name), options)
 
     async def delete_run(self, run: TrainingRun) -> None:
-        """The run, as it was read; its children follow."""
-        read = {"uid": run.uid, "resourceVersion": run.resource_version}
-        await self._delete(path(PLURAL, run.namespace, run.name), {"preconditions": read})
+        """The run, as it was read; its children follow.
+
+        Raises:
+            ConflictError: it is another, or not any more as it was read.
+        """
+        options = {
+            "preconditions": {"uid": run.uid, "resourceVersion": run.resource_version},
+        }
+        try:
+            await self._call("DELETE", path(PLURAL, run.namespace, run.name), options)
+        except ApiException as error:
+            raise changed(error, run.name) from error
 
     async def _delete(self, where: str, options: Mapping[str, Any]) -> None:
         try:
@@ -186,18 +196,28 @@ class Cluster:
         )
         return {"Job": jobs["items"], "Pod": pods["items"]}
 
+    async def runs(self, namespace: str) -> set[str]:
+        """The UIDs of a namespace's runs."""
+        pages = self._pages(path(PLURAL, namespace), accept=_METADATA_ONLY, limit=str(_PAGE))
+        return {body["metadata"]["uid"] async for items in pages for body in items}
+
+    async def _pages(self, where: str, **query: str) -> AsyncIterator[list[dict[str, Any]]]:
+        """A long list, a part at a time."""
+        while True:
+            found = await self._call("GET", where, None, **query)
+            yield found["items"]
+            if not (more := found["metadata"].get("continue")):
+                return
+            query["continue"] = more
+
     async def inventory(self) -> Inventory | None:
         """What all nodes have left; None where the operator may not read nodes and all pods."""
         at_work = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
         try:
             found = Inventory((await self._call("GET", path("nodes")))["items"])
-            page = {"fieldSelector": at_work, "limit": str(_PAGE)}
-            while True:
-                pods = await self._call("GET", path("pods"), None, **page)
-                found.take(pods["items"])
-                if not (more := pods["metadata"].get("continue")):
-                    return found
-                page["continue"] = more
+            async for pods in self._pages(path("pods"), fieldSelector=at_work, limit=str(_PAGE)):
+                found.take(pods)
+            return found
         except (ApiException, ClientError, OSError) as error:
             _unless_usual("nodes and pods", error, (403,))
             return None

@@ -16,7 +16,7 @@ from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
 from daybreak_operator import metrics
-from daybreak_operator.act import act
+from daybreak_operator.act import SURE_SECONDS, act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Body, Cache, Key
 from daybreak_operator.cluster import Cluster
@@ -47,12 +47,11 @@ _RESYNC_SECONDS = 600.0
 _CONFLICT_SECONDS = 5.0
 _MOST_STEPS = 4
 """Of a look, each of which follows from what the one before has written."""
-_SURE_SECONDS = 2.0
-"""For which a run is taken to be what our own write has made it."""
 _FAILURES_IN_A_ROW = 5
 """Looks, after which the run's own status tells of the trouble."""
 _AFTER_FAILURES_SECONDS = 0.5
 """Until the look that takes that back."""
+_NOT_LEADING_SECONDS = 1.0
 _REPORT_SECONDS = 60.0
 _REPORT_TIMEOUT_SECONDS = 10.0
 
@@ -76,8 +75,8 @@ class Controller:
         self._cache, self._cluster, self._observer = cache, cluster, observer
         self._pace = Pace(progress_seconds)
         self.queue: WorkQueue[Key] = WorkQueue()
-        self._troubles: dict[Key, ForeignObjectError | RefusedObjectError] = {}
-        """What kept a child from being made, for the next look to tell."""
+        self._troubles: dict[Key, tuple[str, ForeignObjectError | RefusedObjectError]] = {}
+        """What kept a child of the run of that UID from being made, for the next look to tell."""
         self._events = EventLog()
         self._reported: dict[Key, float] = {}
         """When a run whose looks fail was last told so (monotonic clock)."""
@@ -118,6 +117,23 @@ class Controller:
             for key in list(self._cache.runs):
                 self.queue.add(key)
             await asyncio.sleep(_RESYNC_SECONDS)
+            await self.forget_gone()
+
+    async def forget_gone(self) -> None:
+        """Runs that do not exist any more, and whose watch was cut when they were deleted. One that
+        is over is never written to, so nothing else would tell."""
+        known = [(key, body["metadata"]["uid"]) for key, body in self._cache.runs.items()]
+        for namespace in sorted({namespace for (namespace, _), _ in known}):
+            try:
+                there = await self._cluster.runs(namespace)
+            except (ApiException, ClientError, OSError) as error:
+                _log.warning("runs of %s cannot be listed: %s", namespace, describe(error))
+                continue
+            for key, uid in known:
+                if key[0] == namespace and uid not in there:
+                    self._cache.gone(key, uid)
+                    self.queue.add(key)
+        self._cache.sweep()
 
     async def _work(self) -> None:
         while (key := await self.queue.get()) is not None:
@@ -131,7 +147,8 @@ class Controller:
                     self.queue.succeeded(key)
                     metrics.RECONCILES.labels("done").inc()
                 except NotLeadingError:
-                    metrics.RECONCILES.labels("refused").inc()  # the process is about to end
+                    again = _NOT_LEADING_SECONDS  # the process is about to end, unless it was late
+                    metrics.RECONCILES.labels("refused").inc()
                 except Exception as error:  # noqa: BLE001 (one run's trouble is not the others')
                     again = self.queue.failed(key)
                     metrics.RECONCILES.labels("error").inc()
@@ -171,7 +188,8 @@ class Controller:
             told = await self._tell(key, body, INVALID, str(error))
             return (None if told else _CONFLICT_SECONDS), None
         latest = self._pace.latest(key, run)
-        seen = await self._observer.observe(key, latest, self._troubles.pop(key, None))
+        uid, trouble = self._troubles.pop(key, (run.uid, None))
+        seen = await self._observer.observe(key, latest, trouble if uid == run.uid else None)
         decision = decide(seen)
         if decision is None:
             return None, None
@@ -191,7 +209,7 @@ class Controller:
             # The change that won is on its way to us as an event; should it not come, we ask again.
             return _CONFLICT_SECONDS, None
         except (ForeignObjectError, RefusedObjectError) as error:
-            self._troubles[key] = error
+            self._troubles[key] = run.uid, error
             return 0.0, None
         if decision.again_seconds is None and not tells_only(run.status, decision.status):
             # What follows is done now: the event of our own write wakes nobody.
@@ -212,7 +230,7 @@ class Controller:
             await self._events.write(self._cluster, key, run, note)
 
         own = made is not None and made.version == run.resource_version
-        sure_until = made.at + _SURE_SECONDS if made is not None and own else 0.0
+        sure_until = made.at + SURE_SECONDS if made is not None and own else 0.0
         await act(self._cluster, run, decision, wrote, record=record, sure_until=sure_until)
         self._events.recorded(key, run.uid, decision.events)
         return written[-1] if written else None
@@ -222,11 +240,12 @@ class Controller:
         self._pace.written(key)
 
     async def _tell(self, key: Key, body: Body, trouble: Trouble, problem: str) -> bool:
-        """False where the run changed meanwhile, and nothing could be told."""
+        """False where the run changed meanwhile, or is gone, and nothing could be told."""
         try:
             written = await report(self._cluster, body, trouble, problem)
         except GoneError:
             self._cache.gone(key, body["metadata"]["uid"])
+            return False
         except ConflictError:
             metrics.STATUS_CONFLICTS.inc()
             return False
@@ -243,7 +262,8 @@ class Controller:
         self._reported[key] = now
         try:
             async with asyncio.timeout(_REPORT_TIMEOUT_SECONDS):
-                await self._tell(key, body, FAILING, problem)
+                if not await self._tell(key, body, FAILING, problem):
+                    del self._reported[key]
         except Exception as error:  # noqa: BLE001 (it must not end what looks at all runs)
             _log.warning("that could not be told either: %s", describe(error))
 

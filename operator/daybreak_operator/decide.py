@@ -141,7 +141,7 @@ def _held_up(draft: Draft) -> Decision | None:
     seen = draft.observation
     unsupported = refusal(seen.run)
     for reason, sentences, retry in (
-        ("PartialAdmissionUnsupported", (unsupported,) if unsupported else (), None),
+        ("PartialAdmissionUnsupported", (unsupported,) if unsupported else (), _IDLE_SECONDS),
         ("NameConflict", seen.foreign, _MISSING_RETRY_SECONDS),
         ("ObjectRefused", seen.refused, _REFUSED_RETRY_SECONDS),
         ("MissingObject", seen.missing, _MISSING_RETRY_SECONDS),
@@ -152,7 +152,7 @@ def _held_up(draft: Draft) -> Decision | None:
             draft.settle("Pending", reason, problem)
             # Soon at first, for people are about to put it right; then seldom: others may be many.
             age = (seen.now - seen.run.created).total_seconds() / _RETRIES_OF_AGE
-            return concluded(draft, retry and min(max(retry, age), _IDLE_SECONDS))
+            return concluded(draft, min(max(retry, age), _IDLE_SECONDS))
     return None
 
 

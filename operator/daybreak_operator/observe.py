@@ -79,7 +79,7 @@ class Observer:
         """`trouble` is what kept a child from being made just now."""
         seen = _children(run, self._cached(key))
         settled = run.deleting or run.status.phase in TERMINAL or not run.ours
-        doubtful = self._closes_ledger if settled else self._leads_on
+        doubtful = self._settles if settled else self._leads_on
         if doubtful(key, run, seen):
             seen = _children(run, await self._ask(key, run))
         jobs, pods = seen.jobs, seen.pods
@@ -116,16 +116,24 @@ class Observer:
     def _leads_on(self, key: Key, run: TrainingRun, seen: Children) -> bool:
         """Whether what the cache holds may lead to what cannot be taken back, or is old."""
         if any(job.deleting for job in seen.jobs):
-            # That it is gone nobody may tell, where its watch began anew just then.
-            soon = self._monotonic() + _GOING_SECONDS
-            self._ask_at[key] = min(self._ask_at.get(key, soon), soon)
+            self._ask_soon(key)
         return self._due(key) or not self._undisturbed(run, seen)
 
-    def _closes_ledger(self, key: Key, run: TrainingRun, seen: Children) -> bool:
-        """Whether, by the cache, a failed run's last worker is gone: its ledger is closed once."""
-        if run.deleting or not run.ours or not is_stopping(run.status):
+    def _settles(self, key: Key, run: TrainingRun, seen: Children) -> bool:
+        """Whether, by the cache, a failed run's last worker is gone: its ledger is closed once. Of
+        workers that are left when a run is over: whether they have been there for long."""
+        if run.deleting or not run.ours:
             return False
-        return self._due(key) or all(pod.over for pod in seen.pods)
+        if all(pod.over for pod in seen.pods):
+            return is_stopping(run.status)
+        self._ask_soon(key)
+        return self._due(key)
+
+    def _ask_soon(self, key: Key) -> None:
+        """Something is about to go. That it is gone nobody may tell, where its watch began anew
+        just then."""
+        soon = self._monotonic() + _GOING_SECONDS
+        self._ask_at[key] = min(self._ask_at.get(key, soon), soon)
 
     def _undisturbed(self, run: TrainingRun, seen: Children) -> bool:
         """Whether what the cache holds leads to nothing that cannot be taken back: the attempt's
@@ -137,6 +145,7 @@ class Observer:
             return seen.preparation.at_work
         if job is None:
             first = run.status.attempt <= 1 and run.status.workers is None
+            first = first and not (run.spec.suspend and run.status.attempt)
             known = (run.namespace, run.name) in self._cache.used_names
             return first and run.spec.data.prepare is None and not known
         if job.deleting:

@@ -46,11 +46,12 @@ async def request(
     method: str,
     where: str,
     body: Mapping[str, Any] | None = None,
+    accept: str = "application/json",
     **query: str,
 ) -> Any:
     """The answer's JSON; a PATCH is a merge patch. Raises ApiException where the answer is an
     error."""
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": accept}
     if body is not None:
         kind = "merge-patch+json" if method == "PATCH" else "json"
         headers["Content-Type"] = f"application/{kind}"

@@ -17,6 +17,7 @@ from typing import Any
 from aiohttp import ClientError
 from kubernetes.aio.client.exceptions import ApiException
 
+from daybreak_operator.api.run import MANAGER
 from daybreak_operator.api.status import TERMINAL, TrainingRunStatus
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.draft import EventNote
@@ -58,13 +59,15 @@ async def report(
 ) -> Mapping[str, Any] | None:
     """The condition `Degraded`, with an Event where its reason is a new one; the next look that
     succeeds takes the condition back. A run that is over is left as it ended: its status changes no
-    more. Returns the run as it was written, None where there was nothing to write.
+    more; and one of another controller's is left alone. Returns the run as it was written, None
+    where there was nothing to write.
 
     Raises:
         ConflictError: the run changed meanwhile.
     """
     metadata, status = body["metadata"], body.get("status") or {}
-    if status.get("phase") in TERMINAL:
+    theirs = (body.get("spec") or {}).get("managedBy") not in (None, MANAGER)
+    if theirs or status.get("phase") in TERMINAL:
         return None
     told = status.get("conditions") or []
     before: Mapping[str, Any] = next((c for c in told if c.get("type") == _CONDITION), {})

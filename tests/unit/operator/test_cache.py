@@ -6,6 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from one_run_server import (
+    JOB,
+    KEY,
+    POD,
+    RUN,
+    changed,
+)
 from simulated_history import spec_of
 
 from daybreak_operator.api.run import TrainingRun
@@ -87,3 +94,64 @@ def test_what_is_read_of_jobs_and_pods_is_kept(role: dict[str, str]) -> None:
     assert [view.stray for view in whole.pods] == [False, True]
     assert whole.preparation is None or whole.preparation.lacks_pods
     assert children(run, [slim_child(job)], [slim_child(body) for body in bodies]) == whole
+
+
+def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
+    """Events of two objects of one name may come in the wrong order."""
+    cache = Cache()
+    new = {"metadata": RUN["metadata"] | {"uid": "new"}}
+    cache.run_event("ADDED", new)
+    cache.run_event("DELETED", RUN)
+    assert cache.runs[KEY] == new
+    job = {"metadata": JOB["metadata"] | {"uid": "new"}, "spec": {}}
+    cache.child_event("Job", "ADDED", job)
+    cache.child_event("Job", "DELETED", JOB)
+    assert cache.children("Job", KEY) == [job]
+    cache.child_event("Job", "DELETED", job)
+    assert cache.children("Job", KEY) == []
+
+
+def test_the_cache_keeps_what_is_read() -> None:
+    """A pod's containers, a Job's template and the managers of fields are most of an object."""
+    cache = Cache()
+    managed = {"managedFields": [{"manager": "kubelet"}]}
+    pod = POD | {
+        "metadata": POD["metadata"] | managed,
+        "spec": {"nodeName": "a", "containers": [{"name": "trainer"}]},
+    }
+    assert "template" in JOB["spec"]
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, pod)
+    assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
+    assert cache.children("Pod", KEY) == [POD | {"spec": {"nodeName": "a"}}]
+
+
+def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
+    """A user's change of the run overtakes the answer to our write before it: nobody would tell of
+    it again."""
+
+    def version(number: str) -> dict[str, Any]:
+        return RUN | {"metadata": RUN["metadata"] | {"resourceVersion": number}}
+
+    cache = Cache()
+    cache.run_event(None, version("7"))
+    cache.wrote("7", version("8"))
+    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "8"
+    cache.run_event("MODIFIED", version("10"))
+    cache.wrote("8", version("9"))
+    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
+
+
+def test_a_late_event_does_not_undo_an_answer() -> None:
+    """The events of our own writes come after their answers, one after the other."""
+    cache = Cache()
+    cache.run_event(None, RUN)
+    for before, after in (("7", "8"), ("8", "9")):
+        newer = changed(RUN)
+        newer["metadata"]["resourceVersion"] = after
+        cache.wrote(before, newer)
+    for version, known in (("8", "9"), ("9", "9"), ("10", "10")):
+        told = changed(RUN)
+        told["metadata"]["resourceVersion"] = version
+        cache.run_event("MODIFIED", told)
+        assert cache.runs[KEY]["metadata"]["resourceVersion"] == known

@@ -4,223 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
-from aiohttp import web
-from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
+from one_run_server import (
+    INDEX,
+    JOB,
+    KEY,
+    LABELS,
+    POD,
+    RUN,
+    Server,
+    between_attempts,
+    changed,
+    ended,
+    serving,
+)
 
 from daybreak_operator.cache import Cache
-from daybreak_operator.cluster import Cluster
-from daybreak_operator.controller import Controller
-from daybreak_operator.observe import Observer
-from daybreak_operator.progress import ProgressClient
-from daybreak_trainer.contract import HTTP_PORT, rfc3339
-
-KEY = ("n", "r")
-POD_IP = f"127.47.{os.getpid() % 256}.9"
-"""Not that of another who runs these tests now."""
-LABELS = {"daybreak.dev/run": "r", "daybreak.dev/attempt": "1"}
-INDEX = "batch.kubernetes.io/job-completion-index"
-OWNER = {"apiVersion": "daybreak.dev/v1alpha1", "kind": "TrainingRun", "name": "r"}
-RUN: dict[str, Any] = {
-    "metadata": {
-        "name": "r",
-        "namespace": "n",
-        "uid": "u",
-        "generation": 1,
-        "resourceVersion": "7",
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    },
-    "spec": {
-        "workers": {"image": "i", "nodes": 1},
-        "data": {"streams": [{"url": "s3://d"}]},
-        "recipe": {"preset": "smoke"},
-        "checkpoint": {"storage": "s3://c"},
-        "failurePolicy": {"backoff": {"initial": "0s"}},
-    },
-    "status": {
-        "phase": "Running",
-        "attempt": 1,
-        "workers": {"desired": 1, "ready": 1, "selector": "daybreak.dev/run=r"},
-        "currentAttempt": {
-            "number": 1,
-            "nodes": 1,
-            "createdTime": "2026-01-01T00:00:00Z",
-            "admittedTime": "2026-01-01T00:00:01Z",
-            "firstStepTime": "2026-01-01T00:00:02Z",
-        },
-    },
-}
-JOB: dict[str, Any] = {
-    "metadata": {
-        "name": "r-1",
-        "namespace": "n",
-        "uid": "job",
-        "labels": LABELS,
-        "ownerReferences": [OWNER | {"uid": "u", "controller": True}],
-    },
-    "spec": {
-        "parallelism": 1,
-        "template": {"spec": {"containers": [{"name": "trainer", "image": "i"}]}},
-    },
-}
-POD: dict[str, Any] = {
-    "metadata": {
-        "name": "r-1-0",
-        "namespace": "n",
-        "uid": "pod",
-        "labels": LABELS | {INDEX: "0"},
-        "ownerReferences": [
-            {
-                "apiVersion": "batch/v1",
-                "kind": "Job",
-                "name": "r-1",
-                "uid": "job",
-                "controller": True,
-            }
-        ],
-    },
-    "spec": {"containers": [{"name": "trainer", "image": "i"}]},
-    "status": {"phase": "Running", "podIP": POD_IP},
-}
-
-
-@dataclass
-class Server:
-    """What an API server holds, what was written to it, and how often worker 0 was asked."""
-
-    jobs: list[dict[str, Any]] = field(default_factory=list)
-    pods: list[dict[str, Any]] = field(default_factory=list)
-    nodes: list[dict[str, Any]] = field(default_factory=list)
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    writes: list[tuple[str, str, Any]] = field(default_factory=list)
-    reads: list[str] = field(default_factory=list)
-    asked: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
-    refusal: str | None = None
-    """What it says to every new Job."""
-    refusal_status: int = 422
-    event_refusal: int | None = None
-    status_refusals: list[int] = field(default_factory=list)
-    """Of the next writes of a status."""
-    run: dict[str, Any] = field(default_factory=lambda: RUN)
-    """That a PATCH changes."""
-    no_run: dict[str, Any] | None = None
-    """The words of a 404."""
-    seconds: float = 0.0
-    """How long a write takes."""
-    version: str = "7"
-    """Of the run."""
-    on_status: Callable[[], None] = lambda: None
-    """Happens while a status is being written."""
-
-    async def answer(self, request: web.Request) -> web.Response:
-        if request.path == "/progress":
-            self.asked.put_nowait(asyncio.get_running_loop().time())
-            return web.Response(status=404)
-        if request.method != "GET":
-            body = await request.json() if request.can_read_body else None
-            if request.method == "POST" and request.path.endswith("/jobs") and self.refusal:
-                return web.json_response({"message": self.refusal}, status=self.refusal_status)
-            if request.path.endswith("/events") and self.event_refusal is not None:
-                message = {"message": "exceeded quota: few-events"}
-                return web.json_response(message, status=self.event_refusal)
-            if request.path.endswith("/status") and self.status_refusals:
-                message = {"message": "on purpose"}
-                return web.json_response(message, status=self.status_refusals.pop())
-            if request.method == "DELETE" and not self._deleted(request.path, body):
-                return web.json_response({"message": "the UID is another"}, status=409)
-            self.writes.append((request.method, request.path, body))
-            await asyncio.sleep(self.seconds)
-            if request.path.endswith("/status") and self.no_run is not None:
-                return web.json_response(self.no_run, status=404)
-            if request.path.endswith("/status"):
-                self.on_status()
-                version = {"resourceVersion": self.version}
-                patched = self.run["status"] if request.method == "PATCH" else {}
-                metadata = self.run["metadata"] | version
-                status = patched | body["status"]
-                return web.json_response(self.run | {"metadata": metadata, "status": status})
-            return web.json_response(body)
-        self.reads.append(request.path)
-        name = request.path.rpartition("/")[2]
-        if "/configmaps/" in request.path:
-            found = self.configs.get(name)
-            return web.json_response(found or {}, status=200 if found else 404)
-        if "/jobs/" in request.path:
-            return web.json_response({}, status=404)
-        if "/trainingruns/" in request.path:
-            metadata = RUN["metadata"] | {"resourceVersion": self.version}
-            return web.json_response(RUN | {"metadata": metadata})
-        found = {"jobs": self.jobs, "pods": self.pods, "nodes": self.nodes}[name]
-        return web.json_response({"items": found, "metadata": {}})
-
-    def _deleted(self, path: str, options: dict[str, Any]) -> bool:
-        """Takes an object away if its UID is the wanted one."""
-        *_, kind, name = path.split("/")
-        bodies = {"jobs": self.jobs, "pods": self.pods}[kind]
-        uid = options.get("preconditions", {}).get("uid")
-        found = [b for b in bodies if b["metadata"]["name"] == name]
-        gone = [b for b in found if uid in (None, b["metadata"]["uid"])]
-        bodies[:] = [body for body in bodies if body not in gone]
-        return bool(gone)
-
-    def statuses(self) -> list[dict[str, Any]]:
-        return [body["status"] for method, _, body in self.writes if method == "PUT"]
-
-    def written(self) -> list[str]:
-        """What each write was for."""
-        return [path.rpartition("/")[2] for _, path, _ in self.writes]
-
-
-@asynccontextmanager
-async def serving(
-    server: Server, cache: Cache, monotonic: Callable[[], float] = time.monotonic
-) -> AsyncIterator[Controller]:
-    """A controller, not started, whose API server and worker 0 are `server`."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    await web.TCPSite(runner, POD_IP, HTTP_PORT).start()
-    (address, *_) = runner.addresses
-    progress = ProgressClient()
-    configuration = client.Configuration(host=f"http://127.0.0.1:{address[1]}")
-    try:
-        async with client.ApiClient(configuration) as api:
-            cluster = Cluster(api)
-            controller = Controller(
-                cache, cluster, Observer(cache, cluster, progress, monotonic=monotonic)
-            )
-            yield controller
-            await controller.stop()
-    finally:
-        await progress.close()
-        await runner.cleanup()
-
-
-def _changed(body: dict[str, Any], **status: Any) -> dict[str, Any]:
-    changed: dict[str, Any] = json.loads(json.dumps(body))
-    changed["status"] = changed.get("status", {}) | status
-    return changed
-
-
-def _ended(pod: dict[str, Any], code: int, second: int) -> dict[str, Any]:
-    state = {"exitCode": code, "finishedAt": f"2026-01-01T00:00:{second:02}Z"}
-    container = {
-        **{"name": "trainer", "image": "i", "imageID": "", "ready": False, "restartCount": 0},
-        "state": {"terminated": state},
-    }
-    return _changed(pod, phase="Failed", containerStatuses=[container])
+from daybreak_trainer.contract import rfc3339
 
 
 async def test_a_job_that_the_cache_does_not_know_yet_is_not_replaced() -> None:
@@ -237,9 +40,9 @@ async def test_a_job_that_the_cache_does_not_know_yet_is_not_replaced() -> None:
 @pytest.mark.parametrize("uid", ["job", "another's"])
 async def test_only_the_job_that_was_meant_is_deleted(uid: str) -> None:
     """Between the look and the deletion its Job has gone, and somebody has made one of its name."""
-    job = _changed(JOB)
+    job = changed(JOB)
     job["metadata"]["uid"] = uid
-    run = _changed(RUN)
+    run = changed(RUN)
     run["spec"]["suspend"] = True
     server, cache = Server(jobs=[job], pods=[POD]), Cache()
     cache.run_event(None, run)
@@ -254,14 +57,14 @@ async def test_only_the_job_that_was_meant_is_deleted(uid: str) -> None:
 async def test_a_failure_is_judged_by_all_pods() -> None:
     """The cache knows the pod that stopped on request, and not yet the one that crashed before: the
     attempt is charged."""
-    other = _changed(POD)
+    other = changed(POD)
     other["metadata"] |= {"name": "r-1-1", "uid": "other", "labels": LABELS | {INDEX: "1"}}
-    job = _changed(JOB)
+    job = changed(JOB)
     job["spec"]["parallelism"] = 2
-    run = _changed(RUN)
+    run = changed(RUN)
     run["spec"]["workers"]["nodes"] = 2
 
-    stopped, crashed = _ended(POD, 75, 9), _ended(other, 137, 1)
+    stopped, crashed = ended(POD, 75, 9), ended(other, 137, 1)
     server, cache = Server(jobs=[job], pods=[stopped, crashed]), Cache()
     cache.run_event(None, run)
     cache.child_event("Job", None, job)
@@ -293,12 +96,12 @@ async def test_the_last_words_of_a_deleted_pod_count(told: bool) -> None:
     deletion's event, or from the cache where there was none."""
     server, cache = Server(), Cache()
     condition = {"type": "Failed", "status": "True", "message": "a pod failed"}
-    server.jobs = [_changed(JOB, conditions=[condition])]
+    server.jobs = [changed(JOB, conditions=[condition])]
     cache.run_event(None, RUN)
     cache.child_event("Job", None, JOB)
-    cache.child_event("Pod", None, POD if told else _ended(POD, 75, 9))
+    cache.child_event("Pod", None, POD if told else ended(POD, 75, 9))
     if told:
-        cache.child_event("Pod", "DELETED", _ended(POD, 75, 9))
+        cache.child_event("Pod", "DELETED", ended(POD, 75, 9))
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
     assert server.statuses()[-1]["lastFailure"]["exitCode"] == 75
@@ -309,7 +112,7 @@ async def test_the_last_words_of_a_deleted_pod_count(told: bool) -> None:
 async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> None:
     """It was deleted when it was complete and is made again: its Job is gone, its pod not quite, or
     only the pod's deletion is told so late. Nothing of it is remembered."""
-    former = _changed(POD, phase="Succeeded")
+    former = changed(POD, phase="Succeeded")
     former["metadata"]["uid"] = "former"
     former["metadata"]["name"] = "r-1-0-former"
     former["metadata"]["ownerReferences"][0]["uid"] = "job of the former run"
@@ -328,7 +131,7 @@ async def test_a_former_run_of_the_same_name_does_not_complete_this_one() -> Non
 
 async def test_a_former_runs_worker_is_none_of_this_runs() -> None:
     """It is at work yet, under the same labels; what it says or has become is not asked."""
-    former = _changed(POD, conditions=[{"type": "Ready", "status": "True"}])
+    former = changed(POD, conditions=[{"type": "Ready", "status": "True"}])
     former["metadata"] |= {"name": "r-1-0-former", "uid": "former"}
     former["metadata"]["ownerReferences"][0]["uid"] = "job of the former run"
     server, cache = Server(jobs=[JOB], pods=[former]), Cache()
@@ -339,15 +142,6 @@ async def test_a_former_runs_worker_is_none_of_this_runs() -> None:
         await controller.reconcile(KEY)
     assert {body["status"]["workers"]["ready"] for _, _, body in server.writes} == {0}
     assert server.asked.empty()
-
-
-def _between_attempts(recipe_hash: str) -> Cache:
-    """A run whose second attempt is on record and has no Job yet."""
-    attempt = RUN["status"]["currentAttempt"] | {"number": 2}
-    cache, run = Cache(), _changed(RUN, attempt=2, recipeHash=recipe_hash, currentAttempt=attempt)
-    del run["status"]["workers"]
-    cache.run_event(None, run)
-    return cache
 
 
 async def test_a_status_that_waits_is_written_when_its_gap_is_over() -> None:
@@ -361,13 +155,13 @@ async def test_a_status_that_waits_is_written_when_its_gap_is_over() -> None:
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
         assert len(server.writes) == 1
-        cache.child_event("Pod", "MODIFIED", _changed(POD, conditions=ready))
+        cache.child_event("Pod", "MODIFIED", changed(POD, conditions=ready))
         again = await controller.reconcile(KEY)
         assert again is not None
         assert 0 < again <= 15
         assert len(server.writes) == 1
-        cache.child_event("Pod", "MODIFIED", _ended(POD, 137, 9))
-        server.pods = [_ended(POD, 137, 9)]
+        cache.child_event("Pod", "MODIFIED", ended(POD, 137, 9))
+        server.pods = [ended(POD, 137, 9)]
         await controller.reconcile(KEY)
     (_, path, body), (method, *_) = server.writes[-2:]
     assert (path.rpartition("/")[2], body["status"]["phase"]) == ("status", "Restarting")
@@ -378,7 +172,7 @@ async def test_a_later_version_trains_the_recipe_that_the_run_was_given() -> Non
     """What this operator would make of the preset does not matter any more: the words of the first
     attempt go into the next one's ConfigMap, and their hash into its settings."""
     server = Server(configs={"r-recipe-then": {"data": {"recipe.json": "words of then"}}})
-    async with serving(server, _between_attempts("then")) as controller:
+    async with serving(server, between_attempts("then")) as controller:
         await controller.reconcile(KEY)
     made = {body["kind"]: body for method, _, body in server.writes if method == "POST"}
     assert made["ConfigMap"]["metadata"]["name"] == "r-recipe-then"
@@ -391,7 +185,7 @@ async def test_what_the_api_server_refuses_is_told_and_tried_again() -> None:
     """A webhook, a quota or a wrong field: in its own words, and no attempt is lost by it."""
     server = Server(refusal="spec.template: quota exceeded")
     server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
-    async with serving(server, _between_attempts("then")) as controller:
+    async with serving(server, between_attempts("then")) as controller:
         assert await controller.reconcile(KEY) == 0.0
         again = await controller.reconcile(KEY)
     assert again is not None
@@ -407,7 +201,7 @@ async def test_a_new_run_has_its_job_in_one_look() -> None:
     """What follows from a status is done as soon as it is stored, and the API server is not asked
     for what it has just answered."""
     server, cache = Server(), Cache()
-    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    cache.run_event(None, changed(RUN, phase="Pending", attempt=0, workers=None))
     server.on_status = lambda: setattr(server, "version", "8")
     async with serving(server, cache) as controller:
         await controller.reconcile(KEY)
@@ -420,12 +214,12 @@ async def test_a_new_run_has_its_job_in_one_look() -> None:
 async def test_no_job_is_made_from_a_view_that_may_be_old() -> None:
     """The run's watch told of something while our status was being written."""
     server, cache = Server(), Cache()
-    run = _changed(RUN, phase="Pending", attempt=0, workers=None)
+    run = changed(RUN, phase="Pending", attempt=0, workers=None)
     cache.run_event(None, run)
 
     def edited() -> None:
         server.version = "9"
-        newer = _changed(run, attempt=1)
+        newer = changed(run, attempt=1)
         newer["metadata"]["resourceVersion"] = "8"
         cache.run_event("MODIFIED", newer)
 
@@ -439,7 +233,7 @@ async def test_no_job_is_made_from_a_view_that_may_be_old() -> None:
 async def test_a_recipe_that_is_lost_is_not_replaced_by_another() -> None:
     """All checkpoints would be passed over, and the run would begin again without a word."""
     server = Server()
-    async with serving(server, _between_attempts("then")) as controller:
+    async with serving(server, between_attempts("then")) as controller:
         await controller.reconcile(KEY)
     (status,) = server.statuses()
     assert (status["phase"], status["recipeHash"]) == ("Failed", "then")
@@ -453,7 +247,7 @@ async def test_many_events_do_not_add_up_to_many_looks() -> None:
     second."""
     server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
     young = RUN["status"]["currentAttempt"] | {"createdTime": rfc3339(datetime.now(UTC))}
-    cache.run_event(None, _changed(RUN, currentAttempt=young))
+    cache.run_event(None, changed(RUN, currentAttempt=young))
     cache.child_event("Job", None, JOB)
     cache.child_event("Pod", None, POD)
     async with serving(server, cache) as controller:
@@ -473,7 +267,7 @@ async def test_looks_that_keep_failing_are_told_in_the_run() -> None:
     said = 'failed calling webhook "mjob.kb.io": no endpoints'
     server = Server(refusal=said, refusal_status=500)
     server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
-    cache = _between_attempts("then")
+    cache = between_attempts("then")
     server.run = dict(cache.runs[KEY])
     async with serving(server, cache) as controller:
         controller.start()
@@ -486,7 +280,7 @@ async def test_looks_that_keep_failing_are_told_in_the_run() -> None:
         server.refusal = None
         while "jobs" not in server.written():
             await asyncio.sleep(0.05)
-        job = _changed(JOB)
+        job = changed(JOB)
         job["metadata"] |= {"name": "r-2", "labels": LABELS | {"daybreak.dev/attempt": "2"}}
         server.jobs = [job]
         cache.child_event("Job", "ADDED", job)
@@ -503,7 +297,7 @@ async def test_a_run_that_does_not_exist_any_more_is_forgotten(gone: bool) -> No
     serve the CRD yet answers 404 too, and then nothing is known."""
     server, cache = Server(), Cache()
     server.no_run = {"details": {"name": "r", "kind": "trainingruns"}} if gone else {}
-    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    cache.run_event(None, changed(RUN, phase="Pending", attempt=0, workers=None))
     async with serving(server, cache) as controller:
         if gone:
             await controller.reconcile(KEY)
@@ -517,7 +311,7 @@ async def test_a_run_that_does_not_exist_any_more_is_forgotten(gone: bool) -> No
 async def test_events_that_cannot_be_written_stop_nothing_for_long(status: int) -> None:
     """Their rate may be limited, or they may be kept in an etcd of their own that is away."""
     server, cache = Server(event_refusal=status), Cache()
-    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    cache.run_event(None, changed(RUN, phase="Pending", attempt=0, workers=None))
     async with serving(server, cache) as controller:
         controller.start()
         while "jobs" not in server.written():
@@ -531,7 +325,7 @@ async def test_nodes_are_read_once_for_all_runs_that_wait_for_one() -> None:
     server.pods = [POD | {"spec": POD["spec"] | {"nodeName": "gone"}}]
     scaling = {"nodes": 1, "reason": "NodesLost", "time": "2026-01-01T00:00:00Z"}
     for name in ("r", "s", "t"):
-        run = _changed(RUN, scaling=scaling)
+        run = changed(RUN, scaling=scaling)
         run["metadata"] |= {"name": name, "uid": name}
         run["spec"]["workers"] = {"image": "i", "nodes": 2, "minNodes": 1}
         cache.run_event(None, run)
@@ -547,7 +341,7 @@ async def test_a_free_node_is_one_runs_to_grow_back_on() -> None:
     ready = {"allocatable": {"pods": "1"}, "conditions": [{"type": "Ready", "status": "True"}]}
     scaling = {"nodes": 1, "reason": "NodesLost", "time": "2026-01-01T00:00:00Z"}
     for name in ("r", "s"):
-        run, job, pod = _changed(RUN, scaling=scaling), _changed(JOB), _changed(POD, podIP=None)
+        run, job, pod = changed(RUN, scaling=scaling), changed(JOB), changed(POD, podIP=None)
         run["metadata"] |= {"name": name, "uid": name}
         run["spec"]["workers"] = {"image": "i", "nodes": 2, "minNodes": 1}
         for body, owner in ((job, name), (pod, f"{name}-job")):
@@ -577,7 +371,7 @@ async def test_a_free_node_is_one_runs_to_grow_back_on() -> None:
 async def test_a_standby_knows_everything_and_does_nothing() -> None:
     """Until it leads: then it looks at every run that it knows."""
     server, cache = Server(), Cache()
-    cache.run_event(None, _changed(RUN, phase="Pending", attempt=0, workers=None))
+    cache.run_event(None, changed(RUN, phase="Pending", attempt=0, workers=None))
     async with serving(server, cache) as controller:
         controller.enqueue(KEY)
         await asyncio.sleep(0.1)
@@ -592,7 +386,7 @@ async def test_a_look_under_way_may_end_and_no_other_begins() -> None:
     server, cache = Server(), Cache()
     server.seconds = 0.3
     for name in ("r", "s"):
-        run = _changed(RUN, phase="Pending", attempt=0, workers=None)
+        run = changed(RUN, phase="Pending", attempt=0, workers=None)
         run["metadata"] |= {"name": name, "uid": name}
         cache.run_event(None, run)
     async with serving(server, cache) as controller:
@@ -615,7 +409,7 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
         **{"type": "Running", "status": "True", "reason": "Training", "message": ""},
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
-    run = _changed(RUN, fromTheFuture=1, conditions=[running])
+    run = changed(RUN, fromTheFuture=1, conditions=[running])
     server, cache = Server(run=run), Cache()
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
@@ -629,17 +423,17 @@ async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
         kept, told = patch["status"]["conditions"]
         assert kept == running
         assert (told["type"], told["status"], told["reason"]) == ("Degraded", "True", "InvalidRun")
-        cache.run_event("MODIFIED", _changed(run, conditions=[kept, told]))
+        cache.run_event("MODIFIED", changed(run, conditions=[kept, told]))
         await controller.reconcile(KEY)
         # Of a run that is over nobody would take it back, when a newer operator leads.
-        cache.run_event("MODIFIED", _changed(run, phase="Complete"))
+        cache.run_event("MODIFIED", changed(run, phase="Complete"))
         await controller.reconcile(KEY)
     assert len(server.writes) == 2
 
 
 async def test_what_a_conflict_kept_from_being_told_is_told_later() -> None:
     """The change that won may be one that the watch has brought already: no event comes then."""
-    run = _changed(RUN, fromTheFuture=1)
+    run = changed(RUN, fromTheFuture=1)
     server, cache = Server(run=run, status_refusals=[409]), Cache()
     cache.run_event(None, run)
     async with serving(server, cache) as controller:
@@ -652,7 +446,7 @@ async def test_what_a_conflict_kept_from_being_told_is_told_later() -> None:
 @pytest.mark.parametrize("name", ["keys/log", "..", "a..b"])
 async def test_a_name_that_is_a_path_is_not_asked_for(name: str) -> None:
     """It would be another object's; a run that was stored with it is told what is wrong."""
-    run = _changed(RUN, phase="Pending", attempt=0, workers=None, currentAttempt=None)
+    run = changed(RUN, phase="Pending", attempt=0, workers=None, currentAttempt=None)
     run["spec"]["checkpoint"] |= {"secretRef": {"name": name}}
     server, cache = Server(), Cache()
     cache.run_event(None, run)
@@ -663,72 +457,11 @@ async def test_a_name_that_is_a_path_is_not_asked_for(name: str) -> None:
     assert "checkpoint.secretRef.name" in event["message"]
 
 
-def test_the_cache_keeps_the_successor_of_a_deleted_object() -> None:
-    """Events of two objects of one name may come in the wrong order."""
-    cache = Cache()
-    new = {"metadata": RUN["metadata"] | {"uid": "new"}}
-    cache.run_event("ADDED", new)
-    cache.run_event("DELETED", RUN)
-    assert cache.runs[KEY] == new
-    job = {"metadata": JOB["metadata"] | {"uid": "new"}, "spec": {}}
-    cache.child_event("Job", "ADDED", job)
-    cache.child_event("Job", "DELETED", JOB)
-    assert cache.children("Job", KEY) == [job]
-    cache.child_event("Job", "DELETED", job)
-    assert cache.children("Job", KEY) == []
-
-
-def test_the_cache_keeps_what_is_read() -> None:
-    """A pod's containers, a Job's template and the managers of fields are most of an object."""
-    cache = Cache()
-    managed = {"managedFields": [{"manager": "kubelet"}]}
-    pod = POD | {
-        "metadata": POD["metadata"] | managed,
-        "spec": {"nodeName": "a", "containers": [{"name": "trainer"}]},
-    }
-    assert "template" in JOB["spec"]
-    cache.child_event("Job", None, JOB)
-    cache.child_event("Pod", None, pod)
-    assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
-    assert cache.children("Pod", KEY) == [POD | {"spec": {"nodeName": "a"}}]
-
-
-def test_an_answer_does_not_undo_what_a_watch_has_brought() -> None:
-    """A user's change of the run overtakes the answer to our write before it: nobody would tell of
-    it again."""
-
-    def version(number: str) -> dict[str, Any]:
-        return RUN | {"metadata": RUN["metadata"] | {"resourceVersion": number}}
-
-    cache = Cache()
-    cache.run_event(None, version("7"))
-    cache.wrote("7", version("8"))
-    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "8"
-    cache.run_event("MODIFIED", version("10"))
-    cache.wrote("8", version("9"))
-    assert cache.runs[KEY]["metadata"]["resourceVersion"] == "10"
-
-
-def test_a_late_event_does_not_undo_an_answer() -> None:
-    """The events of our own writes come after their answers, one after the other."""
-    cache = Cache()
-    cache.run_event(None, RUN)
-    for before, after in (("7", "8"), ("8", "9")):
-        newer = _changed(RUN)
-        newer["metadata"]["resourceVersion"] = after
-        cache.wrote(before, newer)
-    for version, known in (("8", "9"), ("9", "9"), ("10", "10")):
-        told = _changed(RUN)
-        told["metadata"]["resourceVersion"] = version
-        cache.run_event("MODIFIED", told)
-        assert cache.runs[KEY]["metadata"]["resourceVersion"] == known
-
-
 async def test_an_event_that_is_refused_stops_nothing() -> None:
     """A quota for Events must not keep a run from being decided on."""
     server = Server(event_refusal=403)
     server.configs["r-recipe-then"] = {"data": {"recipe.json": "words of then"}}
-    cache = _between_attempts("then")
+    cache = between_attempts("then")
     run = json.loads(json.dumps(cache.runs[KEY]))
     run["spec"]["suspend"] = False
     run["status"]["currentAttempt"]["endedTime"] = "2026-01-01T00:00:03Z"
