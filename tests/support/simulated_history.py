@@ -27,6 +27,8 @@ END_REASONS = {
     "BudgetExhausted",
     "PreparationFailed",
 }
+_START_UP, _BEGIN = 300, 60
+"""Seconds: `startupDeadline`, and of it what an attempt takes that has its image."""
 Neighbour = Literal["plain", "prepares", "brief", "greedy", "denied", "unreadable"]
 """Another run of the cluster: one like the first; one whose data is prepared; one that is deleted
 when it is over; and those that never end: it wants more nodes than there are, a webhook denies its
@@ -100,6 +102,7 @@ class History:
         self.chargeable: Counter[Key] = Counter()
         self.slack: defaultdict[Key, float] = defaultdict(float)
         """Seconds by which the operator's count of what was held may be off."""
+        self._image_gone_at = 0.0
         self.target = KEY
         if refused is not None:
             self.refuse(refused)
@@ -216,6 +219,14 @@ class History:
         self._all_are_slack(15)
 
     def image(self, exists: bool) -> None:
+        """One that is away for so long that an attempt does not begin in time is no
+        interruption."""
+        now, was_there = self.cluster.now, self.cluster.image_exists
+        if exists and not was_there:
+            for key in self.specs:
+                self.chargeable[key] += int((now - self._image_gone_at + _BEGIN) // _START_UP)
+        if was_there:
+            self._image_gone_at = now
         self.cluster.image_exists = exists
 
     def refuse(self, value: tuple[str, int]) -> None:
@@ -272,7 +283,8 @@ class History:
             if number or len(self.cluster.nodes) < 3:
                 self.cluster.node_up(node)
         nodes = sum(node.down_since is None for node in self.cluster.nodes.values())
-        self.cluster.image_exists = self.cluster.admits = True
+        self.image(True)
+        self.cluster.admits = True
         self.api.unreachable_until = 0.0
         for key in self.specs:
             self.target = key
