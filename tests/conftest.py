@@ -4,8 +4,13 @@
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["daybreak_devcluster.pytest_plugin", "bucket_fixtures"]
+
+# How long an example takes is the machine's affair: whatever must not hang has a limit of its own.
+settings.register_profile("any-pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-pace")
 
 _FAILED = pytest.StashKey[dict[Exception, str]]()
 """What went wrong in fixtures, and in which test's."""

@@ -121,9 +121,7 @@ def test_whatever_happens_the_run_ends_and_the_rules_hold() -> None:
     nothing left after deletion. And what histories are to be about, they do come to."""
     counts: Counter[str] = Counter()
 
-    @settings(
-        max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
     @given(WORLDS, SPECS, st.lists(EVENTS, min_size=3, max_size=14))
     def live(world: dict[str, Any], spec: dict[str, Any], events: list[tuple[Any, ...]]) -> None:
         counts.update(reached(_live(world, spec, events)))
@@ -136,7 +134,7 @@ def test_whatever_happens_the_run_ends_and_the_rules_hold() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.timeout(3600)
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, suppress_health_check=list(HealthCheck))
 @given(WORLDS, SPECS, st.lists(EVENTS, max_size=30))
 def test_thousands_of_histories(
     world: dict[str, Any], spec: dict[str, Any], events: list[tuple[Any, ...]]

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from daybreak_trainer.checkpoint import history
@@ -29,7 +29,6 @@ lines = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(lines, max_size=5), st.lists(lines, max_size=5), st.integers(0, 2500))
 def test_what_was_noted_is_read(
     before: list[HistoryLine], after: list[HistoryLine], repeats: int

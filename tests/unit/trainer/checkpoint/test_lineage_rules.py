@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from daybreak_trainer.checkpoint import layout, lineage, verify
@@ -226,7 +226,6 @@ def test_another_format_is_refused(run: Storage, number: int) -> None:
         found(run)
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7), name=st.sampled_from([COMMIT, ATTEMPT]))
 def test_a_flipped_bit_is_never_believed(place: int, bit: int, name: str) -> None:
     """Of the two files that make the lineage: the commit is passed over or refused, the origin is

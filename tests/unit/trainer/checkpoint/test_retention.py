@@ -97,7 +97,6 @@ def histories(draw: st.DrawFn) -> tuple[History, set[CommitPoint]]:
     return history, {point for point in history.folders() if point.order > tip}
 
 
-@settings(deadline=None)
 @given(histories(), st.integers(1, 4))
 def test_what_a_run_resumes_from_stays(
     drawn: tuple[History, set[CommitPoint]], keep_last: int
@@ -123,7 +122,7 @@ def test_what_a_run_resumes_from_stays(
     assert retention.plan(run, UID, keep_last).remove == ()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(histories(), st.data())
 def test_a_removal_may_end_anywhere(
     drawn: tuple[History, set[CommitPoint]], data: st.DataObject

@@ -63,7 +63,7 @@ def global_batch(order: SampleOrder, position: DataPosition, size: int, world: i
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     layout=layouts(),
     seed=st.integers(0, 2**31),
@@ -95,7 +95,7 @@ def test_any_run_sees_the_same_batches(
     assert position.samples == sum(sizes) == sum(position.buckets.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layout=layouts(), seed=st.integers(0, 2**31), sizes=st.lists(st.integers(1, 40), min_size=1))
 def test_an_epoch_is_every_sample_once(layout: Layout, seed: int, sizes: list[int]) -> None:
     """Of each stream in each bucket: when a sample comes for the n-th time, every other one of its
@@ -117,7 +117,7 @@ def test_an_epoch_is_every_sample_once(layout: Layout, seed: int, sizes: list[in
         position, step = order.after(position, size), step + 1
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     shard=st.integers(1, 900),
     samples=st.integers(BLOCK * 2, BLOCK * 80),
@@ -179,7 +179,7 @@ def test_a_rank_works_on_few_shards_at_a_time() -> None:
     assert len(long) < LANES  # a shard that two lanes share comes late in one, early in the other
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shares=st.lists(st.floats(0.01, 100), min_size=1, max_size=8), end=st.integers(0, 20_000))
 def test_every_prefix_has_its_shares(shares: list[float], end: int) -> None:
     """Nobody runs ahead or is left behind by more than a few numbers, wherever one stops, and a

@@ -29,7 +29,7 @@ def test_noise_is_no_spike() -> None:
         assert found == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(MINIMUM_STEPS, 600),

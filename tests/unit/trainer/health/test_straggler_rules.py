@@ -49,7 +49,7 @@ def follow(work: np.ndarray) -> list[tuple[int, Straggler]]:
     ]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 32), st.floats(1.7, 20.0), st.data())
 def test_the_slow_rank_is_named_once(
     seed: int, world: int, slower: float, data: st.DataObject
@@ -67,7 +67,7 @@ def test_the_slow_rank_is_named_once(
     assert found[0][1].typical_seconds < found[0][1].seconds
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 64))
 def test_equal_ranks_are_no_stragglers(seed: int, world: int) -> None:
     """Whatever the noise, as long as it is everybody's."""

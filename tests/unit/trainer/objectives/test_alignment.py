@@ -14,7 +14,7 @@ def features(seed: int, batch: int = 2, tokens: int = 6, width: int = 5) -> torc
     return torch.randn(batch, tokens, width, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.01, 100))
 def test_the_loss_is_bounded_and_of_direction_alone(seed: int, scale: float) -> None:
     """0 for the same direction, 2 for the opposite one, whatever the lengths."""

@@ -37,7 +37,7 @@ def drawn(
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     start=st.integers(0, 2**40),
     batch=st.integers(1, 12),

@@ -41,7 +41,7 @@ def test_time_runs_from_data_to_noise() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(t=st.floats(0.05, 1.0))
 def test_who_knows_the_answer_has_the_velocity_and_no_loss(kind: str, t: float) -> None:
     """Above the floor exactly v = noise - x, whichever of both is predicted."""
@@ -55,7 +55,7 @@ def test_who_knows_the_answer_has_the_velocity_and_no_loss(kind: str, t: float) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(t=st.floats(0.06, 1.0), error=st.floats(-2.0, 2.0))
 def test_the_loss_is_that_of_the_velocity(kind: str, t: float, error: float) -> None:
     """Above the floor: ||v_pred - v||^2, with v_pred as `velocity` has it."""

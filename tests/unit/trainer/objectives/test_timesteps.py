@@ -86,7 +86,7 @@ def test_the_last_part_of_many_ends_below_one() -> None:
     assert float(t) < 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(t=st.floats(0, 1), a=st.floats(0.1, 10), b=st.floats(0.1, 10))
 def test_shifts_compose(t: float, a: float, b: float) -> None:
     """1 is none; two are one of their product; the ends stay; more noise stays more."""
@@ -99,7 +99,7 @@ def test_shifts_compose(t: float, a: float, b: float) -> None:
     assert bool((moved.diff() >= -1e-12).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**53), start=st.integers(0, 2**40), size=st.integers(1, 200))
 def test_each_part_has_one_sample(seed: int, start: int, size: int) -> None:
     """Whatever part of the batch is asked for: a rank finds what one process finds."""

@@ -28,7 +28,7 @@ def _gaussian(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 
 @given(st.integers(8, 96), st.integers(8, 96), st.integers(0, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_update_has_singular_values_near_one(rows: int, columns: int, seed: int) -> None:
     """The iteration's band: no singular value above 1.25, and, but for the near-singular ones of
     an almost square matrix, none below 0.3."""

@@ -35,7 +35,7 @@ def test_no_power_function_is_that_wide(deviation: float) -> None:
 profiles = st.builds(Profile, st.floats(0.02, 0.25), st.floats(1.0, 1e9))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(a=profiles, b=profiles)
 def test_the_inner_product_is_the_integral(a: Profile, b: Profile) -> None:
     """Against a sum over ten thousand points in time, and the same both ways."""
@@ -55,7 +55,7 @@ def kept(snapshots: int, total: float) -> list[Profile]:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     snapshots=st.integers(1, 16),
     total=st.floats(1e3, 1e9),

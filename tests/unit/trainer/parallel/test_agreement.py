@@ -100,7 +100,7 @@ def exchanged(ranks: Ranks, steps: list[list[Said]]) -> list[list[list[Agreed]]]
     return ranks.run(main)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=st.lists(st.lists(SAID, min_size=WORLD, max_size=WORLD), min_size=1, max_size=5))
 def test_all_ranks_read_the_same_two_steps_later(ranks: Ranks, steps: list[list[Said]]) -> None:
     """Anybody's stop and anybody's checkpoint count, signatures add up modulo 2^64, loss shares add

@@ -70,7 +70,7 @@ def worlds(draw: st.DrawFn) -> tuple[Recipe, World]:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(worlds())
 def test_a_run_ends_inside_its_budget_and_uses_it(case: tuple[Recipe, World]) -> None:
     """At least 97 % of it, with the ending; the cooldown is complete, and the rate never jumps up
