@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from lives import operator_kubeconfig
 from runs import install_rights
 
 from daybreak_devcluster.cluster import Cluster
-from daybreak_devcluster.ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -100,11 +100,7 @@ class Race:
     def start(self) -> Operator:
         number = len(self.operators)
         operator = Operator(
-            f"operator-{number}",
-            self.folder,
-            *free_ports(1, "127.0.0.1"),
-            self.environment,
-            self.namespace,
+            f"operator-{number}", self.folder, free_port(), self.environment, self.namespace
         )
         self.operators.append(operator)
         return operator

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from free_ports import free_port
 from go_program import GoProgram
 from s3_proxy import Exchange, Hook, nothing
 
@@ -103,9 +103,10 @@ class BucketServer(ABC):
         self._process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay, and nothing is read or answered."""
+        """SIGSTOP: connections stay, and from the return on nothing is read or answered."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         assert self._process is not None
@@ -154,12 +155,6 @@ class BucketServer(ABC):
     def stand_in(self) -> tuple[Hook, Hook]:
         """Hooks of a proxy that do what the real store does, and this server cannot."""
         return nothing, nothing
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def listens(pid: int, port: int) -> bool:

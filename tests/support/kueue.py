@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
+from free_ports import free_port
 from go_program import GoProgram
 
 from daybreak_devcluster.cluster import Cluster
 from daybreak_devcluster.crds import await_crd
 from daybreak_devcluster.pki import Authority
-from daybreak_devcluster.ports import free_ports
 from daybreak_devcluster.processes import tail
 
 KUEUE = GoProgram(
@@ -57,7 +57,7 @@ class Kueue:
         for file in crds:
             await_crd(self._cluster, yaml.safe_load(file.read_text())["metadata"]["name"])
         self._cluster.kubectl("create", "namespace", "kueue-system")
-        webhook, probe = free_ports(2, _HOST)
+        webhook, probe = free_port(), free_port()
         authority = Authority("kueue")
         certificates = self._certificates(authority)
         config = self._folder / "kueue.yaml"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 import yaml
+from free_ports import free_port
 
 ANSWER_SECONDS, READY_SECONDS = 120.0, 120.0
 Json = dict[str, Any]
@@ -27,9 +27,7 @@ class Prometheus:
         if shutil.which("prometheus") is None:
             pytest.fail("no prometheus on PATH; run `hack/setup.sh --test-tools`")
         self._directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{free.getsockname()[1]}"
+        self._address = f"127.0.0.1:{free_port()}"
         self._config = directory / "prometheus.yml"
         self._config.write_text(yaml.safe_dump({"scrape_configs": list(scrape_configs)}))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import socket
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from free_ports import free_port
 from run_settings import run_settings
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
@@ -145,8 +145,3 @@ class Bench:
     def origin(self, attempt: int) -> CommitPoint | None:
         raw = self.storage.read(f"{attempt_folder(attempt)}/{ATTEMPT}")
         return Attempt.model_validate_json(raw).parent
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

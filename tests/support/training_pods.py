@@ -11,8 +11,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from free_ports import free_port
 from storage_faults import Fault
-from worker_pods import SECONDS, Pod, free_port, make_pod
+from worker_pods import SECONDS, Pod, make_pod
 
 from daybreak_trainer.checkpoint import history, verify
 from daybreak_trainer.checkpoint.layout import COMMIT, Commit, CommitPoint, DataPosition

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import socket
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -13,6 +12,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from free_ports import free_port
 from storage_faults import Fault
 
 from daybreak_trainer import contract
@@ -93,11 +93,6 @@ class Pod:
     def log(self) -> str:
         """What the pod has printed so far."""
         return (self.folder / "log").read_text()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def make_pod(

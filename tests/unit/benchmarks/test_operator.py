@@ -10,11 +10,11 @@ from pathlib import Path
 import audit
 import pytest
 from answers import Answers
+from free_ports import free_port
 from process import between, quantile
 from shapes import plain_job
 from worker import TOTAL_STEPS, Pace, Worker
 
-from daybreak_devcluster.ports import free_ports
 from daybreak_operator.progress import ProgressClient
 from daybreak_trainer import contract
 from daybreak_trainer.contract import Termination
@@ -45,7 +45,7 @@ def test_last_words_fit() -> None:
 async def test_polls_are_answered_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's own client hears of the worker whose address it asked, over and over on one
     connection, and of none where nobody listens."""
-    (port,) = free_ports(1, "127.0.0.1")
+    port = free_port()
     monkeypatch.setattr("daybreak_operator.progress.HTTP_PORT", port)
     answers = Answers(port)
     workers = {f"127.99.1.{n}": Worker(f"uid-{n}", n, PACE, started=0.0) for n in (1, 2)}

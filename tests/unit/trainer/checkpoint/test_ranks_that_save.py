@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import runpy
 import signal
-import socket
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 SCRIPT = Path(__file__).with_name("saving_rank.py")
 _CLOCK_SECONDS = 60.0
@@ -23,8 +23,7 @@ def start(
 ) -> tuple[list[int | None], list[dict[str, Any] | None]]:
     """Runs one attempt; returns how its ranks ended and what they saw. A rank that hangs fails the
     test."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(ranks):
         environment = {

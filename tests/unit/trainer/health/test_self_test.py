@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from daybreak_trainer.checkpoint.storage import Storage
 from daybreak_trainer.health.self_test import (
@@ -85,8 +85,7 @@ def run(
     context: ForkServerContext, url: Path, faults: list[str | None]
 ) -> list[tuple[Any, list[str]]]:
     """What each rank says, its results or its error, and logs."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     processes, heard = [], []
     for rank, fault in enumerate(faults):
         ours, theirs = context.Pipe(duplex=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_pods import free_port
+from free_ports import free_port
 
 from daybreak_trainer.contract import ComputeSettings
 from daybreak_trainer.models import text_to_image

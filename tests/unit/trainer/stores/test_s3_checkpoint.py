@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import runpy
-import socket
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
+from free_ports import free_port
 from s3_server import S3Server
 
 from daybreak_trainer.checkpoint import dcp
@@ -30,9 +30,7 @@ def test_ranks_save_the_same_to_s3_as_to_a_volume(
     bytes."""
     options = s3.options() | {"default_block_size": 5 << 20}
     stores = [(str(tmp_path / "local"), {}), (f"s3://{s3.new_bucket()}/run/step", options)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(RANKS):
         environment = {
