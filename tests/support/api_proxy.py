@@ -206,11 +206,11 @@ class ApiProxy:
             data=await request.read() or None,
         ) as answer:
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP}
+            if fault.lost:
+                return _cut(request)
             if not call.watch:
                 body = await answer.read()
                 await self._thawed.wait()
-                if fault.lost:
-                    return _cut(request)
                 call.status = answer.status
                 return web.Response(status=answer.status, headers=kept, body=body)
             call.status = answer.status
