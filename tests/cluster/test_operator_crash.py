@@ -196,15 +196,15 @@ def test_a_job_deleted_by_hand_is_replaced_by_the_next_attempt(
 def test_a_stop_at_any_step_is_a_checkpoint_and_a_free_restart(
     stages: list[Stage], undisturbed: Life, seed: int
 ) -> None:
-    """Pods deleted at random steps: the last step is committed, and the samples go on from it. None
-    is so late that a run could end before its pod's deletion is heard of."""
+    """Pods deleted at random steps: the last step is committed, and the samples go on from it. The
+    runs wait at a later one, for they must not end before their pods' deletion is heard of."""
     stage = stages[0]
     stage.operate(Plan())
     steps = Random(seed).sample(range(1, STEPS // 2), k=8)
 
     def play(step: int) -> None:
         name = f"stopped-{step}"
-        stage.bench.apply(name, **spec(1, {1: {"step_seconds": 0.1}}))
+        stage.bench.apply(name, **spec(1, {1: {"step_seconds": 0.1, "hold_at": HOLDS_AT}}))
         pod = stage.bench.worker_at_step(name, step)
         stage.bench.cluster.kubectl("delete", "pod", pod, "-n", stage.bench.namespace)
         status = stage.end(name)

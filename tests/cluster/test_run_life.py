@@ -104,7 +104,7 @@ def test_a_pod_deleted_at_any_step_is_a_checkpoint_and_a_free_restart(
     """Deleting a worker pod stops all ranks at one step, commits, and charges nothing."""
     bench.apply("deleted")
     # Of 120, for the run must not end before the deletion is heard of.
-    pod = bench.worker_at_step("deleted", Random(seed).randrange(1, 50))
+    pod = bench.worker_at_step("deleted", Random(seed).randrange(1, 30))
     bench.cluster.kubectl("delete", "pod", pod, "-n", bench.namespace, "--wait=false")
     status = bench.end("deleted")
     assert status["phase"] == "Complete", bench.events("deleted")
