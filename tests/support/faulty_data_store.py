@@ -99,9 +99,11 @@ def hangs(name: str, requests: int, released: threading.Event) -> Fault:
     return fault
 
 
-def slow(seconds: float) -> Fault:
+def held(released: threading.Event) -> Fault:
+    """Requests for shards wait, for a minute at most."""
+
     def fault(name: str, _before: int) -> None:
         if name.endswith(".mds"):
-            threading.Event().wait(seconds)
+            released.wait(60)
 
     return fault
