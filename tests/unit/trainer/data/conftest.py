@@ -22,8 +22,9 @@ from daybreak_trainer.data.retry import RetryPolicy
 from daybreak_trainer.data.shards import Shards
 
 QUICK = RetryPolicy(
-    total_seconds=5, stall_seconds=0.4, first_wait_seconds=0.01, longest_wait_seconds=0.05
+    total_seconds=60, stall_seconds=60, first_wait_seconds=0.01, longest_wait_seconds=0.05
 )
+"""Repeats at once, and gives no request up that a machine which stands still for a while delays."""
 
 
 @dataclass

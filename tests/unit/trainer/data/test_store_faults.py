@@ -135,11 +135,11 @@ def test_a_store_that_never_answers_once(reader: MakeReader, store: FaultyFolder
     comes back after all, it spoils nothing."""
     released = threading.Event()
     store.fault = hangs(name_of(1), 1, released)
-    one = reader(URL)
+    one = reader(URL, policy=RetryPolicy(60, 2.0, 0.01, 0.05))
     assert sorted(numbers(one)) == list(range(SAMPLES))
     assert store.requests[name_of(1)] == 2
     released.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(t.name == "store" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [p.name for p in one.cache.rglob("*.partial-*")] == []
@@ -155,30 +155,30 @@ def test_a_store_that_is_down_for_good(reader: MakeReader, store: FaultyFolder) 
             raise OSError(errno.EIO, "service unavailable")
 
     store.fault = down
-    one = reader(URL, policy=RetryPolicy(0.5, 1.0, 0.01, 0.05))
+    one = reader(URL, policy=RetryPolicy(2.0, 60, 0.01, 0.05))
     started = time.monotonic()
     with pytest.raises(
         DataUnavailableError, match=rf"{name_of(0)}.*service unavailable.*did not recover"
     ):
         numbers(one)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60
     assert one.counts.retries >= 3
 
 
 def test_shards_are_fetched_side_by_side(reader: MakeReader, store: FaultyFolder) -> None:
     """And ahead of need: a slow store is asked for several shards at once, within the limit."""
-    gate = threading.Barrier(4)
+    gate, met = threading.Barrier(4), threading.Event()
 
     def meet(name: str, _before: int) -> None:
         if name.endswith(".mds") and not gate.broken:
             with contextlib.suppress(threading.BrokenBarrierError):
-                gate.wait(timeout=10)
+                gate.wait(timeout=50)
+                met.set()
             gate.abort()  # four were here at once; the others need not wait
 
     store.fault = meet
-    started = time.monotonic()
     assert sorted(numbers(reader(URL, policy=RetryPolicy()))) == list(range(SAMPLES))
-    assert time.monotonic() - started < 10
+    assert met.is_set()
 
 
 def test_a_volume_that_fails_is_not_bad_data(
@@ -280,11 +280,11 @@ def test_a_volume_that_fails_for_good(
 ) -> None:
     """Within the time it is given, and not as bad data."""
     Volume(monkeypatch, name_of(2), times=10**9)
-    one = reader(store.root, policy=RetryPolicy(0.5, 1.0, 0.01, 0.05))
+    one = reader(store.root, policy=RetryPolicy(2.0, 60, 0.01, 0.05))
     started = time.monotonic()
     with pytest.raises(DataUnavailableError, match=rf"{name_of(2)}: Stale file handle"):
         numbers(one)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60
     assert one.counts.retries >= 3
 
 
