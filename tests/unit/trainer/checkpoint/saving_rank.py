@@ -24,6 +24,7 @@ import gated_store  # noqa: E402 (as in a pod, the environment comes first)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from gated_store import Rule  # noqa: E402
+from looked_at_clock import LookedAtClock  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     get_model_state_dict,
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
+from daybreak_trainer.checkpoint import together  # noqa: E402
 from daybreak_trainer.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from daybreak_trainer.checkpoint.history import HistoryLine, Journal  # noqa: E402
 from daybreak_trainer.checkpoint.layout import TrainState  # noqa: E402
@@ -46,11 +48,12 @@ from daybreak_trainer.parallel.process_group import Rank, joined  # noqa: E402
 
 Told = dict[str, Any]
 RELEASED = threading.Event()
+CLOCK = LookedAtClock()
 told: Told = globals()["told"]
 ACTIONS: dict[str, Callable[[], object]] = {
     "kill": gated_store.kill,
     "slow": lambda: time.sleep(0.05),
-    "slower": lambda: time.sleep(0.8),
+    "takes 0.8 s of its clock": lambda: CLOCK.passes(0.8),
     "hang": lambda: time.sleep(3600),
     "wait": lambda: RELEASED.wait(),
 }
@@ -161,6 +164,8 @@ def run(rank: Rank, told: Told) -> None:
     """Trains `steps` steps, saves after those in `save_at`, and then waits for what is in
     flight."""
     folder = Path(told["folder"])
+    if told.get("own_clock"):
+        together.time = CLOCK  # type: ignore[attr-defined]
     training = Training(rank, told.get("width", 11))
     checkpointer = Checkpointer(
         Storage(f"gated://{folder}/store"),

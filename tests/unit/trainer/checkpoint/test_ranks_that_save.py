@@ -15,7 +15,7 @@ import pytest
 from free_ports import free_port
 
 SCRIPT = Path(__file__).with_name("saving_rank.py")
-_CLOCK_SECONDS = 60.0
+_CLOCK_SECONDS = 120.0
 
 
 def start(
@@ -131,7 +131,7 @@ def test_a_rank_is_killed_in_a_save(
     survivor = seen[1 - rank]
     assert codes[1 - rank] == 1, "it did not notice, or did not end by itself"
     assert survivor is not None
-    assert survivor["waited_seconds"] < 10.0
+    assert survivor["waited_seconds"] < 50.0
     assert [o["committed"] for o in survivor["outcomes"][:2]] == [True, True]
     if step == 2:
         (outcome,) = survivor["outcomes"][2:]
@@ -200,14 +200,17 @@ def test_a_store_that_hangs_on_one_rank(fork_server: ForkServerContext, tmp_path
 def test_a_store_that_is_slow_on_one_rank(fork_server: ForkServerContext, tmp_path: Path) -> None:
     """It takes longer than the timeout, and moves: the save is committed, and a rank that has long
     written its own part waits for it."""
+    action = "takes 0.8 s of its clock"
+    rule = {"operation": "write", "match": "__1_0", "action": action, "times": 5}
     codes, seen = start(
         *(fork_server, tmp_path, 2),
         attempt=1,
         steps=2,
         save_at=[1],
-        rules=[{"operation": "write", "match": "__1_0", "action": "slower", "times": 5}],
+        rules=[rule],
         rule_rank=1,
         timeout_seconds=2.0,
+        own_clock=True,
         wait=True,
     )
     assert codes == [0, 0]
