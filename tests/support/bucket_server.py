@@ -16,7 +16,7 @@ from free_ports import free_port
 from go_program import GoProgram
 from s3_proxy import Exchange, Hook, nothing
 
-_READY_SECONDS = 20.0
+_READY_SECONDS = 60.0
 _PORTS = 5
 """That are tried."""
 _LISTENS = "0A"

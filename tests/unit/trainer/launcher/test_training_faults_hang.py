@@ -18,8 +18,8 @@ pytestmark = pytest.mark.training
 
 PROGRESS_SECONDS = 4.0
 HEALTH = {"startupSeconds": 120.0, "progressSeconds": PROGRESS_SECONDS, "rankRestarts": 3}
-_MARGIN_SECONDS = 20.0
-"""Of a loaded machine."""
+_MARGIN_SECONDS = 60.0
+"""Of a machine that may stand still for a while; without the clock nothing ever ends."""
 
 
 def hung(pod: Pod) -> Termination:

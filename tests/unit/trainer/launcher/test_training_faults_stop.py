@@ -19,8 +19,8 @@ from daybreak_trainer.health.heartbeat import Phase
 pytestmark = pytest.mark.training
 
 SAVE = f"step-{2 * EVERY:08d}"
-_MARGIN_SECONDS = 5.0
-"""Of a loaded machine, in which the kernel ends processes of half a gigabyte."""
+_MARGIN_SECONDS = 60.0
+"""Of a machine that may stand still for a while; without the grace's end nothing ever ends."""
 
 
 def stopped(pod: Pod) -> Termination:

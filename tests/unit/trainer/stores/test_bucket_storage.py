@@ -19,8 +19,9 @@ from daybreak_trainer.stores.patience import Patience
 HASTY = Patience(
     connect_seconds=0.5, silence_seconds=1.0, total_seconds=1.5, slowest_bytes_per_second=20 << 20
 )
-_BOUND_SECONDS = 15.0
-"""1.5 s of repeating, a last request of 1.8 s, one try to clean up, and a busy machine."""
+_BOUND_SECONDS = 60.0
+"""1.5 s of repeating, a last request of 1.8 s, one try to clean up, and a machine that may stand
+still for a while. The usual patience is 90 s and more."""
 
 
 def content(size: int) -> bytes:
