@@ -50,7 +50,7 @@ class Prometheus:
         deadline = time.monotonic() + READY_SECONDS
         while True:
             try:
-                urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=10).close()
+                urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=60).close()
                 return
             except urllib.error.URLError:
                 log = (self._directory / "prometheus.log").read_text()
@@ -71,18 +71,13 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer of its HTTP API."""
         url = f"http://{self._address}{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> list[Json]:
         """An instant vector, of now."""
         result: list[Json] = self.get("/api/v1/query", query=expression)["result"]
         return result
-
-    def value(self, expression: str) -> float:
-        """The value of the one series that the query has."""
-        (series,) = self.query(expression)
-        return float(series["value"][1])
 
     def between(
         self, expression: str, start: float, end: float
