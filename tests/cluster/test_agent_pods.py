@@ -369,11 +369,12 @@ def test_readiness_and_liveness_probes(space: Space) -> None:
         "env": [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
         "ports": [{"name": "web", "containerPort": 8099}],
         "volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
-        "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1, "failureThreshold": 20},
+        "startupProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1, "failureThreshold": 90},
         "readinessProbe": {"httpGet": {"path": "/live", "port": "web"}, "periodSeconds": 1},
         "livenessProbe": {
             "exec": {"command": ["test", "!", "-e", "/scratch/dead"]},
             "periodSeconds": 1,
+            "timeoutSeconds": 20,
             "failureThreshold": 1,
         },
     }

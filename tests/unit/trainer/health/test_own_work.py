@@ -19,6 +19,7 @@ from daybreak_trainer.health.own_work import (
 from daybreak_trainer.health.stragglers import scores
 
 STEP_FLOPS = 300.0 * PROBE_FLOPS
+_TRIES = 20
 
 
 class Device:
@@ -38,14 +39,23 @@ class Device:
 def test_sleep_is_no_work_and_computing_is() -> None:
     """As in a collective, the thread sleeps; its own data wait is told by the caller."""
     clock = own_work(torch.device("cpu"))
-    time.sleep(0.3)
-    assert clock.seconds(0.0, STEP_FLOPS) < 0.2
-    assert 0.5 <= clock.seconds(0.5, STEP_FLOPS) < 0.6
-    started = time.perf_counter()
-    while time.perf_counter() - started < 0.2:
-        pass
-    # All of the wall clock: running, or ready while another process had the core.
-    assert clock.seconds(0.0, STEP_FLOPS) > 0.15
+
+    def after_sleep() -> float:
+        time.sleep(0.3)
+        return clock.seconds(0.0, STEP_FLOPS)
+
+    def after_computing() -> float:
+        """All of the wall clock: running, or ready while another process had the core."""
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.2:
+            pass
+        return clock.seconds(0.0, STEP_FLOPS)
+
+    # A busy machine adds to what one try finds, and one that stands still takes from it.
+    assert any(after_sleep() < 0.2 for _ in range(_TRIES))
+    waited = [clock.seconds(0.5, STEP_FLOPS) for _ in range(_TRIES)]
+    assert 0.5 <= min(waited) < 0.6
+    assert any(after_computing() > 0.15 for _ in range(_TRIES))
 
 
 @pytest.mark.parametrize("schedstat", [SCHEDSTAT, Path("/proc/no-such-file")])
