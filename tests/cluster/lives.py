@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -204,16 +205,21 @@ class Stage:
         run = self.get(name)
         while time.monotonic() < deadline:
             yield run
-            since = run["metadata"]["resourceVersion"]
-            for change in watch.Watch().stream(
+            changes = watch.Watch().stream(
                 self._runs.list_namespaced_custom_object,
                 *(*GROUP, self.bench.namespace, "trainingruns"),
                 field_selector=f"metadata.name={name}",
-                resource_version=since,
+                resource_version=run["metadata"]["resourceVersion"],
                 timeout_seconds=max(1, int(deadline - time.monotonic())),
-            ):
-                run = change["object"]
-                yield run
+            )
+            try:
+                for change in changes:
+                    run = change["object"]
+                    yield run
+            except client.ApiException as error:
+                if error.status != HTTPStatus.GONE:
+                    raise
+                run = self.get(name)  # an API server that was restarted has no earlier changes
         kinds = ("nodes,persistentvolumeclaims,jobs,pods,events", "-n", self.bench.namespace)
         around = self.bench.cluster.kubectl("get", *kinds).stdout
         told = f"{run.get('status')}\n{around}\n{self.log(40)}"

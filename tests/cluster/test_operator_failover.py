@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from runs import install_rights
 
 from daybreak_devcluster.cluster import Cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 WAIT_SECONDS = 90.0
 """How long others may take, on a machine that is busy. That twenty are enough for a failover is
 shown in virtual time (`tests/unit/operator/test_leader.py`)."""
+TRIES = 3
 LEASE = "daybreak"
 SYSTEM = "daybreak-system"
+_GAVE_UP = re.compile("this process ends: (not renewed for|the Lease is held by)")
 _HERE = Path(__file__).parent
 _RUN = {
     "workers": {"image": "ghcr.io/daybreak/trainer:0.1.0", "nodes": 1},
@@ -37,6 +40,11 @@ _RUN = {
     "checkpoint": {"storage": "s3://nowhere/checkpoints"},
     "suspend": True,
 }
+
+
+class LeaderGaveUp(Exception):  # noqa: N818 (no error: it is what a leader is to do)
+    """An operator that was to lead could not renew its Lease and has ended: for some ten seconds
+    the machine stood still. What comes next has no meaning then."""
 
 
 @dataclass
@@ -84,6 +92,12 @@ class Operator:
         lines = [line.split() for line in self.writes.read_text().splitlines()]
         return [float(at) for at, _, path in lines if "/leases" not in path]
 
+    def check(self) -> None:
+        """It runs, or had to give up."""
+        if self.process.poll() is not None:
+            assert _GAVE_UP.search(self.log()), self.log()
+            raise LeaderGaveUp(self.log())
+
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -105,18 +119,20 @@ class Race:
         self.operators.append(operator)
         return operator
 
+    def clear(self) -> None:
+        """Ends all operators; nobody leads."""
+        for operator in self.operators:
+            operator.end()
+        self.cluster.kubectl("delete", "lease", LEASE, "--ignore-not-found", "-n", SYSTEM)
+
     def wait_ready(self, *operators: Operator) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
         while not all(operator.ready() for operator in operators):
             told = "\n".join(operator.log() for operator in operators)
             assert time.monotonic() < deadline, told
+            for operator in operators:
+                operator.check()
             time.sleep(0.2)
-
-    def holder(self) -> str:
-        out = self.cluster.kubectl(
-            "get", "lease", LEASE, "-n", SYSTEM, "-o", "jsonpath={.spec.holderIdentity}"
-        )
-        return out.stdout.strip()
 
     def create(self, name: str) -> None:
         body = {
@@ -127,20 +143,16 @@ class Race:
         }
         self.cluster.kubectl("create", "-f", "-", input=json.dumps(body))
 
-    def wait_served(self, name: str) -> None:
-        """Until an operator has written the run's status."""
+    def wait_served(self, name: str, *operators: Operator) -> None:
+        """Until an operator has written the run's status; one of these is to do it."""
         of = ("get", "trun", name, "-n", self.namespace, "-o", "jsonpath={.status.phase}")
         deadline = time.monotonic() + WAIT_SECONDS
         while self.cluster.kubectl(*of).stdout != "Suspended":
             told = "\n".join(operator.log() for operator in self.operators)
             assert time.monotonic() < deadline, f"{name}: not within {WAIT_SECONDS} s\n{told}"
+            for operator in operators:
+                operator.check()
             time.sleep(0.2)
-
-    def leader(self) -> tuple[Operator, Operator]:
-        """Of the two that run: who has the work, by what it wrote last, and the other."""
-        one, other = [o for o in self.operators if o.process.poll() is None]
-        latest = max((one, other), key=lambda o: max(o.written(), default=0.0))
-        return (one, other) if latest is one else (other, one)
 
 
 @pytest.fixture
@@ -157,9 +169,7 @@ def race(devcluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Race]:
     environment = devcluster.environment() | {"KUBECONFIG": str(kubeconfig)}
     found = Race(devcluster, namespace, tmp_path, environment)
     yield found
-    for operator in found.operators:
-        operator.end()
-    devcluster.kubectl("delete", "lease", LEASE, "--ignore-not-found", *system)
+    found.clear()
     for deployment in installed:
         devcluster.kubectl("scale", "--replicas=1", deployment, *system)
 
@@ -167,45 +177,77 @@ def race(devcluster: Cluster, namespace: str, tmp_path: Path) -> Iterator[Race]:
 def test_another_operator_goes_on_and_never_two_write(race: Race) -> None:
     """The leader is frozen and wakes up when another leads: it ends without a write. Its successor
     is killed: the next one takes over. That one is told to stop: the last follows."""
-    race.wait_ready(race.start(), race.start())
-    race.create("first")
-    race.wait_served("first")
-    frozen, standby = race.leader()
-    assert not standby.written()
-    assert frozen.written()
+    for number in range(TRIES):
+        try:
+            return _take_turns(race, f"try-{number}")
+        except LeaderGaveUp as told:
+            print(f"a leader gave up: {told}")
+            written = [operator.written() for operator in race.operators]
+            _assert_one_after_the_other(sorted(term for term in written if term))
+            race.clear()
+    pytest.fail("leaders give up again and again")
 
+
+def _assert_one_after_the_other(terms: list[list[float]]) -> None:
+    for earlier, later in itertools.pairwise(terms):
+        assert max(earlier) < min(later)
+
+
+def _leader_of(one: Operator, other: Operator) -> tuple[Operator, Operator]:
+    """Who has the work, by what it wrote last, and the other, which wrote nothing as yet: or it has
+    had the work, and given up."""
+    standby, leader = sorted((one, other), key=lambda o: max(o.written(), default=0.0))
+    if standby.written():
+        standby.process.wait(WAIT_SECONDS)
+        standby.check()
+    assert leader.written()
+    return leader, standby
+
+
+def _take_turns(race: Race, name: str) -> None:
+    pair = race.start(), race.start()
+    race.wait_ready(*pair)
+    race.create(f"{name}-first")
+    race.wait_served(f"{name}-first", *pair)
+    frozen, standby = _leader_of(*pair)
+
+    frozen.check()
     frozen.process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, frozen.process.pid, os.WSTOPPED | os.WNOWAIT)
+    os.waitid(os.P_PID, frozen.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    frozen.check()
     began = time.monotonic()
     before = frozen.written()
-    race.create("second")
-    race.wait_served("second")
+    race.create(f"{name}-second")
+    race.wait_served(f"{name}-second", standby)
     print(f"frozen: another worked after {time.monotonic() - began:.1f} s")
-    race.create("third")  # something that it would do when it wakes up
+    race.create(f"{name}-third")  # something that it would do when it wakes up
     frozen.process.send_signal(signal.SIGCONT)
     assert frozen.process.wait(WAIT_SECONDS) != 0
     assert frozen.written() == before, frozen.log()
-    race.wait_served("third")
+    race.wait_served(f"{name}-third", standby)
 
     killed, next_one = standby, race.start()
-    race.wait_ready(next_one)
-    assert not next_one.written()
+    race.wait_ready(killed, next_one)
+    assert _leader_of(killed, next_one) == (killed, next_one)
+    killed.check()
     killed.process.send_signal(signal.SIGKILL)
     began = time.monotonic()
-    race.create("fourth")
-    race.wait_served("fourth")
+    race.create(f"{name}-fourth")
+    race.wait_served(f"{name}-fourth", next_one)
     print(f"killed: another worked after {time.monotonic() - began:.1f} s")
 
     last = race.start()
-    race.wait_ready(last)
+    race.wait_ready(next_one, last)
+    next_one.check()
     next_one.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    race.create("fifth")
-    race.wait_served("fifth")
+    race.create(f"{name}-fifth")
+    race.wait_served(f"{name}-fifth", last)
     print(f"stopped: another worked after {time.monotonic() - began:.1f} s")
     assert next_one.process.wait(WAIT_SECONDS) == 0, next_one.log()
+    race.create(f"{name}-sixth")  # the fifth may have been served by the one that was to stop
+    race.wait_served(f"{name}-sixth", last)
 
     terms = [operator.written() for operator in (frozen, standby, next_one, last)]
     assert all(terms)
-    for earlier, later in itertools.pairwise(terms):
-        assert max(earlier) < min(later)
+    _assert_one_after_the_other(terms)
