@@ -196,8 +196,8 @@ class Cluster:
         )
         return {"Job": jobs["items"], "Pod": pods["items"]}
 
-    async def runs(self, namespace: str) -> set[str]:
-        """The UIDs of a namespace's runs."""
+    async def run_uids(self, namespace: str) -> set[str]:
+        """Of all runs of a namespace."""
         pages = self._pages(path(PLURAL, namespace), accept=_METADATA_ONLY, limit=str(_PAGE))
         return {body["metadata"]["uid"] async for items in pages for body in items}
 

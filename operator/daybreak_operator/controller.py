@@ -30,6 +30,7 @@ from daybreak_operator.errors import (
     RefusedObjectError,
 )
 from daybreak_operator.eventlog import EventLog
+from daybreak_operator.gone import forget_gone
 from daybreak_operator.leader import NotLeadingError
 from daybreak_operator.log import about, describe
 from daybreak_operator.observe import Observer
@@ -117,23 +118,8 @@ class Controller:
             for key in list(self._cache.runs):
                 self.queue.add(key)
             await asyncio.sleep(_RESYNC_SECONDS)
-            await self.forget_gone()
-
-    async def forget_gone(self) -> None:
-        """Runs that do not exist any more, and whose watch was cut when they were deleted. One that
-        is over is never written to, so nothing else would tell."""
-        known = [(key, body["metadata"]["uid"]) for key, body in self._cache.runs.items()]
-        for namespace in sorted({namespace for (namespace, _), _ in known}):
-            try:
-                there = await self._cluster.runs(namespace)
-            except (ApiException, ClientError, OSError) as error:
-                _log.warning("runs of %s cannot be listed: %s", namespace, describe(error))
-                continue
-            for key, uid in known:
-                if key[0] == namespace and uid not in there:
-                    self._cache.gone(key, uid)
-                    self.queue.add(key)
-        self._cache.sweep()
+            for key in await forget_gone(self._cache, self._cluster):
+                self.queue.add(key)
 
     async def _work(self) -> None:
         while (key := await self.queue.get()) is not None:

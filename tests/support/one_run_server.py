@@ -187,10 +187,8 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(
-    server: Server, cache: Cache, monotonic: Callable[[], float] = time.monotonic
-) -> AsyncIterator[Controller]:
-    """A controller, not started, whose API server and worker 0 are `server`."""
+async def api_server(server: Server) -> AsyncIterator[Cluster]:
+    """What the operator sees of it. It answers as worker 0, too."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.answer)
     runner = web.AppRunner(app, access_log=None)
@@ -199,19 +197,28 @@ async def serving(
     await site.start()
     await web.TCPSite(runner, POD_IP, HTTP_PORT).start()
     (address, *_) = runner.addresses
-    progress = ProgressClient()
     configuration = client.Configuration(host=f"http://127.0.0.1:{address[1]}")
     try:
         async with client.ApiClient(configuration) as api:
-            cluster = Cluster(api)
-            controller = Controller(
-                cache, cluster, Observer(cache, cluster, progress, monotonic=monotonic)
-            )
+            yield Cluster(api)
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(
+    server: Server, cache: Cache, monotonic: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Controller]:
+    """A controller, not started, whose API server and worker 0 are `server`."""
+    progress = ProgressClient()
+    try:
+        async with api_server(server) as cluster:
+            observer = Observer(cache, cluster, progress, monotonic=monotonic)
+            controller = Controller(cache, cluster, observer)
             yield controller
             await controller.stop()
     finally:
         await progress.close()
-        await runner.cleanup()
 
 
 def changed(body: dict[str, Any], **status: Any) -> dict[str, Any]:

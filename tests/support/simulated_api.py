@@ -24,7 +24,12 @@ from daybreak_operator.capacity import Inventory
 from daybreak_operator.cluster import Named
 from daybreak_operator.decision import JobRef, PodRef
 from daybreak_operator.draft import EventNote
-from daybreak_operator.errors import ConflictError, ForeignObjectError, RefusedObjectError
+from daybreak_operator.errors import (
+    ConflictError,
+    ForeignObjectError,
+    GoneError,
+    RefusedObjectError,
+)
 from daybreak_operator.observation import FixedRecipe, JobView, PreparationView, prepares
 from daybreak_trainer.contract import LABEL_ATTEMPT, Progress
 
@@ -143,8 +148,6 @@ class Api:
     async def delete_run(self, run: TrainingRun) -> None:
         self._effect()
         there = self._as_read(run)
-        if there is None:
-            return
         status = there["status"]
         assert status["phase"] in TERMINAL
         ended = datetime.fromisoformat(status["completionTime"])
@@ -156,8 +159,6 @@ class Api:
     async def write_status(self, run: TrainingRun, status: Mapping[str, Any]) -> dict[str, Any]:
         self._effect()
         there = self._as_read(run)
-        if there is None:
-            raise ConflictError
         before = there.get("status") or {}
         self._check_status(before, status, there)
         if "workers" in status:
@@ -168,21 +169,28 @@ class Api:
     async def patch_status(
         self, run: Named, resource_version: str, status: Mapping[str, Any]
     ) -> None:
-        there = self.runs.get((run.namespace, run.name))
-        if there is None or there["metadata"]["resourceVersion"] != resource_version:
+        there = self._there(run)
+        if there["metadata"]["resourceVersion"] != resource_version:
             raise ConflictError
         self._write(there | {"status": (there.get("status") or {}) | status})
 
     async def confirm(self, run: TrainingRun) -> None:
-        if self._as_read(run) is None:
-            raise ConflictError
+        self._as_read(run)
 
-    def _as_read(self, run: TrainingRun) -> dict[str, Any] | None:
-        """The run, if it is still the one that was read."""
-        there = self.runs.get((run.namespace, run.name))
-        if there is None or there["metadata"]["resourceVersion"] != run.resource_version:
-            return None
+    def _there(self, run: Named) -> dict[str, Any]:
+        if (there := self.runs.get((run.namespace, run.name))) is None:
+            raise GoneError
         return there
+
+    def _as_read(self, run: TrainingRun) -> dict[str, Any]:
+        """The run, if it is still the one that was read."""
+        there = self._there(run)
+        if there["metadata"]["resourceVersion"] != run.resource_version:
+            raise ConflictError
+        return there
+
+    async def run_uids(self, namespace: str) -> set[str]:
+        return {run["metadata"]["uid"] for key, run in self.runs.items() if key[0] == namespace}
 
     async def children(self, run: TrainingRun) -> dict[str, list[dict[str, Any]]]:
         cluster, key = self.cluster, (run.namespace, run.name)

@@ -369,6 +369,18 @@ class History:
         for key in self.specs:
             self._check_nothing_left(key)
 
+    def check_memory(self) -> None:
+        """However little it was told, the operator knows of nothing that is gone."""
+        self.operator.advance(1300)
+        cache = self.operator.cache
+        there = {key: run["metadata"]["uid"] for key, run in self.api.runs.items()}
+        assert {key: run["metadata"]["uid"] for key, run in cache.runs.items()} == there
+        uids = {pod.uid for pod in self.cluster.pods.values()}
+        uids |= {job.uid for job in self.cluster.jobs.values()}
+        for key in self.specs:
+            known = [*cache.children("Job", key), *cache.children("Pod", key)]
+            assert {body["metadata"]["uid"] for body in known} <= uids
+
     def _check_nothing_left(self, key: Key) -> None:
         cluster, uid = self.cluster, self.uid(key)
         jobs = [job.name for job in cluster.jobs.values() if job.owner_uid == uid]

@@ -18,8 +18,14 @@ from daybreak_operator.act import act
 from daybreak_operator.api.run import InvalidRunError, TrainingRun
 from daybreak_operator.cache import Cache
 from daybreak_operator.decide import Decision, decide
-from daybreak_operator.errors import ConflictError, ForeignObjectError, RefusedObjectError
+from daybreak_operator.errors import (
+    ConflictError,
+    ForeignObjectError,
+    GoneError,
+    RefusedObjectError,
+)
 from daybreak_operator.eventlog import EventLog
+from daybreak_operator.gone import forget_gone
 from daybreak_operator.observation import Observation
 from daybreak_operator.observe import Observer
 from daybreak_operator.pace import Pace, tells_only
@@ -29,6 +35,7 @@ _MOST_LOOKS = 12
 """At one moment, until nothing changes any more: more is a status that feeds itself."""
 _MOST_STEPS = 4
 """Of a look, each of which follows from what the one before has written."""
+_RESYNC_SECONDS = 600.0
 _NAMED_SECONDS = 20.0
 """By then the run says what was refused."""
 _DOWN_SECONDS = 300.0
@@ -81,14 +88,12 @@ class SimulatedOperator:
         self._published = {"Run": {}, "Job": {}, "Pod": {}}
         self.dirty: set[Key] = set(self.api.runs)
         self.wake_at: dict[Key, float] = {}
+        self.resync_at = self.cluster.now + _RESYNC_SECONDS
         self.api.effects_left = None
         self.disturbed_at = self.cluster.now
 
     def relist(self, kind: str) -> None:
-        """A watch starts anew: what was on its way is lost, and nothing is told of deletions but of
-        the run's, whose end would leave the operator nothing to do."""
-        if kind == "Run":
-            return
+        """A watch starts anew: what was on its way is lost, and nothing is told of deletions."""
         self.waiting[kind] = [(None, body) for body in self._bodies()[kind].values()]
         self._published[kind] = self._bodies()[kind]
 
@@ -117,6 +122,9 @@ class SimulatedOperator:
                 self._check()
 
     def _work(self) -> None:
+        if self.resync_at <= self.cluster.now:
+            self.resync_at = self.cluster.now + _RESYNC_SECONDS
+            self.dirty |= {*at_once(forget_gone(self.cache, self.api)), *self.cache.runs}  # type: ignore[arg-type]
         looked: set[Key] = set()
         for _ in range(_MOST_LOOKS):
             self._deliver()
@@ -196,6 +204,10 @@ class SimulatedOperator:
         self.api.effects_left, self.kill_after = self.kill_after, None
         try:
             at_once(act(self.api, run, decision, wrote, sure_until=sure))  # type: ignore[arg-type]
+        except GoneError:
+            self.cache.gone(key, run.uid)
+            self.dirty.add(key)
+            return False
         except ConflictError:
             self.disturbed_at = self.cluster.now
             return False  # what won is on its way to us

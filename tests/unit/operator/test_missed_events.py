@@ -6,10 +6,22 @@ from typing import Any
 
 import pytest
 from kubernetes.aio.client.exceptions import ApiException
-from one_run_server import JOB, KEY, LABELS, POD, RUN, Server, between_attempts, changed, serving
+from one_run_server import (
+    JOB,
+    KEY,
+    LABELS,
+    POD,
+    RUN,
+    Server,
+    api_server,
+    between_attempts,
+    changed,
+    serving,
+)
 
 from daybreak_operator import metrics
 from daybreak_operator.cache import Cache
+from daybreak_operator.gone import forget_gone
 
 GONE = {"details": {"name": "r", "kind": "trainingruns"}}
 
@@ -60,11 +72,11 @@ async def test_a_run_that_went_unheard_of_is_forgotten() -> None:
     other = _over()
     other["metadata"] |= {"name": "s", "uid": "there"}
     cache.run_event("ADDED", other)
-    async with serving(server, cache) as controller:
-        await controller.forget_gone()
+    async with api_server(server) as cluster:
+        assert await forget_gone(cache, cluster) == [KEY]
         assert list(cache.runs) == [("n", "s")]
         assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
-        await controller.forget_gone()
+        assert await forget_gone(cache, cluster) == []
     assert cache.children("Job", KEY) == []
 
 

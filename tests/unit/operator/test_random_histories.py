@@ -107,6 +107,7 @@ def _live(world: dict[str, Any], spec: dict[str, Any], events: list[tuple[Any, .
     history.calm()
     history.check()
     history.check_deletion()
+    history.check_memory()
     return history
 
 
