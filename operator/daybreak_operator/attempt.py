@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from daybreak_operator import sizing
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.status import AttemptStatus, Phase, WorkersStatus
-from daybreak_operator.children import names
+from daybreak_operator.children import names, queueing
 from daybreak_operator.children.job import devices_per_node
 from daybreak_operator.conditions import Truth
 from daybreak_operator.decision import Decision, JobRef, concluded
@@ -142,7 +142,7 @@ def _resized(
         return None
     if not placed:
         return _on_suspect_nodes(draft, job, pods)
-    why = _lack(draft, pods) or "their pods are not there"
+    why = _lack(draft, job, pods) or "their pods are not there"
     fewest = run.spec.workers.min_nodes
     if fewest is not None and fewest <= len(placed):
         sizing.changed(draft, len(placed), "NodesLost")
@@ -177,7 +177,7 @@ def _goes_on(
     progress = draft.heard
     again = _poll_seconds(draft, attempt)
     told_of_trouble(draft, pods)
-    lack = _lack(draft, pods)
+    lack = _lack(draft, job, pods)
     if job.suspended:
         text = "the Job waits for its queue to admit it"
         if (why := draft.observation.queue_says) is not None:
@@ -192,6 +192,9 @@ def _goes_on(
         draft.truths["Admitted"] = Truth("False", "Unschedulable", text)
         if not held:  # else schedulingDeadline runs, and devices are held for nothing
             again = _MAX_POLL_SECONDS
+    elif attempt.admitted_time is None and (unheard := _unheard(draft, job, pods)) is not None:
+        draft.settle("Queued", "Unheard", unheard)
+        draft.truths["Admitted"] = Truth("False", "Unheard", unheard)
     elif attempt.first_step_time is not None and progress is not None:
         draft.settle("Running", progress.phase, progress.message or "training")
     elif attempt.first_step_time is not None:
@@ -206,12 +209,21 @@ def _goes_on(
     return concluded(draft, again)
 
 
-def _lack(draft: Draft, pods: Sequence[PodView]) -> str | None:
+def _lack(draft: Draft, job: JobView, pods: Sequence[PodView]) -> str | None:
     """Why a worker has no node, by the scheduler, and what it asks of one."""
     pod = next((pod for pod in pods if pod.unschedulable and not pod.over), None)
     if pod is None:
         return None
-    return f"{pod.unschedulable}; {of_placement(draft.observation.run.spec, pod)}"
+    run = draft.observation.run
+    gang = queueing.no_room(run, job.uid)
+    return f"{gang}{pod.unschedulable}; {of_placement(run.spec, pod)}"
+
+
+def _unheard(draft: Draft, job: JobView, pods: Sequence[PodView]) -> str | None:
+    """That all workers are there and wait, and no scheduler says why."""
+    if len(pods) < job.parallelism or any(pod.node is not None for pod in pods):
+        return None
+    return queueing.unheard(draft.observation.run)
 
 
 def _poll_seconds(draft: Draft, attempt: AttemptStatus) -> float:

@@ -276,9 +276,15 @@ def _waiting(containers: list[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any
     return next(((name, said) for name, said in states if said.get("message")), ("", {}))
 
 
+_ROOM_FOR_IT = "Schedulable"
+"""Volcano's reason for a pod that would have a node if the rest of its gang had."""
+
+
 def _unschedulable(status: Mapping[str, Any]) -> str | None:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] != "True":
+            if condition.get("reason") == _ROOM_FOR_IT:
+                return None
             return condition.get("message") or condition.get("reason") or "it has no node"
     return None
 

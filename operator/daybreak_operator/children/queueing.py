@@ -12,6 +12,7 @@ from daybreak_operator.api.run import TrainingRun
 _LONGEST = 512
 _VOLCANO = "volcano"
 _GANG_SIZE = "scheduling.volcano.sh/group-min-member"
+_VOLCANO_QUEUE = "scheduling.volcano.sh/queue-name"
 
 # Of Kueue's other labels none is a user's to set on a Job that is made anew for each attempt.
 _JOB_LABELS = (
@@ -24,7 +25,7 @@ _POD_ANNOTATIONS = (
     "kueue.x-k8s.io/podset-required-topology",
     "kueue.x-k8s.io/podset-preferred-topology",
     "kueue.x-k8s.io/podset-unconstrained-topology",
-    "scheduling.volcano.sh/queue-name",
+    _VOLCANO_QUEUE,
 )
 _RESIZING = {
     "kueue.x-k8s.io/job-min-parallelism": "partial admission",
@@ -60,6 +61,34 @@ def held_back(workloads: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
+def no_room(run: TrainingRun, job_uid: str) -> str:
+    """What there is to say of workers that Volcano has no nodes for, and nothing of others.
+
+    Of a gang that it does not try to place, its conditions only say so; which resource is short is
+    said in an Event, and Events are not read here.
+    """
+    if _scheduler(run) != _VOLCANO:
+        return ""
+    return (
+        f"Volcano has no room for all of them and starts all or none: `kubectl describe "
+        f"podgroups.scheduling.volcano.sh podgroup-{job_uid}` says which resource is short, of the "
+        f"cluster's or of Queue {_queue(run)}'s; "
+    )
+
+
+def unheard(run: TrainingRun) -> str | None:
+    """Why workers may wait that no scheduler has said anything of; None where it is Kubernetes'
+    own, which speaks of every pod."""
+    scheduler = _scheduler(run)
+    if scheduler is None:
+        return None
+    queue = f", or there is no Queue {_queue(run)}" if scheduler == _VOLCANO else ""
+    return (
+        f"no worker has a node, and scheduler {scheduler} has not looked at them: where that stays "
+        f"so, it does not run{queue}"
+    )
+
+
 def job_labels(run: TrainingRun) -> dict[str, str]:
     """Kueue's labels, for the Job."""
     return _chosen(run.labels, _JOB_LABELS)
@@ -76,6 +105,14 @@ def job_annotations(run: TrainingRun, pod_spec: Mapping[str, Any], nodes: int) -
 def pod_annotations(run: TrainingRun) -> dict[str, str]:
     """Kueue's topology request and Volcano's queue, both of which are read from the pods."""
     return _chosen(run.annotations, _POD_ANNOTATIONS)
+
+
+def _scheduler(run: TrainingRun) -> str | None:
+    return (run.spec.workers.template.get("spec") or {}).get("schedulerName")
+
+
+def _queue(run: TrainingRun) -> str:
+    return run.annotations.get(_VOLCANO_QUEUE, "default")
 
 
 def _chosen(given: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:

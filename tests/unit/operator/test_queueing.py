@@ -8,8 +8,8 @@ import pytest
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.children.job import job
-from daybreak_operator.children.queueing import held_back, refusal
-from daybreak_operator.observation import FixedRecipe
+from daybreak_operator.children.queueing import held_back, no_room, refusal, unheard
+from daybreak_operator.observation import FixedRecipe, PodView
 from daybreak_trainer.recipe import resolve
 
 RECIPE = FixedRecipe.of(resolve({"preset": "smoke"}))
@@ -64,6 +64,40 @@ def test_volcano_starts_all_workers_or_none() -> None:
     assert made["metadata"]["annotations"] == {f"{VOLCANO}group-min-member": "2"}
     assert made["spec"]["template"]["metadata"]["annotations"] == asked | {"mine": "too"}
     assert job(a_run(), 1, RECIPE, nodes=3)["metadata"]["annotations"] == {}
+
+
+def test_a_gang_without_room_names_where_volcano_says_what_is_short() -> None:
+    """Its PodGroup has the name of the Job's UID; other schedulers have said it all themselves."""
+    template = {"spec": {"schedulerName": "volcano"}}
+    said = no_room(a_run(template, annotations={f"{VOLCANO}queue-name": "research"}), "f00")
+    assert "`kubectl describe podgroups.scheduling.volcano.sh podgroup-f00`" in said
+    assert "Queue research" in said
+    assert "Queue default" in no_room(a_run(template), "f00")
+    assert no_room(a_run(), "f00") == ""
+
+
+def test_a_worker_that_would_have_a_node_is_not_asked_why_its_gang_waits() -> None:
+    """Volcano says of it where it could be put; what is lacking it says of another."""
+
+    def said(reason: str) -> str | None:
+        waits = {"type": "PodScheduled", "status": "False", "reason": reason, "message": "why"}
+        body = {"metadata": {"name": "p", "uid": "u"}, "status": {"conditions": [waits]}}
+        return PodView.of(body).unschedulable
+
+    assert said("Schedulable") is None
+    assert said("Unschedulable") == "why"
+
+
+def test_a_scheduler_that_says_nothing_is_named() -> None:
+    """Volcano says nothing where the Queue is not there, nor does one that is not installed."""
+    lost = unheard(a_run({"spec": {"schedulerName": "volcano"}}))
+    assert lost is not None
+    assert lost.endswith("it does not run, or there is no Queue default")
+    other = unheard(a_run({"spec": {"schedulerName": "ours"}}))
+    assert other is not None
+    assert "scheduler ours has not looked" in other
+    assert "Queue" not in other
+    assert unheard(a_run()) is None
 
 
 @pytest.mark.parametrize(
