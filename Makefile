@@ -36,6 +36,7 @@ smoke: .venv/.ready ## chart, run and dashboard on a cluster: DAYBREAK_E2E_KUBEC
 e2e: .venv/.ready ## the full fault matrix on the control plane; half an hour
 	@hack/setup.sh --test-tools
 	@$(VENV)/python tests/support/kueue.py >/dev/null
+	@$(VENV)/python tests/support/volcano.py >/dev/null
 	@$(VENV)/pytest -m e2e $(ARGS)
 
 .PHONY: chaos
