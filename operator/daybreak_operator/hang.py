@@ -68,10 +68,9 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
             reason = (pod.waiting or "").partition(":")[0]
             draft.degraded(reason, f"pod {pod.name}: {remedy}: {pod.waiting}")
     told_of_silence(draft, pods)
-    advanced = _advanced(draft)
-    heard = draft.heard
-    if heard is None and advanced is not None and seen.now - advanced > _SILENCE:
+    if _is_silent(draft):
         draft.degraded("WorkerSilent", "worker 0 does not answer the operator")
+    heard = draft.heard
     if heard is not None and (straggler := heard.straggler) is not None:
         draft.degraded(
             "Straggler",
@@ -86,6 +85,16 @@ def told_of_silence(draft: Draft, pods: Sequence[PodView]) -> None:
         silent = pod.node_silent or pod.node in draft.observation.lost_nodes
         if silent and not pod.over:
             draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
+
+
+def _is_silent(draft: Draft) -> bool:
+    """Whether worker 0 has trained in this attempt, and has not been heard for long."""
+    advanced = _advanced(draft)
+    if draft.heard is not None or advanced is None:
+        return False
+    if draft.get("current_attempt").first_step_time is None:
+        return False
+    return draft.observation.now - advanced > _SILENCE
 
 
 def _advanced(draft: Draft) -> datetime | None:
