@@ -23,14 +23,16 @@ def next_size(draft: Draft) -> int:
     shrunk = reduced(run)
     if shrunk is None:
         return wanted
+    # The user may have raised minNodes since.
+    least = max(shrunk.nodes, run.spec.workers.min_nodes or 1)
     attempt = run.status.current_attempt
     if attempt is None or attempt.nodes != shrunk.nodes or cooling(run, draft.observation.now):
-        return min(shrunk.nodes, wanted)
+        return min(least, wanted)
     free = draft.observation.free_nodes
     if free is None:
         return wanted
     # What was free a moment ago may be from when the last attempt's pods were still there.
-    return min(wanted, max(free, shrunk.nodes))
+    return min(wanted, max(free, least))
 
 
 def reduced(run: TrainingRun) -> ScalingStatus | None:
@@ -82,6 +84,8 @@ def resize(draft: Draft, nodes: int, *, admitted: bool) -> tuple[int, Reason] | 
         if not admitted or not free or cooling(run, now):
             return None
         larger = min(wanted, nodes + free)
+        if larger < (run.spec.workers.min_nodes or 1):
+            return None
         return larger, grown(run, larger)
     if admitted and cooling(run, now):
         draft.degraded(
