@@ -62,6 +62,14 @@ def grown(run: TrainingRun, nodes: int) -> Reason:
     return "GrownBack" if nodes >= run.spec.workers.nodes else "NodesLost"
 
 
+def _accepted(draft: Draft) -> None:
+    """The size that a run was reduced to is the one it is to have: a larger one is asked for anew
+    then, and need not wait until nodes are known to be free."""
+    scaling = draft.stored.scaling
+    if scaling is not None and scaling.reason == "NodesLost":
+        draft.values["scaling"] = scaling.model_copy(update={"reason": "Requested"})
+
+
 def cooling(run: TrainingRun, now: datetime) -> bool:
     """Whether the size changed so lately that it may not change again yet."""
     if run.status.scaling is None:
@@ -76,6 +84,7 @@ def resize(draft: Draft, nodes: int, *, admitted: bool) -> tuple[int, Reason] | 
     run, now = draft.observation.run, draft.observation.now
     wanted = run.spec.workers.nodes
     if wanted == nodes:
+        _accepted(draft)
         return None
     if wanted > nodes and reduced(run) is not None:
         draft.degraded("FewerNodes", f"the run trains on {nodes} of {wanted} nodes")

@@ -42,3 +42,15 @@ def test_a_run_does_not_grow_to_less_than_its_min_nodes() -> None:
     made.node_up(2)
     made.operator.advance(40)
     assert made.status["currentAttempt"]["nodes"] == 3
+
+
+def test_a_size_above_an_accepted_one_is_a_request() -> None:
+    """Whether nodes are free is not known; the run goes to the new size as any run does."""
+    made = reduced("10s")
+    made.scale(1)
+    made.operator.advance(10)
+    assert made.status["scaling"]["reason"] == "Requested"
+    made.node_up(1)
+    made.scale(2)
+    made.operator.advance(40)
+    assert [body["spec"]["parallelism"] for body in made.api.created] == [2, 2, 1, 2]
