@@ -55,13 +55,15 @@ def _without_job(draft: Draft) -> Decision:
     seen = draft.observation
     _note_changes(draft)
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
-    if at_work or any(_is_left(job) for job in seen.jobs):
-        return _waiting_for_pods(draft)
-    release(draft, _known_to_be_gone_by(draft.stored) or draft.now)
+    left = at_work or any(_is_left(job) for job in seen.jobs)
+    if not left:
+        release(draft, _known_to_be_gone_by(draft.stored) or draft.now)
     if seen.run.spec.suspend:
-        return _suspended(draft)
-    if (limit := reached(draft, at_work=False)) is not None:
+        return _waiting_for_pods(draft) if left else _suspended(draft)
+    if (limit := reached(draft, at_work=at_work)) is not None:
         return fail(draft, limit.reason, limit.message)
+    if left:
+        return _waiting_for_pods(draft)
     if seen.recipe is None:
         # First of all, for nothing else that is put right would help.
         assert seen.recipe_problem is not None  # one of the two is there
