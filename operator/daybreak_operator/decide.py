@@ -25,7 +25,7 @@ from daybreak_operator.ending import after_end, fail, overdue, release, without_
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import FixedRecipe, JobView, Observation
 from daybreak_operator.preparing import paused, prepared
-from daybreak_operator.restarts import avoided, end_attempt, interrupted, is_unsettled
+from daybreak_operator.restarts import avoided, end_attempt, interrupted
 
 __all__ = ["Decision", "decide"]
 
@@ -104,8 +104,6 @@ def _suspended(draft: Draft) -> Decision:
 def _backs_off(draft: Draft, pause: float) -> Decision:
     without_workers(draft)
     draft.settle("Restarting", "BackOff", f"the next attempt waits until {_until(draft)}")
-    if is_unsettled(draft):
-        _many_endings(draft)
     return concluded(draft, min(pause, _IDLE_SECONDS))
 
 
@@ -196,8 +194,6 @@ def _next_attempt(draft: Draft) -> Decision:
     }
     draft.settle("Starting", "AttemptStarting", f"attempt {number} is starting")
     draft.note("Normal", "AttemptStarted", f"attempt {number} starts on {nodes} node(s)")
-    if is_unsettled(draft):
-        _many_endings(draft)
     return concluded(draft)
 
 
@@ -276,11 +272,3 @@ def _pause(draft: Draft) -> float:
     if time is None:
         return 0.0
     return (datetime.fromisoformat(time) - draft.observation.now).total_seconds()
-
-
-def _many_endings(draft: Draft) -> None:
-    failure = draft.get("last_failure")
-    last = f"; the last one: {failure.reason}: {failure.message}" if failure else ""
-    draft.degraded(
-        "RepeatedlyInterrupted", f"attempts end one after the other without a new commit{last}"
-    )

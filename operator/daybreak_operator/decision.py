@@ -8,6 +8,7 @@ from typing import Any
 from daybreak_operator.api.status import TrainingRunStatus
 from daybreak_operator.draft import Draft, EventNote
 from daybreak_operator.observation import JobView, PodView, PreparationView
+from daybreak_operator.restarts import told_of_endings
 
 
 @dataclass(frozen=True)
@@ -53,4 +54,5 @@ class Decision:
 
 
 def concluded(draft: Draft, again: float | None = None, **effects: Any) -> Decision:
+    told_of_endings(draft)
     return Decision(draft.status(), events=tuple(draft.events), again_seconds=again, **effects)

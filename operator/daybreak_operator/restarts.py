@@ -8,7 +8,7 @@ from random import Random
 
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.status import AttemptStatus, FailureStatus, SuspectNode
+from daybreak_operator.api.status import TERMINAL, AttemptStatus, FailureStatus, SuspectNode
 from daybreak_operator.draft import Draft
 from daybreak_operator.failures import Failure, ruled
 from daybreak_operator.text import plain
@@ -81,8 +81,7 @@ def end_attempt(draft: Draft, at: datetime | None = None, *, expected: bool = Fa
     committed something new. An `expected` end, for a new size say, costs no pause."""
     attempt: AttemptStatus | None = draft.get("current_attempt")
     now = draft.observation.now
-    commit = draft.get("checkpoint")
-    progressed = attempt is not None and commit is not None and commit.step > attempt.start_step
+    progressed = _progressed(draft, attempt)
     if attempt is not None:
         created = datetime.fromisoformat(attempt.created_time)
         ended = min(max(at or now, created), now)
@@ -99,9 +98,22 @@ def end_attempt(draft: Draft, at: datetime | None = None, *, expected: bool = Fa
     return progressed
 
 
-def is_unsettled(draft: Draft) -> bool:
-    """Whether attempts end again and again without a new commit."""
-    return bool(draft.get("fruitless") >= _MANY)
+def told_of_endings(draft: Draft) -> None:
+    """Condition Degraded: attempts end again and again, until one of them commits."""
+    attempt: AttemptStatus | None = draft.get("current_attempt")
+    over = draft.get("phase") in (*TERMINAL, "Suspended")
+    if over or draft.get("fruitless") < _MANY or _progressed(draft, attempt):
+        return
+    failure = draft.get("last_failure")
+    last = f"; the last one: {failure.reason}: {failure.message}" if failure else ""
+    draft.degraded(
+        "RepeatedlyInterrupted", f"attempts end one after the other without a new commit{last}"
+    )
+
+
+def _progressed(draft: Draft, attempt: AttemptStatus | None) -> bool:
+    commit = draft.get("checkpoint")
+    return attempt is not None and commit is not None and commit.step > attempt.start_step
 
 
 def _charge(draft: Draft, failure: Failure, progressed: bool) -> tuple[str, str] | None:
