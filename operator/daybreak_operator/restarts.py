@@ -59,8 +59,6 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
             return end
     else:
         interrupted(draft)
-        if progressed:
-            draft.values["no_progress"] = 0
     return None
 
 
@@ -89,7 +87,7 @@ def end_attempt(draft: Draft, at: datetime | None = None, *, expected: bool = Fa
             update={"ended_time": rfc3339(ended, "seconds")}
         )
     if progressed:
-        draft.values["fruitless"] = 0
+        draft.values |= {"fruitless": 0, "no_progress": 0}
     elif not expected:
         fruitless = draft.stored.fruitless + 1
         draft.values["fruitless"] = fruitless

@@ -9,33 +9,14 @@ from typing import Any
 import pytest
 from simulated_history import History, spec_of
 from simulated_training import Exit
+from training_history import FREE, condition, crash, history
 
 from daybreak_operator.decide import decide
 from daybreak_trainer.contract import FINAL_EXIT_CODES, EarlyEnd, Progress, Termination, rfc3339
 
-FREE = {"maxRestarts": 2, "window": "1h", "noProgressLimit": 0, "backoff": {"initial": "0s"}}
-
-
-def history(nodes: int = 3, workers: dict[str, Any] | None = None, **changes: Any) -> History:
-    """A run that trains: `failurePolicy` and the like as given."""
-    options = {k: changes.pop(k) for k in ("queue", "skew", "readable_nodes") if k in changes}
-    made = History(spec_of(workers=workers or {}, **changes), nodes, **options)
-    made.operator.advance(30)
-    return made
-
 
 def names(made: History) -> list[str]:
     return [body["metadata"]["name"] for body in made.api.created]
-
-
-def condition(made: History, kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(c for c in made.status["conditions"] if c["type"] == kind)
-    return found
-
-
-def crash(made: History, code: int = 1, index: int = 0, then: int = 45) -> None:
-    made.pod_ends((index, code))
-    made.operator.advance(then)
 
 
 def test_a_new_run_gets_one_job() -> None:
