@@ -13,7 +13,7 @@ from daybreak_operator.children.job import devices_per_node
 from daybreak_operator.conditions import Truth
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import complete, fail, overdue
+from daybreak_operator.ending import complete, fail, overdue, release
 from daybreak_operator.failures import Failure, classify, stuck
 from daybreak_operator.hang import hung, told_of_trouble
 from daybreak_operator.limits import reached
@@ -40,7 +40,7 @@ def with_job(draft: Draft, job: JobView) -> Decision:
         draft.take_checkpoint(told.checkpoint)
     # A sidecar may keep a pod going whose trainer is done.
     if job.worker_zero_done or (zero is not None and zero.exit_code == 0):
-        return complete(draft)
+        return complete(draft, zero.finished_at if zero is not None else None)
     if job.deleting or attempt.ended_time is not None:
         return _leaving(draft, job)
     if job.suspended and _was_placed(attempt, pods):
@@ -236,6 +236,7 @@ def _failed(draft: Draft, failure: Failure) -> Decision:
     """Records why the attempt ended; the Job is deleted when that is stored."""
     if (end := record(draft, failure)) is not None:
         return fail(draft, *end)
+    release(draft)
     draft.settle("Restarting", failure.reason, failure.message)
     attempt = draft.stored.attempt
     draft.note("Warning", failure.reason, f"attempt {attempt}: {failure.message}")

@@ -21,7 +21,14 @@ from daybreak_operator.children.job import devices_per_node, job
 from daybreak_operator.children.queueing import refusal
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import after_end, fail, overdue, release, without_workers
+from daybreak_operator.ending import (
+    OLD_PODS_REMAIN,
+    after_end,
+    fail,
+    overdue,
+    release,
+    without_workers,
+)
 from daybreak_operator.limits import reached
 from daybreak_operator.observation import FixedRecipe, JobView, Observation
 from daybreak_operator.preparing import paused, prepared
@@ -57,7 +64,7 @@ def _without_job(draft: Draft) -> Decision:
     at_work = any(not pod.over and not pod.prepares for pod in seen.pods)
     left = at_work or any(_is_left(job) for job in seen.jobs)
     if not left:
-        release(draft, _known_to_be_gone_by(draft.stored) or draft.now)
+        release(draft, _known_to_be_gone_by(draft.stored))
     if seen.run.spec.suspend:
         return _waiting_for_pods(draft) if left else _suspended(draft)
     if (limit := reached(draft, at_work=at_work)) is not None:
@@ -211,7 +218,7 @@ def _waiting_for_pods(draft: Draft) -> Decision:
     stray = sorted(p.name for p in seen.pods if not (p.over or p.deleting or p.prepares))
     if stray and not seen.jobs:
         text += f"; pod {stray[0]} has lost its Job: it is waited for until it ends or is deleted"
-    draft.settle(phase, "OldPodsRemain", text)
+    draft.settle(phase, OLD_PODS_REMAIN, text)
     for pod in stuck:
         draft.note(
             "Warning",

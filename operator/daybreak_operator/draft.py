@@ -52,6 +52,8 @@ class Draft:
     while pods that prepare data go."""
     former: AttemptStatus | None = None
     """The stored attempt, with what was seen of it before another took its place."""
+    over_at: datetime | None = None
+    """When the run was over, where that was before now: its ledger is closed with it."""
     _trainer_seconds: dict[str, float] | None = None
 
     @property
@@ -100,8 +102,8 @@ class Draft:
         if changed != run.status or run.status.ledger is None:
             before = self.former or run.status.current_attempt
             after = changed.current_attempt
-            seconds, now = self._trainer_seconds, self.observation.now
-            ledger = account(run, before, after, seconds, now)
+            until = self.over_at or self.observation.now
+            ledger = account(run, before, after, self._trainer_seconds, until)
             changed = changed.model_copy(update={"ledger": ledger})
         found = conditions(run, changed, self.reason, self.message, self.truths, now=self.now)
         return changed.model_copy(update={"conditions": found})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from daybreak_operator.api.duration import seconds
@@ -31,14 +32,18 @@ _CLASSES: dict[str, FailureClass] = {
     "BudgetExhausted": "User",
 }
 """Of ends that are no attempt's."""
+OLD_PODS_REMAIN = "OldPodsRemain"
+"""Reason of a run that waits for the pods of its last attempt."""
 _OF_SILENT_NODE, _OF_LIVING_NODE = timedelta(seconds=60), timedelta(minutes=10)
 """How long after the end of its grace period a pod is forced: a node that does not answer will not
 end it, and one that does may be busy with unmounting."""
 
 
-def complete(draft: Draft) -> Decision:
+def complete(draft: Draft, at: datetime | None) -> Decision:
+    """`at` is when worker 0 was done, by its node's clock; None where nobody knows."""
     progress = draft.get("progress")
-    end_attempt(draft, expected=True)
+    end_attempt(draft, at, expected=True)
+    draft.over_at = datetime.fromisoformat(draft.get("current_attempt").ended_time)
     draft.values |= {"completion_time": draft.now, "next_attempt_time": None}
     without_workers(draft)
     if progress is not None and progress.total_steps:
@@ -54,8 +59,7 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     attempt = draft.get("current_attempt")
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
-    if all(pod.over for pod in draft.observation.pods):
-        release(draft, draft.now)
+    release(draft)
     failure = draft.get("last_failure")
     if failure is None or failure.attempt != draft.stored.attempt:
         # No attempt's end, but what ended the run: people look there first.
@@ -73,12 +77,30 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     return concluded(draft)
 
 
-def release(draft: Draft, time: str) -> None:
-    """Notes that nothing is left of an attempt that is over: until `time` it held its devices."""
+def release(draft: Draft, known: str | None = None) -> None:
+    """Notes of an attempt that is over until when it held its devices, once none of its pods is at
+    work: the last one's end, or `known`."""
     attempt: AttemptStatus | None = draft.get("current_attempt")
-    if attempt is not None and attempt.ended_time is not None and attempt.released_time is None:
+    if attempt is None or attempt.ended_time is None or attempt.released_time is not None:
+        return
+    pods = [pod for pod in draft.observation.pods if not pod.prepares]
+    if all(pod.over for pod in pods):
+        time = known or rfc3339(_held_until(draft, attempt.ended_time, pods), "seconds")
         draft.former = attempt.model_copy(update={"released_time": time})
         draft.values["current_attempt"] = draft.former
+
+
+def _held_until(draft: Draft, ended_time: str, pods: Sequence[PodView]) -> datetime:
+    """Of pods that are gone nobody can say: they had their grace period at most, for nobody may
+    have looked since then. But for those that were waited for, with or without their Job."""
+    run, now = draft.observation.run, draft.observation.now
+    ended = datetime.fromisoformat(ended_time)
+    ends = [p.finished_at for p in pods if p.finished_at and p.attempt == run.status.attempt]
+    if ends:
+        return min(max(ended, *ends), now)
+    if any(condition.reason == OLD_PODS_REMAIN for condition in run.status.conditions):
+        return now
+    return min(ended + timedelta(seconds=seconds(run.spec.termination_grace_period)), now)
 
 
 def without_workers(draft: Draft) -> None:

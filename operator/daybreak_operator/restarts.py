@@ -81,8 +81,7 @@ def end_attempt(draft: Draft, at: datetime | None = None, *, expected: bool = Fa
     now = draft.observation.now
     progressed = _progressed(draft, attempt)
     if attempt is not None:
-        created = datetime.fromisoformat(attempt.created_time)
-        ended = min(max(at or now, created), now)
+        ended = min(max(at or now, *_lived_until(draft, attempt)), now)
         draft.values["current_attempt"] = attempt.model_copy(
             update={"ended_time": rfc3339(ended, "seconds")}
         )
@@ -112,6 +111,19 @@ def told_of_endings(draft: Draft) -> None:
 def _progressed(draft: Draft, attempt: AttemptStatus | None) -> bool:
     commit = draft.get("checkpoint")
     return attempt is not None and commit is not None and commit.step > attempt.start_step
+
+
+def _lived_until(draft: Draft, attempt: AttemptStatus) -> list[datetime]:
+    """When the attempt was not over yet, by our clock: that of the node which tells of its end may
+    be slow."""
+    told = draft.stored.progress
+    times = (
+        attempt.created_time,
+        attempt.admitted_time,
+        attempt.first_step_time,
+        told.advanced_time if told is not None else None,
+    )
+    return [datetime.fromisoformat(time) for time in times if time is not None]
 
 
 def _charge(draft: Draft, failure: Failure, progressed: bool) -> tuple[str, str] | None:

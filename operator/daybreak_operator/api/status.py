@@ -97,9 +97,9 @@ class AttemptStatus(ApiModel):
     first_step_time: Time | None = Field(
         default=None, description="When it finished its first optimizer step."
     )
-    ended_time: Time | None = Field(default=None, description="When its end was seen.")
+    ended_time: Time | None = Field(default=None, description="When it ended.")
     released_time: Time | None = Field(
-        default=None, description="When its last pod was gone, and its devices free."
+        default=None, description="When its last pod had ended, and its devices were free."
     )
     start_step: int = Field(
         default=0, description="Step of the commit that it began from; 0 without one."
