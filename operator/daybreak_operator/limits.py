@@ -18,6 +18,8 @@ from daybreak_trainer.recipe import RecipeError
 _SECONDS_TO_END = 600.0
 """That workers at work get beyond a limit that they know of, for their last commit and export."""
 
+_IDLE = ("queue", "suspended", "preparation")
+"""Accounts in which a run is not active; of one that was never admitted, between attempts too."""
 _FROM_ITS_COMMIT = "and with checkpoint.resumeFrom where status.checkpoint.url names a commit"
 
 
@@ -41,9 +43,10 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
         )
     attempt = status.current_attempt
     ledger = account(seen.run, attempt, draft.get("current_attempt"), None, seen.now)
-    idle = sum(ledger.lost_seconds.get(name, 0) for name in ("queue", "suspended", "preparation"))
+    idle = [*_IDLE, *(() if ledger.held_seconds else ("restart",))]
+    idle_seconds = sum(ledger.lost_seconds.get(name, 0) for name in idle)
     total = ledger.productive_seconds + sum(ledger.lost_seconds.values())
-    if spec.active_deadline is not None and total - idle >= seconds(spec.active_deadline):
+    if spec.active_deadline is not None and total - idle_seconds >= seconds(spec.active_deadline):
         return LimitReached(
             "DeadlineExceeded",
             f"the run was active for activeDeadline ({spec.active_deadline}); create it again with "
