@@ -219,7 +219,8 @@ def _of_pod(pod: PodView, lost_nodes: frozenset[str]) -> Failure:
         step=told.step if told else 0,
         ended_at=pod.finished_at,
         conditions=frozenset(pod.conditions),
-        progress=told.progress if told else None,
+        # Another's is what its launcher began with: it has no rank that counts.
+        progress=told.progress if told and pod.index == 0 else None,
         checkpoint=told.checkpoint if told else None,
     )
 

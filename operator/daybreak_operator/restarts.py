@@ -50,7 +50,7 @@ def record(draft: Draft, failure: Failure) -> tuple[str, str] | None:
     _suspect(draft, failure)
     if failure.verdict == "final":
         return failure.reason, failure.message
-    if failure.kind == "OutOfMemory":
+    if failure.kind == "OutOfMemory" and failure.verdict == "charged":
         draft.values["out_of_memory"] = run.status.out_of_memory + 1
         if run.status.out_of_memory >= 1 and failure.rule is None:
             return failure.reason, f"twice, and so it would again: {failure.message}"
