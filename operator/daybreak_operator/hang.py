@@ -1,8 +1,10 @@
 """Whether an attempt that has not failed is well, by what its worker 0 says. Pure.
 
-The launcher in each pod has clocks of its own and ends a worker that hangs. Those here are for what
-it cannot see: a pod that never starts, and a launcher that hangs itself. A worker that is ready and
-merely cannot be reached is not ended for it: the network may be at fault, and it trains.
+The launcher in each pod has clocks of its own, for the start-up (until all workers have met, and
+`startupDeadline` from there) and for the steps, and ends a worker that hangs. Those here are for
+what it cannot see: a pod that never starts, and a launcher that hangs itself. A worker that is
+ready and merely cannot be reached is not ended for it, whether or not it ever was in this attempt:
+the network may be at fault, and it trains.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ def hung(draft: Draft, attempt: AttemptStatus, zero: PodView | None) -> Failure 
     if attempt.admitted_time is None:
         return None
     heard = draft.heard
-    answers = heard is not None
-    unreachable = zero is not None and zero.ready and not answers
+    if heard is None and zero is not None and zero.ready:
+        return None
     if attempt.first_step_time is None:
         limit = timedelta(seconds=seconds(policy.startup_deadline))
         waited = seen.now - datetime.fromisoformat(attempt.admitted_time)
-        if waited < limit or (unreachable and waited < 2 * limit):
+        if waited < limit:
             return None
         return _failure(
             draft,
@@ -43,7 +45,7 @@ def hung(draft: Draft, attempt: AttemptStatus, zero: PodView | None) -> Failure 
             "when all workers had a node",
         )
     advanced = _advanced(draft)
-    if advanced is None or unreachable:
+    if advanced is None:
         return None
     limit = timedelta(seconds=seconds(policy.progress_deadline)) + _LAUNCHER_FIRST
     if heard is not None and heard.phase != "Training":
@@ -68,7 +70,7 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
             reason = (pod.waiting or "").partition(":")[0]
             draft.degraded(reason, f"pod {pod.name}: {remedy}: {pod.waiting}")
     told_of_silence(draft, pods)
-    if _is_silent(draft):
+    if _is_silent(draft, pods):
         draft.degraded("WorkerSilent", "worker 0 does not answer the operator")
     heard = draft.heard
     if heard is not None and (straggler := heard.straggler) is not None:
@@ -87,14 +89,22 @@ def told_of_silence(draft: Draft, pods: Sequence[PodView]) -> None:
             draft.degraded("NodeSilent", f"node {pod.node} of pod {pod.name} does not answer")
 
 
-def _is_silent(draft: Draft) -> bool:
-    """Whether worker 0 has trained in this attempt, and has not been heard for long."""
-    advanced = _advanced(draft)
-    if draft.heard is not None or advanced is None:
+def _is_silent(draft: Draft, pods: Sequence[PodView]) -> bool:
+    """Whether worker 0 should have been heard for long: since it last was in this attempt; where it
+    is ready and never was, since all workers had a node."""
+    attempt: AttemptStatus = draft.get("current_attempt")
+    if draft.heard is not None or attempt.admitted_time is None:
         return False
-    if draft.get("current_attempt").first_step_time is None:
+    now, advanced = draft.observation.now, _advanced(draft)
+    if attempt.first_step_time is not None:
+        return advanced is not None and now - advanced > _SILENCE
+    if not any(pod.index == 0 and pod.ready for pod in pods):
         return False
-    return draft.observation.now - advanced > _SILENCE
+    # While it starts it may say the same for as long as that takes.
+    was_heard = advanced is not None and advanced > datetime.fromisoformat(attempt.created_time)
+    startup = timedelta(seconds=seconds(draft.observation.run.spec.health_policy.startup_deadline))
+    waited = now - datetime.fromisoformat(attempt.admitted_time)
+    return waited > (max(startup, _SILENCE) if was_heard else _SILENCE)
 
 
 def _advanced(draft: Draft) -> datetime | None:
