@@ -9,7 +9,7 @@ from daybreak_operator import sizing
 from daybreak_operator.api.duration import seconds
 from daybreak_operator.api.status import AttemptStatus, Phase, WorkersStatus
 from daybreak_operator.children import names, queueing
-from daybreak_operator.children.job import devices_per_node
+from daybreak_operator.children.job import devices_per_node, workers_hash
 from daybreak_operator.conditions import Truth
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
@@ -45,6 +45,8 @@ def with_job(draft: Draft, job: JobView) -> Decision:
         return _leaving(draft, job)
     if job.suspended and _was_placed(attempt, pods):
         return _evicted(draft, job)
+    if (decision := _corrected(draft, job, pods)) is not None:
+        return decision
     created = datetime.fromisoformat(attempt.created_time)
     failure = classify(job, pods, seen.lost_nodes) or stuck(pods, run.spec, created, seen.now)
     if failure is not None:
@@ -111,6 +113,19 @@ def _evicted(draft: Draft, job: JobView) -> Decision:
     draft.note("Warning", "Evicted", text)
     draft.settle("Restarting", "Evicted", text)
     return concluded(draft, _LEAVING_POLL_SECONDS, delete_jobs=(JobRef.of(job),))
+
+
+def _corrected(draft: Draft, job: JobView, pods: Sequence[PodView]) -> Decision | None:
+    """Stops an attempt whose workers all wait, and are to be made by something else now: it may be
+    what they wait for."""
+    run = draft.observation.run
+    if run.spec.suspend or job.failed is not None or any(p.phase != "Pending" for p in pods):
+        return None
+    if job.workers_hash in ("", workers_hash(run.spec.workers)):
+        return None
+    text = f"spec.workers changed before attempt {job.attempt} had begun: it is made anew"
+    draft.note("Normal", "WorkersChanged", text)
+    return _stop(draft, job, "Restarting", "WorkersChanged", text)
 
 
 def _all_placed(job: JobView, pods: Sequence[PodView]) -> bool:

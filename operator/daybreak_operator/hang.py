@@ -17,7 +17,7 @@ from daybreak_operator.api.status import AttemptStatus
 from daybreak_operator.draft import Draft
 from daybreak_operator.failures import Failure, node_lost
 from daybreak_operator.observation import PodView
-from daybreak_operator.remedies import of_start
+from daybreak_operator.remedies import is_about_image, of_start
 
 _LAUNCHER_FIRST = timedelta(minutes=2)
 """The launcher's own clock runs out first and says more."""
@@ -66,7 +66,9 @@ def told_of_trouble(draft: Draft, pods: Sequence[PodView]) -> None:
     seen = draft.observation
     for pod in pods:
         if pod.stuck:
-            remedy = f"{of_start(seen.run.spec, pod)}, then suspend the run and resume it"
+            remedy = of_start(seen.run.spec, pod)
+            if not is_about_image(pod) or any(other.phase != "Pending" for other in pods):
+                remedy += ", then suspend the run and resume it"
             reason = (pod.waiting or "").partition(":")[0]
             draft.degraded(reason, f"pod {pod.name}: {remedy}: {pod.waiting}")
     told_of_silence(draft, pods)

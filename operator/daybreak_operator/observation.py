@@ -24,6 +24,8 @@ _MAIN = (TRAINER, "prepare")
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 JOB_NAME = "batch.kubernetes.io/job-name"
 """Label of a Job's pods; orphans keep it."""
+WORKERS_HASH = "daybreak.dev/workers-hash"
+"""Annotation of an attempt's Job: of what in the spec its workers are made by."""
 _NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 IMAGE_REASONS = frozenset(
     {
@@ -57,6 +59,8 @@ class JobView:
     suspended: bool
     """By a queue such as Kueue."""
     uid: str = ""
+    workers_hash: str = ""
+    """Empty for one that an earlier version has made."""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> JobView:
@@ -73,6 +77,7 @@ class JobView:
             worker_zero_done=_covers_zero(status.get("completedIndexes", "")),
             suspended=bool(spec.get("suspend")),
             uid=metadata["uid"],
+            workers_hash=(metadata.get("annotations") or {}).get(WORKERS_HASH, ""),
         )
 
 

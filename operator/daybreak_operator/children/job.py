@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from math import ceil
 from typing import Any
 
 from daybreak_operator.api.duration import Interval, seconds
 from daybreak_operator.api.quantity import quantity
 from daybreak_operator.api.run import TrainingRun
-from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec
+from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec, Workers
 from daybreak_operator.api.types import PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names, pods, queueing, resume_from
 from daybreak_operator.children.overlay import keeping_off, overlaid
-from daybreak_operator.observation import FixedRecipe
+from daybreak_operator.observation import WORKERS_HASH, FixedRecipe
 from daybreak_trainer import contract
 from daybreak_trainer.contract import (
     BudgetSettings,
@@ -51,6 +53,7 @@ def job(
     metadata = names.metadata(run, names.job_name(run, attempt), attempt)
     metadata["labels"] |= queueing.job_labels(run)
     metadata["annotations"] = queueing.job_annotations(run, template["spec"], nodes)
+    metadata["annotations"][WORKERS_HASH] = workers_hash(run.spec.workers)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -77,6 +80,13 @@ def job(
             "template": keeping_off(template, avoided),
         },
     }
+
+
+def workers_hash(workers: Workers) -> str:
+    """Of what the pods are made by, and not of their number. The fields are named: one that a later
+    version adds changes no attempt that waits."""
+    parts = (workers.image, workers.processes_per_node, workers.resources, workers.template)
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def claims(run: TrainingRun) -> dict[str, PersistentVolumeClaim]:
