@@ -16,7 +16,7 @@ from daybreak_operator.draft import Draft
 from daybreak_operator.ending import complete, fail, overdue, release
 from daybreak_operator.failures import Failure, classify, stuck
 from daybreak_operator.hang import hung, told_of_trouble
-from daybreak_operator.limits import reached
+from daybreak_operator.limits import by_limits_of_now, reached
 from daybreak_operator.observation import JobView, PodView
 from daybreak_operator.remedies import of_placement
 from daybreak_operator.restarts import end_attempt, forgive, interrupted, record
@@ -50,7 +50,7 @@ def with_job(draft: Draft, job: JobView) -> Decision:
     created = datetime.fromisoformat(attempt.created_time)
     failure = classify(job, pods, seen.lost_nodes) or stuck(pods, run.spec, created, seen.now)
     if failure is not None:
-        return _failed(draft, failure)
+        return _failed(draft, by_limits_of_now(draft, job, failure))
     if run.spec.suspend:
         draft.note("Normal", "Suspending", "spec.suspend is true: the workers commit and go")
         return _stop(draft, job, "Suspended", "Suspending", "spec.suspend is true")

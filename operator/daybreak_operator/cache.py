@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-from daybreak_operator.observation import COMPLETION_INDEX, JOB_NAME, WORKERS_HASH, owner_uid
+from daybreak_operator.observation import (
+    COMPLETION_INDEX,
+    JOB_NAME,
+    LIMITS_HASH,
+    WORKERS_HASH,
+    owner_uid,
+)
 from daybreak_trainer.contract import LABEL_ATTEMPT, LABEL_ROLE, LABEL_RUN
 
 Key = tuple[str, str]
@@ -16,7 +22,7 @@ Body = Mapping[str, Any]
 _MAX_USED_NAMES = 100_000
 _METADATA = ("name", "namespace", "uid", "deletionTimestamp", "ownerReferences")
 _LABELS = (LABEL_RUN, LABEL_ATTEMPT, LABEL_ROLE, COMPLETION_INDEX, JOB_NAME)
-_ANNOTATIONS = (COMPLETION_INDEX, WORKERS_HASH)
+_ANNOTATIONS = (COMPLETION_INDEX, WORKERS_HASH, LIMITS_HASH)
 _SPEC = ("nodeName", "parallelism", "completions", "suspend")
 """What is read of Jobs and pods."""
 

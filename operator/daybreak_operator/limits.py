@@ -6,11 +6,14 @@ attempts, and where workers do not come to an end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daybreak_operator.api.duration import seconds
+from daybreak_operator.children.job import limits_hash
 from daybreak_operator.draft import Draft
+from daybreak_operator.failures import Failure
 from daybreak_operator.ledger import account
+from daybreak_operator.observation import JobView
 from daybreak_trainer.contract import BudgetSettings
 from daybreak_trainer.plan.limits import Limits
 from daybreak_trainer.recipe import RecipeError
@@ -20,6 +23,8 @@ _SECONDS_TO_END = 600.0
 
 _IDLE = ("queue", "suspended", "preparation")
 """Accounts in which a run is not active; of one that was never admitted, between attempts too."""
+_OF_TRAINER = "LimitReached"
+"""Reason of a trainer that has come to a limit."""
 _FROM_ITS_COMMIT = "and with checkpoint.resumeFrom where status.checkpoint.url names a commit"
 
 
@@ -70,6 +75,16 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
                 f"again with a higher one, {_FROM_ITS_COMMIT}",
             )
     return None
+
+
+def by_limits_of_now(draft: Draft, job: JobView, failure: Failure) -> Failure:
+    """The failure that ended the attempt. Where its limits were changed since it began, and those
+    of now are not reached, theirs end no run: the next attempt plans with the new ones."""
+    same = job.limits_hash in ("", limits_hash(draft.observation.run.spec))
+    if failure.reason != _OF_TRAINER or same or reached(draft, at_work=False) is not None:
+        return failure
+    message = f"{failure.message}; budget or deadline were changed meanwhile, and the run goes on"
+    return replace(failure, verdict="uncharged", kind="Interruption", message=message)
 
 
 def _deadline_unix_time(text: str | None) -> float | None:

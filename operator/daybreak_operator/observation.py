@@ -26,6 +26,8 @@ JOB_NAME = "batch.kubernetes.io/job-name"
 """Label of a Job's pods; orphans keep it."""
 WORKERS_HASH = "daybreak.dev/workers-hash"
 """Annotation of an attempt's Job: of what in the spec its workers are made by."""
+LIMITS_HASH = "daybreak.dev/limits-hash"
+"""The same, of the limits that they are told."""
 _NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 IMAGE_REASONS = frozenset(
     {
@@ -60,6 +62,7 @@ class JobView:
     """By a queue such as Kueue."""
     uid: str = ""
     workers_hash: str = ""
+    limits_hash: str = ""
     """Empty for one that an earlier version has made."""
 
     @classmethod
@@ -67,6 +70,7 @@ class JobView:
         metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
         conditions = true_conditions(status)
         failed = conditions.get("Failed") or conditions.get("FailureTarget")
+        annotations = metadata.get("annotations") or {}
         return cls(
             name=metadata["name"],
             owner_uid=owner_uid(metadata),
@@ -77,7 +81,8 @@ class JobView:
             worker_zero_done=_covers_zero(status.get("completedIndexes", "")),
             suspended=bool(spec.get("suspend")),
             uid=metadata["uid"],
-            workers_hash=(metadata.get("annotations") or {}).get(WORKERS_HASH, ""),
+            workers_hash=annotations.get(WORKERS_HASH, ""),
+            limits_hash=annotations.get(LIMITS_HASH, ""),
         )
 
 

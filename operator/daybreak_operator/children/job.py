@@ -16,7 +16,7 @@ from daybreak_operator.api.spec import EvaluationSpec, TrainingRunSpec, Workers
 from daybreak_operator.api.types import PersistentVolumeClaim, SecretRef
 from daybreak_operator.children import names, pods, queueing, resume_from
 from daybreak_operator.children.overlay import keeping_off, overlaid
-from daybreak_operator.observation import WORKERS_HASH, FixedRecipe
+from daybreak_operator.observation import LIMITS_HASH, WORKERS_HASH, FixedRecipe
 from daybreak_trainer import contract
 from daybreak_trainer.contract import (
     BudgetSettings,
@@ -53,7 +53,10 @@ def job(
     metadata = names.metadata(run, names.job_name(run, attempt), attempt)
     metadata["labels"] |= queueing.job_labels(run)
     metadata["annotations"] = queueing.job_annotations(run, template["spec"], nodes)
-    metadata["annotations"][WORKERS_HASH] = workers_hash(run.spec.workers)
+    metadata["annotations"] |= {
+        WORKERS_HASH: workers_hash(run.spec.workers),
+        LIMITS_HASH: limits_hash(run.spec),
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -86,6 +89,16 @@ def workers_hash(workers: Workers) -> str:
     """Of what the pods are made by, and not of their number. The fields are named: one that a later
     version adds changes no attempt that waits."""
     parts = (workers.image, workers.processes_per_node, workers.resources, workers.template)
+    return _hash(parts)
+
+
+def limits_hash(spec: TrainingRunSpec) -> str:
+    """Of the limits that the trainer plans with; it reads them when its attempt begins."""
+    budget = spec.budget
+    return _hash((budget.duration, budget.gpu_hour_price, budget.max_cost, spec.deadline))
+
+
+def _hash(parts: tuple[Any, ...]) -> str:
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
