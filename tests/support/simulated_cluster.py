@@ -188,8 +188,10 @@ class SimulatedCluster:
     def _count_retry(self, pod: Pod) -> None:
         """What the end of a pod means for a Job that replaces its pods, by the policy in it."""
         job = pod.job
-        if pod.exit is None or pod.exit.code == 0 or pod.counted or job.suspended:
+        if pod.exit is None or pod.exit.code == 0 or pod.counted:
             return
+        if job.suspended and pod.exit.code is None:
+            return  # it goes with the others, and had not begun
         pod.counted = True
         self.failed_to_prepare.append(pod)
         spec = job.manifest["spec"]

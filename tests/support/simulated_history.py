@@ -14,7 +14,7 @@ from simulated_operator import SimulatedOperator
 from simulated_training import BATCH, TOTAL_STEPS, Commit, Exit, Gang
 
 from daybreak_operator.observation import prepares
-from daybreak_trainer.contract import FINAL_EXIT_CODES, Termination
+from daybreak_trainer.contract import FINAL_EXIT_CODES, UNCHARGED_EXIT_CODES, Termination
 
 CHARGED_CODES = (1, 139, 134, 76)
 END_REASONS = {
@@ -359,7 +359,8 @@ class History:
         """Preparation is given up for bad data, or after a few pods that nobody took away."""
         pods = [pod for pod in self.cluster.failed_to_prepare if pod.job.owner_uid == uid]
         final = [pod for pod in pods if pod.exit and pod.exit.code in FINAL_EXIT_CODES]
-        assert final or sum(pod.disruption is None for pod in pods) > 3, pods
+        asked = [pod for pod in pods if pod.exit and pod.exit.code in UNCHARGED_EXIT_CODES]
+        assert final or sum(p.disruption is None and p not in asked for p in pods) > 3, pods
 
     def check_deletion(self) -> None:
         """Nothing is left of the runs, and nothing is made for them any more."""

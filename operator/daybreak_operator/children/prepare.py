@@ -21,6 +21,7 @@ from daybreak_trainer.contract import (
     LABEL_ROLE,
     ROLE_PREPARE,
     SOURCE_ROLE,
+    UNCHARGED_EXIT_CODES,
     EmbeddingSettings,
     PrepareSettings,
     Role,
@@ -63,8 +64,17 @@ def prepare_job(run: TrainingRun) -> dict[str, Any]:
                             "values": sorted(int(code) for code in FINAL_EXIT_CODES),
                         },
                     },
-                    # Evicted, preempted or of a node that is gone: no retry is used up.
+                    # Evicted, preempted, of a node that is gone, or told to stop by a queue that
+                    # takes its quota back: no retry is used up.
                     {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {
+                        "action": "Ignore",
+                        "onExitCodes": {
+                            "containerName": CONTAINER,
+                            "operator": "In",
+                            "values": sorted(int(code) for code in UNCHARGED_EXIT_CODES),
+                        },
+                    },
                 ]
             },
             "template": template,

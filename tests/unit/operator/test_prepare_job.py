@@ -66,14 +66,15 @@ def test_the_job_is_the_runs_and_no_attempts() -> None:
 
 
 def test_a_crash_is_tried_again_and_bad_data_is_not() -> None:
-    """Nor is a pod counted that was evicted."""
+    """Nor is a pod counted that was evicted, or told to stop."""
     spec = made({"source": "shapes"})["spec"]
     assert (spec["backoffLimitPerIndex"], spec["maxFailedIndexes"]) == (3, 0)
-    final, disrupted = spec["podFailurePolicy"]["rules"]
+    final, disrupted, stopped = spec["podFailurePolicy"]["rules"]
     assert final["action"] == "FailJob"
     assert {64, 65} <= set(final["onExitCodes"]["values"])
     assert final["onExitCodes"]["containerName"] == container({"spec": spec})["name"]
-    assert disrupted["action"] == "Ignore"
+    assert disrupted["action"] == stopped["action"] == "Ignore"
+    assert stopped["onExitCodes"]["values"] == [75, 143]
 
 
 def test_pods_write_to_the_stream_and_read_the_source() -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from simulated_history import History, spec_of
 
 from daybreak_operator.api.run import TrainingRun
 from daybreak_operator.api.spec import TrainingRunSpec
@@ -252,3 +253,14 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_preparation() -> None:
         going = look(status, replace(JOB, deleting=True), 190, pods, suspend=suspend)
         assert going.delete_jobs == ()
         assert len(going.delete_pods) == 1
+
+
+def test_a_queue_that_takes_its_quota_back_uses_up_no_retry() -> None:
+    """However often: its pods stop on request, and go on where they were."""
+    made = History(spec_of(prepare=1), 2, queue=True)
+    for _ in range(5):
+        made.operator.advance(12)
+        made.evict(0)
+        made.operator.advance(10)
+    made.operator.advance(120)
+    assert made.status["preparation"]["state"] == "Done"
