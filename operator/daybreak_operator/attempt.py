@@ -13,7 +13,7 @@ from daybreak_operator.children.job import devices_per_node, workers_hash
 from daybreak_operator.conditions import Truth
 from daybreak_operator.decision import Decision, JobRef, concluded
 from daybreak_operator.draft import Draft
-from daybreak_operator.ending import complete, fail, overdue, release
+from daybreak_operator.ending import complete, fail, overdue, release, told_of_suspension
 from daybreak_operator.failures import Failure, classify, stuck
 from daybreak_operator.hang import hung, told_of_trouble
 from daybreak_operator.limits import by_limits_of_now, reached
@@ -277,9 +277,10 @@ def _leaving(draft: Draft, job: JobView) -> Decision:
     elif commit is not None and commit.step > attempt.start_step and draft.stored.fruitless:
         # It was told only now that there is a newer commit.
         draft.values |= {"fruitless": 0, "no_progress": 0, "next_attempt_time": None}
-    phase = draft.stored.phase
-    if phase not in ("Restarting", "Suspended"):
-        phase = "Suspended" if seen.run.spec.suspend else "Restarting"
+    phase: Phase = "Suspended" if draft.stored.phase == "Suspended" else "Restarting"
+    if seen.run.spec.suspend:
+        told_of_suspension(draft)
+        phase = "Suspended"
     draft.settle(phase, "Stopping", f"attempt {job.attempt} is stopping")
     return concluded(
         draft,

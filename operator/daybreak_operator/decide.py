@@ -27,6 +27,7 @@ from daybreak_operator.ending import (
     fail,
     overdue,
     release,
+    told_of_suspension,
     without_workers,
 )
 from daybreak_operator.limits import reached
@@ -103,6 +104,7 @@ def _note_changes(draft: Draft) -> None:
 def _suspended(draft: Draft) -> Decision:
     if not _ended(draft.get("current_attempt")):
         end_attempt(draft, expected=True)  # its Job was never seen
+    told_of_suspension(draft)
     without_workers(draft)
     draft.settle("Suspended", "Suspended", "spec.suspend is true")
     return paused(draft)
@@ -211,6 +213,7 @@ def _waiting_for_pods(draft: Draft) -> Decision:
     stuck = overdue(seen)
     phase = draft.stored.phase
     if seen.run.spec.suspend:
+        told_of_suspension(draft)
         phase = "Suspended"
     elif phase in ("Running", "Starting", "Suspended", "Queued"):
         phase = "Restarting"

@@ -103,6 +103,13 @@ def _held_until(draft: Draft, ended_time: str, pods: Sequence[PodView]) -> datet
     return min(ended + timedelta(seconds=seconds(run.spec.termination_grace_period)), now)
 
 
+def told_of_suspension(draft: Draft) -> None:
+    """An Event, where the run is suspended between two attempts, or before the first."""
+    if draft.stored.phase != "Suspended" and draft.stored.start_time is not None:
+        text = "spec.suspend is true: pods that are left go, and no others are made"
+        draft.note("Normal", "Suspending", text)
+
+
 def without_workers(draft: Draft) -> None:
     """No Job stands for the run's workers now: an autoscaler that asks for its size learns so."""
     workers: WorkersStatus | None = draft.get("workers")
