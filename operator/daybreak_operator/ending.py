@@ -60,13 +60,12 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     if attempt is not None and attempt.ended_time is None:
         end_attempt(draft, expected=True)
     release(draft)
-    failure = draft.get("last_failure")
-    if failure is None or failure.attempt != draft.stored.attempt:
+    if "last_failure" not in draft.values:
         # No attempt's end, but what ended the run: people look there first.
         draft.values["last_failure"] = FailureStatus(
             reason=reason,
             class_=_CLASSES.get(reason, "Unknown"),
-            message=plain(message, MAX_FAILURE),
+            message=plain(f"{message}{_last_attempt(draft.stored)}", MAX_FAILURE),
             attempt=draft.stored.attempt,
             time=draft.now,
         )
@@ -75,6 +74,14 @@ def fail(draft: Draft, reason: str, message: str) -> Decision:
     draft.settle("Failed", reason, message)
     draft.note("Warning", reason, message)
     return concluded(draft)
+
+
+def _last_attempt(stored: TrainingRunStatus) -> str:
+    """What the run's last attempt failed of, for one that ends after it."""
+    failure = stored.last_failure
+    if failure is None or failure.attempt != stored.attempt:
+        return ""
+    return f"; the last attempt: {failure.reason}: {failure.message}"
 
 
 def release(draft: Draft, known: str | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from simulated_history import History, spec_of
 from simulated_training import Exit
-from training_history import history
+from training_history import FREE, condition, crash, history
 
 from daybreak_trainer.contract import Termination
 
@@ -18,6 +18,17 @@ def test_a_run_that_was_never_admitted_is_not_active() -> None:
     made.operator.advance(4000)
     assert (made.status["phase"], made.status["ledger"]["heldSeconds"]) == ("Starting", 0)
     assert made.status["ledger"]["lostSeconds"]["restart"] > 180
+
+
+def test_a_limit_that_passes_between_attempts_is_what_ended_the_run() -> None:
+    """Not the failure before it, which it names too."""
+    pauses = FREE | {"backoff": {"initial": "5m", "max": "10m"}}
+    made = history(deadline="2026-01-01T00:01:00Z", failurePolicy=pauses)
+    crash(made, then=90)
+    failure = made.status["lastFailure"]
+    assert (failure["reason"], failure["class"]) == ("DeadlineExceeded", "User")
+    assert failure["message"].endswith("; the last attempt: Broken: why")
+    assert condition(made, "Failed")["reason"] == "DeadlineExceeded"
 
 
 def _ended_by_its_limit(changes: dict[str, Any]) -> History:
