@@ -60,7 +60,7 @@ FIRST_STEP_SECONDS = Histogram(
 )
 
 Body = Mapping[str, Any]
-_STOPS = ("Evicted", "Resizing", "FewerNodes", "SuspectNodesNeeded")
+_STOPS = ("Evicted", "Resizing", "FewerNodes", "SuspectNodesNeeded", "WorkersChanged")
 """Reasons why an attempt is ended that has not failed."""
 _reasons: set[str] = set()
 
