@@ -168,41 +168,42 @@ def _suspect(draft: Draft, failure: Failure) -> None:
     """Remembers the node of a failure that may be the node's, and forgets old ones."""
     policy, now = draft.observation.run.spec.health_policy, draft.observation.now
     earliest = now - timedelta(seconds=seconds(policy.node_window))
-    nodes = {node.name: node for node in draft.get("suspect_nodes")}
+    nodes: dict[str, SuspectNode] = {}
+    for node in draft.get("suspect_nodes"):
+        times = tuple(time for time in node.times if datetime.fromisoformat(time) > earliest)
+        if times:
+            nodes[node.name] = node.model_copy(update={"times": times})
     if (failure.blames_node or failure.avoid_node) and failure.node is not None:
         old = nodes.pop(failure.node, None)
-        enough = max(1, policy.node_failures)
-        times = (*(old.times if old else ()), *[draft.now] * (enough if failure.avoid_node else 1))
-        # More than are asked for would only fill the object.
+        times = (*(old.times if old else ()), draft.now)
         nodes[failure.node] = SuspectNode(
-            name=failure.node, times=times[-enough:], reason=failure.reason
+            name=failure.node,
+            # More than are asked for would only fill the object.
+            times=times[-max(1, policy.node_failures) :],
+            reason=failure.reason,
+            avoid=failure.avoid_node or (old is not None and old.avoid),
         )
-    kept = []
-    for node in nodes.values():
-        times = tuple(t for t in node.times if datetime.fromisoformat(t) > earliest)
-        if times:
-            kept.append(node.model_copy(update={"times": times}))
-    draft.values["suspect_nodes"] = tuple(kept[-_MAX_NODES:])
+    draft.values["suspect_nodes"] = tuple(nodes.values())[-_MAX_NODES:]
 
 
 def forgive(draft: Draft) -> bool:
     """Forgets the suspect nodes, for without them the run cannot be placed; whether there were any
     to avoid."""
     limit = draft.observation.run.spec.health_policy.node_failures
-    known = any(len(node.times) >= limit > 0 for node in draft.stored.suspect_nodes)
+    suspects = draft.stored.suspect_nodes
+    known = any(node.avoid or len(node.times) >= limit > 0 for node in suspects)
     if known:
         draft.values["suspect_nodes"] = ()
     return known
 
 
 def avoided(run: TrainingRun, now: datetime) -> tuple[str, ...]:
-    """Nodes that a new attempt keeps away from."""
+    """Nodes that a new attempt keeps away from: those of so many failures, or of a user's rule."""
     policy = run.spec.health_policy
     earliest = now - timedelta(seconds=seconds(policy.node_window))
-    if not policy.node_failures:
-        return ()
-    return tuple(
-        node.name
-        for node in run.status.suspect_nodes
-        if sum(datetime.fromisoformat(t) > earliest for t in node.times) >= policy.node_failures
-    )
+    found = []
+    for node in run.status.suspect_nodes:
+        lately = sum(datetime.fromisoformat(time) > earliest for time in node.times)
+        if lately and (node.avoid or lately >= policy.node_failures > 0):
+            found.append(node.name)
+    return tuple(found)

@@ -66,7 +66,9 @@ class FailureRule(ApiModel):
         description="FailRun ends the run; Restart is charged to maxRestarts, RestartUncharged not."
     )
     avoid_node: bool = Field(
-        default=False, description="Also keep this run's later attempts off the node."
+        default=False,
+        description="Also keep this run's later attempts off the node, "
+        "whatever healthPolicy.nodeFailures says.",
     )
     on_exit_codes: ExitCodes | None = Field(
         default=None, description="Matches the first failed worker's exit code."

@@ -149,6 +149,9 @@ class SuspectNode(ApiModel):
         default=(), description="When workers failed there, within healthPolicy.nodeWindow."
     )
     reason: str = Field(description="Of the last of these failures, as lastFailure.reason.")
+    avoid: bool = Field(
+        default=False, description="A rule of failurePolicy with avoidNode keeps the run off it."
+    )
 
 
 class ScalingStatus(ApiModel):

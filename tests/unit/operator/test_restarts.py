@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulated_api import KEY
-from simulated_history import History
+from simulated_history import History, spec_of
 from simulated_objects import Pod
 from simulated_training import Exit
 from training_history import FREE, crash, history
@@ -57,3 +57,18 @@ def test_last_words_of_other_workers_do_not_set_progress_back() -> None:
     assert made.status["lastFailure"]["reason"] == "TrainerError"
     assert made.status["progress"]["step"] >= before["step"] > 0
     assert made.status["progress"]["samples"] >= before["samples"]
+
+
+def test_a_rule_keeps_a_run_off_a_node_whatever_the_health_policy_says() -> None:
+    """nodeFailures 0 is for failures that no rule names."""
+    health = spec_of()["healthPolicy"] | {"nodeFailures": 0}
+    codes = {"operator": "In", "values": [139]}
+    rule = {"name": "gpu", "action": "Restart", "avoidNode": True, "onExitCodes": codes}
+    policy = FREE | {"maxRestarts": 9, "rules": [rule]}
+    made = history(workers={"nodes": 1}, healthPolicy=health, failurePolicy=policy)
+    crash(made, 134)
+    assert _worker(made, 0).node is made.cluster.nodes["node-0"]
+    crash(made, 139)
+    assert _worker(made, 0).node is made.cluster.nodes["node-1"]
+    crash(made, 134)
+    assert _worker(made, 0).node is made.cluster.nodes["node-1"]
