@@ -201,6 +201,13 @@ class History:
             nodes = min(max(nodes, workers.get("minNodes", 1)), workers.get("maxNodes", nodes))
             self.api.edit(self.target, workers=workers | {"nodes": nodes})
 
+    def correct(self, _: int) -> None:
+        """Workers that wait are made anew with the new image, and those at work go on."""
+        run = self.api.runs.get(self.target)
+        if run is not None and self.kinds.get(self.target) not in HOSTILE:
+            workers = run["spec"]["workers"]
+            self.api.edit(self.target, workers=workers | {"image": f"{workers['image']}i"})
+
     def limit(self, field: dict[str, Any]) -> None:
         if self.kinds.get(self.target) not in HOSTILE:
             self.api.edit(self.target, **field)

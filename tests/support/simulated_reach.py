@@ -30,7 +30,8 @@ SEVERAL = {
     "wait for another run's nodes",
     *(f"complete beside {kind}" for kind in get_args(Neighbour)),
 }
-REACHABLE = PREPARED | REFUSED | EXPIRED | SEVERAL
+CORRECTED = {"made anew for what was corrected"}
+REACHABLE = PREPARED | REFUSED | EXPIRED | SEVERAL | CORRECTED
 
 
 def reached(history: History) -> set[str]:
@@ -69,6 +70,8 @@ def _in_status(uid: str, status: dict[str, Any], history: History) -> Iterator[s
     if phase in ("Complete", "Failed") and uid in history.api.expired:
         yield f"{phase} and expired"
     told = {c["type"]: c for c in status["conditions"]}
+    if told["Running"]["reason"] == "WorkersChanged":
+        yield "made anew for what was corrected"
     if told["Failed"]["reason"] == "PreparationFailed":
         yield "PreparationFailed"
     if phase == "Complete":

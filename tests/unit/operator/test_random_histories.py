@@ -43,6 +43,7 @@ HAPPENING = st.one_of(
     *[_event("suspend", st.sampled_from([True, True, False]))] * 2,
     _event("scale", st.integers(1, 4)),
     _event("limit", LIMITS),
+    _event("correct", NOTHING),
     _event("delete_job", st.sampled_from(["Foreground", "Background", "Orphan"])),
     _event("delete_pod", st.integers(0, 3)),
     _event("evict", NOTHING),
