@@ -47,7 +47,7 @@ ATTEMPTS_STARTED = Counter("daybreak_operator_attempts_started", "Attempts that 
 ATTEMPTS_ENDED = Counter(
     "daybreak_operator_attempts_ended",
     "Attempts that ended, by the reason: of the failure, Complete, Suspended, Evicted, Resizing, "
-    "FewerNodes, SuspectNodesNeeded or JobLost.",
+    "FewerNodes, SuspectNodesNeeded, WorkersChanged or JobLost.",
     ("reason",),
 )
 RESTARTS = Counter(
