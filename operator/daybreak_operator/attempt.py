@@ -107,7 +107,8 @@ def _was_placed(attempt: AttemptStatus, pods: Sequence[PodView]) -> bool:
 def _evicted(draft: Draft, job: JobView) -> Decision:
     """A queue has taken the nodes back. The attempt is over: other pods under its number could not
     be told from those that leave, in its checkpoints nor in its ledger."""
-    end_attempt(draft)
+    end_attempt(draft, job.suspended_at)
+    release(draft)
     interrupted(draft)
     text = f"the queue has taken back attempt {job.attempt}'s nodes"
     draft.note("Warning", "Evicted", text)

@@ -60,6 +60,7 @@ class JobView:
     worker_zero_done: bool
     suspended: bool
     """By a queue such as Kueue."""
+    suspended_at: datetime | None = None
     uid: str = ""
     workers_hash: str = ""
     limits_hash: str = ""
@@ -80,6 +81,7 @@ class JobView:
             failed=failed.get("message", "") if failed else None,
             worker_zero_done=_covers_zero(status.get("completedIndexes", "")),
             suspended=bool(spec.get("suspend")),
+            suspended_at=_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
             uid=metadata["uid"],
             workers_hash=annotations.get(WORKERS_HASH, ""),
             limits_hash=annotations.get(LIMITS_HASH, ""),

@@ -78,7 +78,7 @@ class SimulatedCluster:
         else:
             attempt = int(metadata["labels"][LABEL_ATTEMPT])
             gang = Gang(owner, attempt, nodes, self.storage, self.skew)
-        job = Job(manifest, self.unique("job"), gang, suspended=self.queue)
+        job = Job(manifest, self.unique("job"), gang, suspended=self.queue, suspended_at=self.now)
         self.jobs[job.key] = job
         self.made.append(job)
 
@@ -293,8 +293,8 @@ class SimulatedCluster:
     def evict(self) -> None:
         """By the queue."""
         for job in self.jobs.values():
-            if self.queue and not job.finished and not job.deleting:
-                job.suspended = True
+            if self.queue and not (job.suspended or job.finished or job.deleting):
+                job.suspended, job.suspended_at = True, self.now
 
     def inventory(self) -> Inventory | None:
         if not self.readable_nodes:

@@ -56,6 +56,7 @@ class Job:
     uid: str
     gang: Gang | Preparation
     suspended: bool = False
+    suspended_at: float = 0.0
     deleting: bool = False
     gone: bool = False
     failed: str | None = None
@@ -101,6 +102,9 @@ class Job:
         if self.deleting:
             metadata["deletionTimestamp"] = stamp(0)
         conditions = []
+        if self.suspended:
+            since = stamp(self.suspended_at)
+            conditions.append({"type": "Suspended", "status": "True", "lastTransitionTime": since})
         if self.failed is not None:
             conditions.append({"type": "Failed", "status": "True", "message": self.failed})
         elif self.finished:

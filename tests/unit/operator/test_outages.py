@@ -47,3 +47,13 @@ def test_an_end_lies_behind_what_was_seen_before_it_whatever_the_nodes_clock(ske
     made.operator.advance(3)
     assert made.status["currentAttempt"]["firstStepTime"] < seen
     assert seen <= made.status["currentAttempt"]["endedTime"] <= stamp(made.cluster.now)
+
+
+def test_an_attempt_that_is_evicted_meanwhile_has_held_nothing_since() -> None:
+    made = history(queue=True, budget={"duration": "1h"})
+    made.evict(0)
+    made.cluster.admits = False
+    made.down(2 * HOURS)
+    made.operator.advance(2 * HOURS + 30)
+    assert (made.status["phase"], made.status["attempt"]) == ("Queued", 2)
+    assert made.status["ledger"]["heldSeconds"] <= made.held_seconds + made.cluster.grace
