@@ -177,7 +177,7 @@ CASES: dict[str, Case] = {
         {"*": fails() | {"step_seconds": 0.3}},
         "Failed",
         "BudgetExhausted",
-        ("ScriptedFailure", "Unknown"),
+        ("BudgetExhausted", "User"),
         restarts=1,
         changes={"budget": {"duration": "3s"}},
     ),
