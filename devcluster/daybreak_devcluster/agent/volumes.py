@@ -211,7 +211,7 @@ def _sub_path(source: Path, sub: str, writable: bool) -> Path:
     if not path.exists():
         if not writable:
             raise NotReadyError(f"subPath {sub!r} does not exist in the volume")
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)  # another pod's agent may make it now
     return path
 
 
