@@ -80,8 +80,10 @@ def reached(draft: Draft, *, at_work: bool) -> LimitReached | None:
 def by_limits_of_now(draft: Draft, job: JobView, failure: Failure) -> Failure:
     """The failure that ended the attempt. Where its limits were changed since it began, and those
     of now are not reached, theirs end no run: the next attempt plans with the new ones."""
-    same = job.limits_hash in ("", limits_hash(draft.observation.run.spec))
-    if failure.reason != _OF_TRAINER or same or reached(draft, at_work=False) is not None:
+    if failure.reason != _OF_TRAINER or job.limits_hash == "":
+        return failure
+    same = job.limits_hash == limits_hash(draft.observation.run.spec)
+    if same or reached(draft, at_work=False) is not None:
         return failure
     message = f"{failure.message}; budget or deadline were changed meanwhile, and the run goes on"
     return replace(failure, verdict="uncharged", kind="Interruption", message=message)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.aio import client, config
 from runs import CRD
 
 from daybreak_devcluster.cluster import Cluster
 from daybreak_devcluster.crds import await_crd
 from daybreak_operator.api import crd
+from daybreak_operator.cluster import Cluster as OperatorsView
 
 pytestmark = pytest.mark.cluster
 
@@ -36,6 +38,23 @@ def cluster(devcluster: Cluster) -> Cluster:
     devcluster.kubectl("apply", "-f", str(ROOT / "manifests/base/crd.yaml"))
     await_crd(devcluster, CRD)
     return devcluster
+
+
+async def test_runs_are_known_by_their_uids_alone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator asks for nothing but metadata, in pages, to find those that are gone."""
+    cluster.kubectl("create", "namespace", "uids")
+    bodies = [VALID | {"metadata": {"name": f"run-{n}", "namespace": "uids"}} for n in range(3)]
+    listed = {"apiVersion": "v1", "kind": "List", "items": bodies}
+    cluster.kubectl("create", "-f", "-", input=json.dumps(listed))
+    made = cluster.kubectl("get", "trainingruns", "-n", "uids", "-o", "json").stdout
+    monkeypatch.setattr("daybreak_operator.cluster._PAGE", 2)
+    configuration = client.Configuration()
+    await config.load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
+    async with client.ApiClient(configuration) as api:
+        found = await OperatorsView(api).run_uids("uids")
+    assert found == {run["metadata"]["uid"] for run in json.loads(made)["items"]}
 
 
 def changed(path: str, value: Any) -> str:

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import base64
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
+from addons import await_answer, install_crds
 from free_ports import free_port
 from go_program import GoProgram
 
 from daybreak_devcluster.cluster import Cluster
-from daybreak_devcluster.crds import await_crd
 from daybreak_devcluster.pki import Authority
 from daybreak_devcluster.processes import tail
 
@@ -34,7 +31,7 @@ KUEUE = GoProgram(
     module="sigs.k8s.io/kueue",
     files=("config/components/crd/bases/*.yaml", "config/components/webhook/manifests.yaml"),
 )
-_HOST, _READY_SECONDS = "127.0.0.1", 120.0
+_HOST = "127.0.0.1"
 _METRICS_CERTIFICATES = "/etc/kueue/metrics/certs"
 _CALLED_FOR = ("batch", "kueue.x-k8s.io")
 """API groups whose webhooks are registered: those of the manager's one framework, and its own."""
@@ -52,10 +49,7 @@ class Kueue:
     def __enter__(self) -> Self:
         program = KUEUE.find(print)
         crds = sorted(program.parent.glob("kueue.x-k8s.io_*.yaml"))
-        # On the server's side: a Workload's schema is too long for an annotation.
-        self._cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in crds))
-        for file in crds:
-            await_crd(self._cluster, yaml.safe_load(file.read_text())["metadata"]["name"])
+        install_crds(self._cluster, crds)
         self._cluster.kubectl("create", "namespace", "kueue-system")
         webhook, probe = free_port(), free_port()
         authority = Authority("kueue")
@@ -69,7 +63,7 @@ class Kueue:
                 stderr=subprocess.STDOUT,
                 env=self._cluster.environment(),
             )
-        self._wait_until_ready(f"http://{_HOST}:{probe}/readyz")
+        await_answer("kueue", self._process, f"http://{_HOST}:{probe}/readyz", self._log)
         for body in yaml.safe_load_all((program.parent / "manifests.yaml").read_text()):
             called = _called_at(body, webhook, authority.certificate)
             self._cluster.kubectl("create", "-f", "-", input=yaml.safe_dump(called))
@@ -92,17 +86,6 @@ class Kueue:
         folder.mkdir()
         authority.server("kueue", [_HOST]).write(folder, "tls")
         return folder
-
-    def _wait_until_ready(self, url: str) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(url, timeout=10).close()
-                return
-            except urllib.error.URLError:
-                assert self._process.poll() is None, f"kueue ended:\n{self.log()}"
-                assert time.monotonic() < deadline, f"kueue is not ready:\n{self.log()}"
-            time.sleep(0.1)
 
 
 def _sandbox(certificates: Path) -> list[str]:

@@ -18,6 +18,7 @@ from daybreak_operator.cache import Cache
 from daybreak_operator.cluster import Cluster
 from daybreak_operator.controller import Controller
 from daybreak_operator.observe import Observer
+from daybreak_operator.pace import PROGRESS_SECONDS
 from daybreak_operator.progress import ProgressClient
 from daybreak_trainer.contract import HTTP_PORT
 
@@ -207,14 +208,17 @@ async def api_server(server: Server) -> AsyncIterator[Cluster]:
 
 @asynccontextmanager
 async def serving(
-    server: Server, cache: Cache, monotonic: Callable[[], float] = time.monotonic
+    server: Server,
+    cache: Cache,
+    monotonic: Callable[[], float] = time.monotonic,
+    progress_seconds: float = PROGRESS_SECONDS,
 ) -> AsyncIterator[Controller]:
     """A controller, not started, whose API server and worker 0 are `server`."""
     progress = ProgressClient()
     try:
         async with api_server(server) as cluster:
             observer = Observer(cache, cluster, progress, monotonic=monotonic)
-            controller = Controller(cache, cluster, observer)
+            controller = Controller(cache, cluster, observer, progress_seconds)
             yield controller
             await controller.stop()
     finally:

@@ -14,9 +14,10 @@ from typing import Any, Self
 
 import pytest
 import yaml
+from addons import await_answer
 from free_ports import free_port
 
-ANSWER_SECONDS, READY_SECONDS = 120.0, 120.0
+ANSWER_SECONDS = 120.0
 Json = dict[str, Any]
 
 
@@ -43,20 +44,9 @@ class Prometheus:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        self._wait_until_ready()
+        log = self._directory / "prometheus.log"
+        await_answer("prometheus", self._process, f"http://{self._address}/-/ready", log)
         return self
-
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{self._address}/-/ready", timeout=60).close()
-                return
-            except urllib.error.URLError:
-                log = (self._directory / "prometheus.log").read_text()
-                assert self._process.poll() is None, f"prometheus ended: {log}"
-                assert time.monotonic() < deadline, f"prometheus is not ready: {log}"
-            time.sleep(0.1)
 
     def __exit__(
         self,

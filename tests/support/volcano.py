@@ -10,21 +10,16 @@ admission webhooks do not run: they are for objects of Volcano's kinds, and Dayb
 from __future__ import annotations
 
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import yaml
+from addons import await_answer, install_crds
+from free_ports import free_port
 from go_program import GoProgram, Part
 
 from daybreak_devcluster.cluster import Cluster
-from daybreak_devcluster.crds import await_crd
-from daybreak_devcluster.ports import free_ports
-from daybreak_devcluster.processes import tail
 
 _MODULE, _VERSION = "volcano.sh/volcano", "v1.15.1"
 _APIS = Part(
@@ -58,7 +53,7 @@ SCHEDULER = _program(
 CONTROLLERS = _program(
     "volcano-controller-manager", "controller-manager", "config/crd/*/bases/*.yaml"
 )
-_HOST, _READY_SECONDS = "127.0.0.1", 120.0
+_HOST, _OPENED_SECONDS = "127.0.0.1", 120
 
 
 class Volcano:
@@ -70,17 +65,14 @@ class Volcano:
     def __enter__(self) -> Self:
         scheduler, controllers = SCHEDULER.find(print), CONTROLLERS.find(print)
         crds = sorted(controllers.parent.glob("*.volcano.sh_*.yaml"))
-        # On the server's side: a Job's schema is too long for an annotation.
-        self._cluster.kubectl("apply", "--server-side", *(f"--filename={file}" for file in crds))
-        for file in crds:
-            await_crd(self._cluster, yaml.safe_load(file.read_text())["metadata"]["name"])
+        install_crds(self._cluster, crds)
         configuration = scheduler.parent / _CONFIGURATION
         with ExitStack() as started:
             # The scheduler makes the default Queue, and a controller opens it.
             self._start(started, scheduler, f"--scheduler-conf={configuration}")
             self._start(started, controllers)
             opened = ("--for=jsonpath={.status.state}=Open", "queues.scheduling.volcano.sh/default")
-            self._cluster.kubectl("wait", *opened, f"--timeout={_READY_SECONDS:.0f}s")
+            self._cluster.kubectl("wait", *opened, f"--timeout={_OPENED_SECONDS}s")
             self._processes = started.pop_all()
         return self
 
@@ -93,7 +85,7 @@ class Volcano:
         self._processes.close()
 
     def _start(self, started: ExitStack, program: Path, *arguments: str) -> None:
-        (health,) = free_ports(1, _HOST)
+        health = free_port()
         log = self._folder / f"{program.name}.log"
         with log.open("w") as written:
             process = subprocess.Popen(
@@ -107,19 +99,7 @@ class Volcano:
             )
         started.callback(process.wait)
         started.callback(process.terminate)
-        _wait_until_healthy(process, f"http://{_HOST}:{health}/healthz", log)
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _READY_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=10).close()
-            return
-        except urllib.error.URLError:
-            assert process.poll() is None, f"volcano ended:\n{tail(log, 60)}"
-            assert time.monotonic() < deadline, f"volcano is not ready:\n{tail(log, 60)}"
-        time.sleep(0.1)
+        await_answer(program.name, process, f"http://{_HOST}:{health}/healthz", log)
 
 
 if __name__ == "__main__":

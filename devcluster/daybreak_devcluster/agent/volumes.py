@@ -73,7 +73,7 @@ class PodVolumes:
                 continue
             sub = mount.get("subPath") or expand(mount.get("subPathExpr", ""), environment)
             if sub:
-                source = _sub_path(source, sub, writable)
+                source = sub_path(source, sub, writable)
             yield Mount(mount["mountPath"], source, writable)
 
     async def _make(self, volume: Json) -> Path | None:
@@ -204,7 +204,8 @@ def _host_path(source: Json) -> Path:
     return path
 
 
-def _sub_path(source: Path, sub: str, writable: bool) -> Path:
+def sub_path(source: Path, sub: str, writable: bool) -> Path:
+    """A folder or file in a volume; made where it is not there and may be written."""
     path = Path(os.path.realpath(source / sub))
     if not path.is_relative_to(os.path.realpath(source)):
         raise ValueError(f"subPath {sub!r} leaves its volume")

@@ -21,6 +21,7 @@ from daybreak_devcluster.agent.logs import ContainerLog, LogQuery
 from daybreak_devcluster.agent.quantity import parse_quantity
 from daybreak_devcluster.agent.rootfs import HostView, Mount, root_options
 from daybreak_devcluster.agent.status import ContainerState, conditions, phase
+from daybreak_devcluster.agent.volumes import sub_path
 
 Json = dict[str, Any]
 ADDRESS = PodAddress("127.1.2.3", "127.0.0.1", "node-0")
@@ -196,6 +197,15 @@ def test_nested_volumes_are_mounted_outside_in(tmp_path: Path) -> None:
     options = options_of(Mount("/data/sub", inner), Mount("/data", outer, writable=True))
     assert options.index(f"{outer} /data") < options.index(f"{inner} /data/sub")
     assert (outer / "sub").is_dir()
+
+
+def test_two_pods_may_make_a_sub_path_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to be there after it was looked for."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert sub_path(tmp_path, "run", writable=True) == (tmp_path / "run").resolve()
 
 
 def test_tmp_is_writable_only_without_a_read_only_root() -> None:

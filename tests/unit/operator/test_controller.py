@@ -402,6 +402,23 @@ async def test_a_look_under_way_may_end_and_no_other_begins() -> None:
     assert all("/trainingruns/s/" not in path for _, path, _ in server.writes)
 
 
+async def test_while_new_runs_wait_progress_is_not_written() -> None:
+    server, cache = Server(jobs=[JOB], pods=[POD]), Cache()
+    cache.run_event(None, RUN)
+    cache.child_event("Job", None, JOB)
+    cache.child_event("Pod", None, POD)
+    async with serving(server, cache, progress_seconds=0.0) as controller:
+        await controller.reconcile(KEY)
+        controller.queue.add(("n", "new"), first=True)
+        ready = changed(POD, conditions=[{"type": "Ready", "status": "True"}])
+        cache.child_event("Pod", "MODIFIED", ready)
+        await controller.reconcile(KEY)
+        assert server.written() == ["status"]
+        await controller.queue.get()
+        await controller.reconcile(KEY)
+        assert server.written() == ["status", "status"]
+
+
 async def test_a_run_that_cannot_be_read_says_so_and_keeps_its_status() -> None:
     """An Event and a condition, once for one problem; the rest of the status may be a newer
     version's."""

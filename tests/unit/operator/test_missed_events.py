@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -78,6 +79,17 @@ async def test_a_run_that_went_unheard_of_is_forgotten() -> None:
         assert cache.children("Job", KEY) == [JOB | {"spec": {"parallelism": 1}}]
         assert await forget_gone(cache, cluster) == []
     assert cache.children("Job", KEY) == []
+
+
+async def test_every_now_and_then_it_is_asked_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daybreak_operator.controller._RESYNC_SECONDS", 0.01)
+    server, cache = Server(), Cache()
+    cache.run_event("ADDED", _over())
+    async with serving(server, cache) as controller:
+        controller.start()
+        while KEY in cache.runs:
+            await asyncio.sleep(0.01)
+    assert "/apis/daybreak.dev/v1alpha1/namespaces/n/trainingruns" in server.reads
 
 
 async def test_a_job_that_was_not_heard_of_yet_holds_up_suspension() -> None:
